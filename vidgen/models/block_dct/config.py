@@ -1,6 +1,7 @@
 """Shape of the training-free block-DCT codec."""
 
 from typing import Annotated
+
 from pydantic import Field, PositiveFloat
 
 from vidgen.config import config

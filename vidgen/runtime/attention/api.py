@@ -1,7 +1,5 @@
 """Attention: one function over the table of backends."""
 
-import logging
-from functools import lru_cache
 from typing import Literal, overload
 
 import torch
@@ -10,8 +8,6 @@ from torch import Tensor
 from vidgen.errors import UserError
 from vidgen.runtime.attention.backends import TABLE, Backend, Needs
 from vidgen.runtime.attention.mask import BlockMask
-
-log = logging.getLogger(__name__)
 
 
 @overload
@@ -74,7 +70,6 @@ def attention(
     return out_BLHD, sums.to(torch.promote_types(q.dtype, torch.float32))
 
 
-@lru_cache(maxsize=256)
 def choose(needs: Needs, backend: str = "auto") -> Backend:
     """The backend that serves `needs`; one that is named must be able to, or it raises why not."""
     if backend != "auto":
@@ -89,7 +84,6 @@ def choose(needs: Needs, backend: str = "auto") -> Backend:
         return named[0]
     for candidate in TABLE:
         if candidate.refusal(needs) is None:
-            log.info("attention on %s in %s: %s", needs.device, needs.dtype, candidate.name)
             return candidate
     reasons = "; ".join(f"{b.name} {b.refusal(needs)}" for b in TABLE)
     raise UserError(f"no attention backend can serve this call: {reasons}")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vidgen.runtime.attention.mask import BlockMask
 
-# q, k, v are (B, H, L, D); the result is out (B, H, Lq, D) and, if it was asked for, LSE (B, H, Lq).
+# q, k, v are (B, H, L, D); the result is out (B, H, Lq, D) and, where asked for, LSE (B, H, Lq).
 Run = Callable[[Tensor, Tensor, Tensor, BlockMask | None, bool], tuple[Tensor, Tensor | None]]
 
 HALF = frozenset({torch.bfloat16, torch.float16})

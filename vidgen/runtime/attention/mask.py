@@ -44,7 +44,7 @@ class BlockMask:
             if b not in (1, batch) or h not in (1, heads) or grid != [rows, cols]:
                 raise ValueError(
                     f"mask blocks {tuple(self.blocks.shape)}: expected "
-                    f"({batch} or 1, {heads} or 1, {rows}, {cols}) for lengths {q_length}, {k_length}"
+                    f"({batch} or 1, {heads} or 1, {rows}, {cols}) for {q_length} x {k_length}"
                 )
         if self.key_lengths_B is not None and self.key_lengths_B.shape != (batch,):
             raise ValueError(f"key lengths {tuple(self.key_lengths_B.shape)}: expected ({batch},)")
