@@ -1,5 +1,6 @@
 """Small SVG charts for the report: lines and stacked bars over steps, coloured by CSS classes."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,14 +107,16 @@ def phase_class(name: str) -> str:
 
 
 def smoothed(points: Points) -> list[tuple[float, float]]:
-    """Exponential mean over about a 25th of the run, without the bias of its first values."""
-    keep = 1 - 2 / (1 + max(5.0, len(points) / 25))
-    total = weight = 0.0
+    """Each value's mean with as many before it as after, up to about a 25th of the run in all.
+
+    A centred window follows a fast fall without lagging; it narrows towards both ends.
+    """
+    half = max(2, len(points) // 50)
+    sums = [0.0, *itertools.accumulate(y for _, y in points)]
     out = []
-    for x, y in points:
-        total = keep * total + (1 - keep) * y
-        weight = keep * weight + (1 - keep)
-        out.append((x, total / weight))
+    for i, (x, _) in enumerate(points):
+        reach = min(half, i, len(points) - 1 - i)
+        out.append((x, (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)))
     return out
 
 
@@ -176,13 +179,11 @@ def _y(axis: _Axis, value: float) -> float:
 
 def _frame(title: str, body: str, x_axis: _Axis, y_axis: _Axis) -> str:
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(title)}">',
-    ]
+    size = f'viewBox="0 0 {WIDTH} {HEIGHT}"'
+    parts = [f'<svg class="chart" {size} role="img" aria-label="{escape(title)}">']
     for tick in y_axis.ticks:
         y = _y(y_axis, tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<line class="rule" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(
             f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_label(tick)}</text>'
         )
@@ -238,7 +239,7 @@ def _bins(count: int, most: int) -> list[range]:
     """`count` neighbours in at most `most` groups of nearly equal size."""
     groups = min(count, most)
     edges = [count * i // groups for i in range(groups + 1)]
-    return [range(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [range(a, b) for a, b in itertools.pairwise(edges)]
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -98,6 +98,10 @@ def _section(name: str, lead: str, body: str) -> str:
     return f"<section><h2>{escape(name)}</h2>{lead}{body}</section>"
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _facts(facts: Mapping[str, object]) -> str:
     tiles = (
         f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>"
@@ -112,7 +116,7 @@ def _adherence_section(columns: Sequence[Adherence], targets: Mapping[str, float
     names = list(dict.fromkeys(name for column in columns for name in column.scores))
     head = "".join(
         f'<th scope="col" class="{"control" if c.control else ""}">{escape(c.title)}'
-        f"<br>{c.videos} videos</th>"
+        f"<br>{_count(c.videos, 'video')}</th>"
         for c in columns
     )
     if targets:
@@ -157,7 +161,7 @@ def _videos_section(videos: Sequence[VideoEntry]) -> str:
         return ""
     judged = [v for v in videos if v.verdict]
     right = sum(all(v.verdict.values()) for v in judged)
-    lead = f"{len(videos)} videos"
+    lead = _count(len(videos), "video")
     if judged:
         lead += f", {right} of {len(judged)} right in everything judged"
     cards = [_figure(video) for video in videos]
@@ -235,7 +239,7 @@ def _points(records: Sequence[Record], name: str) -> list[tuple[float, float]]:
 
 def _missing_note(records: Sequence[Record], name: str, finite: int) -> str:
     lost = sum(name in r for r in records) - finite
-    return f" {lost} steps were not finite and are not drawn." if lost else ""
+    return f" {_count(lost, 'step')} without a finite value." if lost else ""
 
 
 def _data_wait(records: Sequence[Record]) -> list[tuple[float, float]]:
@@ -261,7 +265,11 @@ def _speed(records: Sequence[Record]) -> str:
         "memory_gb": lambda v: f"{v:.2f} GB of memory at the peak",
     }
     said = [form(v) for name, form in forms.items() if (v := typical(name)) is not None]
-    return f"{len(records)} steps; typically {', '.join(said)}." if said else ""
+    return (
+        f"{_count(len(records), 'step')}. Medians of the second half: {', '.join(said)}."
+        if said
+        else ""
+    )
 
 
 def _breakdown(records: Sequence[Record]) -> str:
@@ -282,7 +290,8 @@ def _breakdown(records: Sequence[Record]) -> str:
         f"{mean:.3g} ms, {100 * mean / total:.1f} %</li>"
         for name, mean in means.items()
     )
-    return _card("Time of a step, ms", f'{chart}<ul class="legend">{legend}</ul>')
+    legend = f'<ul class="legend"><li>Means over all steps:</li>{legend}</ul>'
+    return _card("Time of a step, ms", chart + legend)
 
 
 def _phases_section(phases: Sequence[tuple[str, float]]) -> str:
@@ -290,7 +299,7 @@ def _phases_section(phases: Sequence[tuple[str, float]]) -> str:
         return ""
     total = sum(seconds for _, seconds in phases) or 1.0
     rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{_bar(seconds / total)}</td>'
+        f'<tr><th scope="row">{escape(name)}</th><td class="bar-cell">{_bar(seconds / total)}</td>'
         f'<td class="number">{seconds:.1f} s</td>'
         f'<td class="number">{100 * seconds / total:.0f}%</td></tr>'
         for name, seconds in phases
