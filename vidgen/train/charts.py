@@ -107,16 +107,18 @@ def phase_class(name: str) -> str:
 
 
 def smoothed(points: Points) -> list[tuple[float, float]]:
-    """Each value's mean with as many before it as after, up to about a 25th of the run in all.
+    """Each value's mean with those around it, up to about a 25th of the run.
 
-    A centred window follows a fast fall without lagging; it narrows towards both ends.
+    The window is centred, so that it follows a fast fall without lagging. At the start it narrows
+    to stay so; at the end only its far side is cut, or the curve would end in one noisy value.
     """
     half = max(2, len(points) // 50)
     sums = [0.0, *itertools.accumulate(y for _, y in points)]
     out = []
     for i, (x, _) in enumerate(points):
-        reach = min(half, i, len(points) - 1 - i)
-        out.append((x, (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)))
+        first = i - min(half, i)
+        end = i + min(half, i, len(points) - 1 - i) + 1
+        out.append((x, (sums[end] - sums[first]) / (end - first)))
     return out
 
 

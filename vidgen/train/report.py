@@ -254,7 +254,9 @@ def _speed(records: Sequence[Record]) -> str:
 
     def typical(name: str) -> float | None:
         values = [r[name] for r in late if name in r]
-        return median(values) if values else None
+        if not values:
+            return None
+        return max(values) if name == "memory_gb" else median(values)
 
     forms = {
         "ms": lambda v: f"{v:.0f} ms a step",
@@ -329,7 +331,7 @@ def _flat(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]
         if isinstance(value, Mapping):
             rows += _flat(value, f"{prefix}{key}.")
         elif isinstance(value, list | tuple):
-            rows.append((f"{prefix}{key}", ", ".join(map(str, value))))
+            rows.append((f"{prefix}{key}", ", ".join(map(str, value)) or "none"))
         else:
             rows.append((f"{prefix}{key}", str(value)))
     return rows
