@@ -137,12 +137,17 @@ def abandon(root: Path, step: int) -> None:
 def prune(root: Path, newest: int, keep_last: int, keep_every: int | None) -> None:
     """Remove checkpoints beyond the last `keep_last`, but never `newest` nor a kept multiple."""
     found = complete(root)
+    removed = []
     for step in list(found)[:-keep_last]:
         if step == newest or (keep_every is not None and step % keep_every == 0):
             continue
-        removing = _leftover(root, step, "removing")
-        os.replace(found[step], removing)  # at once invisible: a crash leaves no half of it
-        shutil.rmtree(removing)
+        removed.append(_leftover(root, step, "removing"))
+        os.replace(found[step], removed[-1])
+    if removed:
+        # Durably out of sight before the first file goes: no crash shows half of one.
+        sync_directory(root)
+        for directory in removed:
+            shutil.rmtree(directory)
 
 
 def explain(error: OSError, root: Path, step: int, size: int) -> Exception:
