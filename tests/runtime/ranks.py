@@ -2,7 +2,7 @@
 
     python ranks.py FILE FUNCTION WORLD FOLDER TIMEOUT ARGUMENTS
 
-torch is imported once, then every rank is forked and calls FUNCTION(rank, world, folder, *arguments).
+torch is imported once; then every rank is forked and calls FUNCTION(rank, world, folder, *args).
 What it returns goes to FOLDER/result-RANK.json. If a rank raises, or time is up, all are ended.
 """
 
