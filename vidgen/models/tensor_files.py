@@ -4,7 +4,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +31,7 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 READ_CHUNK = 256 << 20  # bytes a system call; Linux stops a little short of 2 GiB
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class TensorFiles:
 
     def read(self, name: str, out: Tensor, row: int = 0) -> None:
         info = self.infos[name]
-        assert out.dtype == info.dtype and out.shape[1:] == info.shape[1:], name
+        assert (out.dtype, out.shape[1:]) == (info.dtype, info.shape[1:]), name
         descriptor, offset = self._places[name]
         row_bytes = math.prod(info.shape[1:]) * info.dtype.itemsize
         offset += row * row_bytes
@@ -133,6 +134,17 @@ class TensorFiles:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def destination_file(path: str | os.PathLike[str], overwrite: bool) -> Path:
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path}: weights are written as one file; name it {path.name}.safetensors")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent}: is not a folder")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path}: exists already; remove it, or allow it to be overwritten")
+    return path
 
 
 def write_tensors(
@@ -198,7 +210,7 @@ def _write(
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     # numpy has no bfloat16, so the bytes are taken before it looks.
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _files_of(path: Path) -> list[tuple[Path, set[str] | None]]:

@@ -5,17 +5,13 @@ head apart. Open-Sora v2 keeps the rows in tensors of their own; FLUX.1 keeps th
 neighbours. Import, export and conversion all follow from one list of pieces.
 """
 
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from vidgen.errors import UserError
-from vidgen.models.mmdit.config import PRESETS, MMDiTConfig
-from vidgen.models.tensor_files import TensorSource
+from vidgen.models.mmdit.config import MMDiTConfig
 
 Layout = Literal["open-sora", "flux", "vidgen"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -91,7 +87,7 @@ def pieces(config: MMDiTConfig, layout: Layout) -> list[Piece]:
     found = []
     for name, (rows, *_) in tensor_shapes(config).items():
         stem, _, kind = name.rpartition(".")  # kind: weight, bias or scale
-        if stem.endswith(".qkv") or stem.endswith(".linear1"):
+        if stem.endswith((".qkv", ".linear1")):
             rest = "v_proj" if stem.endswith(".qkv") else "v_mlp"
             parts = {"q_proj": (0, width), "k_proj": (width, 2 * width), rest: (2 * width, rows)}
             for part, (start, stop) in parts.items():
@@ -129,128 +125,15 @@ def copy_rows(out: Tensor, rows: Tensor, head_dim: int, *, to_half: bool | None)
         out.view(neighbours).copy_(rows.view(apart).transpose(1, 2))
 
 
-def detect_layout(source: TensorSource) -> Layout:
-    """From the file's own note, else from its tensor names."""
-    noted = source.metadata.get("vidgen.layout")
-    if noted in LAYOUTS:
-        return noted
-    names = source.infos
-    if "double_blocks.0.img_attn.q_proj.weight" in names:
-        return "open-sora"
-    if "double_blocks.0.img_attn.qkv.weight" in names:
-        return "flux"
-    if any(name.startswith("transformer_blocks.") for name in names):
-        raise UserError(
-            f"{source.where}: is in the diffusers layout; expected the original file, "
-            f"such as flux1-dev.safetensors"
-        )
-    some = ", ".join(f"'{name}'" for name in sorted(names)[:2]) or "no tensors"
-    raise UserError(
-        f"{source.where}: holds {some}; expected an MMDiT in the layout of Open-Sora v2 "
-        f"(double_blocks.0.img_attn.q_proj.weight), FLUX.1 (double_blocks.0.img_attn.qkv.weight) "
-        f"or vidgen"
-    )
-
-
-def infer_config(source: TensorSource, layout: Layout) -> MMDiTConfig:
-    """The config a file notes, else the one its shapes tell.
-
-    Shapes cannot tell axes_dim and theta (taken from the published models, in proportion) nor,
-    without a condition embedder, the patch size.
-    """
-    if (noted := noted_config(source)) is not None:
-        return noted
-    infos = source.infos
-
-    def size(name: str, dim: int) -> int:
-        if name not in infos or len(infos[name].shape) <= dim:
-            raise UserError(f"{source.where}: tensor '{name}' is missing; it tells the model size")
-        return infos[name].shape[dim]
-
-    def blocks(prefix: str) -> int:
-        return len({name.split(".")[1] for name in infos if name.startswith(f"{prefix}.")})
-
-    query = "double_blocks.0.img_attn.norm.query_norm.scale"
-    width, head_dim = size("img_in.weight", 0), size(query, 0)
-    in_channels = size("img_in.weight", 1)
-    cond_embed = "cond_in.weight" in infos
-    if cond_embed:
-        patch = round(max(size("cond_in.weight", 1) - in_channels, 1) ** 0.5)
-    else:
-        patch = 1 if in_channels == PRESETS["opensora_v2_dcae"].in_channels else 2
-    if layout == "open-sora":
-        bias = "double_blocks.0.img_attn.q_proj.bias"
-    else:
-        bias = "double_blocks.0.img_attn.qkv.bias"
-    time = max(2, head_dim // 16 * 2)
-    rows = max(2, (head_dim - time) // 4 * 2)
-    try:
-        return MMDiTConfig(
-            in_channels=in_channels,
-            patch_size=patch,
-            hidden_size=width,
-            num_heads=width // head_dim,
-            depth=blocks("double_blocks"),
-            depth_single_blocks=blocks("single_blocks"),
-            mlp_ratio=size("double_blocks.0.img_mlp.0.weight", 0) / width,
-            axes_dim=(head_dim - 2 * rows, rows, rows),
-            vec_in_dim=size("vector_in.in_layer.weight", 1),
-            context_in_dim=size("txt_in.weight", 1),
-            qkv_bias=bias in infos,
-            guidance_embed="guidance_in.in_layer.weight" in infos,
-            cond_embed=cond_embed,
-        )
-    except ValidationError as error:
-        reason = "; ".join(problem["msg"] for problem in error.errors())
-        raise UserError(f"{source.where}: its shapes are those of no MMDiT: {reason}") from error
-
-
-def noted_config(source: TensorSource) -> MMDiTConfig | None:
-    if (note := source.metadata.get("vidgen.config")) is None:
-        return None
-    try:
-        return TypeAdapter(MMDiTConfig).validate_json(note)
-    except ValidationError as error:
-        raise UserError(f"{source.where}: notes a model config vidgen cannot read: {note}") from error
-
-
-def notes(config: MMDiTConfig, layout: Layout) -> dict[str, str]:
-    """What our files say of themselves, so that nothing need be guessed when they are read."""
-    note = {"vidgen.layout": layout, "vidgen.config": json.dumps(asdict(config))}
-    return {"format": "pt", **note}
-
-
-def with_parts(config: MMDiTConfig, target: Literal["t2v", "i2v"]) -> MMDiTConfig:
-    """The video model that starts from these weights: no guidance embedder; i2v: a cond_in."""
-    return replace(config, guidance_embed=False, cond_embed=target == "i2v")
-
-
-def check_tensors(
-    source: TensorSource, expected: Shapes, allowed_missing: Iterable[str] = ()
-) -> None:
-    """Refuse a wrong, missing or extra tensor by name."""
-    problems = []
-    allowed = set(allowed_missing)
-    for name, shape in expected.items():
-        if name not in source.infos:
-            if name not in allowed:
-                problems.append(f"tensor '{name}' {list(shape)} is missing")
-            continue
-        info = source.infos[name]
-        if info.shape != shape:
-            problems.append(f"tensor '{name}' is {list(info.shape)}, expected {list(shape)}")
-        elif not info.dtype.is_floating_point or info.dtype.itemsize < 2:
-            problems.append(f"tensor '{name}' is {info.dtype}, expected a float of 16 bits or more")
-    for name, info in source.infos.items():
-        if name not in expected:
-            problems.append(f"tensor '{name}' {list(info.shape)} is not part of this model")
-    if problems:
-        more = f"; and {len(problems) - 3} more like these" if len(problems) > 3 else ""
-        raise UserError(f"{source.where}: {'; '.join(problems[:3])}{more}")
-
-
-def by_published(found: Iterable[Piece]) -> Mapping[str, list[Piece]]:
+def by_published(found: Iterable[Piece]) -> dict[str, list[Piece]]:
     groups: dict[str, list[Piece]] = {}
     for piece in found:
         groups.setdefault(piece.published, []).append(piece)
+    return groups
+
+
+def by_internal(found: Iterable[Piece]) -> dict[str, list[Piece]]:
+    groups: dict[str, list[Piece]] = {}
+    for piece in found:
+        groups.setdefault(piece.internal, []).append(piece)
     return groups
