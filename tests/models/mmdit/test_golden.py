@@ -54,12 +54,6 @@ def grid_of(img_ids: Tensor) -> tuple[int, int, int]:
     return frames, rows, columns
 
 
-def implementations() -> list[str]:
-    rows = ops.table()
-    names = {row.implementation for row in rows}
-    return [name for name in ("reference", "compiled") if name in names]
-
-
 @pytest.fixture(params=["reference", "compiled"])
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every op in one implementation, or a skip that says which op cannot run in it."""
