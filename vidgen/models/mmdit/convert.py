@@ -37,6 +37,13 @@ from vidgen.models.tensor_files import (
 )
 
 
+def describe(source: str | os.PathLike[str]) -> tuple[Layout, MMDiTConfig]:
+    """A checkpoint's layout, and the config that it notes or that its shapes tell."""
+    with TensorFiles(source) as tensors:
+        layout = detect_layout(tensors)
+        return layout, infer_config(tensors, layout)
+
+
 def convert(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
