@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,8 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 READ_CHUNK = 256 << 20  # bytes a system call; Linux stops a little short of 2 GiB
+PathOrTensors = str | os.PathLike[str] | Mapping[str, Tensor]
+Shapes = dict[str, tuple[int, ...]]
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
@@ -134,6 +137,36 @@ class TensorFiles:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def check_tensors(
+    source: TensorSource, expected: Shapes, allowed_missing: Iterable[str] = ()
+) -> None:
+    """Refuse a wrong, missing or extra tensor by name."""
+    problems = []
+    allowed = set(allowed_missing)
+    for name, shape in expected.items():
+        if name not in source.infos:
+            if name not in allowed:
+                problems.append(f"tensor '{name}' {list(shape)} is missing")
+            continue
+        info = source.infos[name]
+        if info.shape != shape:
+            problems.append(f"tensor '{name}' is {list(info.shape)}, expected {list(shape)}")
+        elif not info.dtype.is_floating_point or info.dtype.itemsize < 2:
+            problems.append(f"tensor '{name}' is {info.dtype}, expected a float of 16 bits or more")
+    for name, info in source.infos.items():
+        if name not in expected:
+            problems.append(f"tensor '{name}' {list(info.shape)} is not part of this model")
+    if problems:
+        more = f"; and {len(problems) - 3} more like these" if len(problems) > 3 else ""
+        raise UserError(f"{source.where}: {'; '.join(problems[:3])}{more}")
+
+
+def open_source(source: PathOrTensors) -> AbstractContextManager[TensorSource]:
+    if isinstance(source, Mapping):
+        return nullcontext(TensorDict(source))
+    return TensorFiles(source)
 
 
 def destination_file(path: str | os.PathLike[str], overwrite: bool) -> Path:

@@ -1,15 +1,14 @@
 """What a checkpoint is: its layout, its config, and whether it is complete."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 
 from pydantic import TypeAdapter, ValidationError
 
 from vidgen.errors import UserError
 from vidgen.models.mmdit.config import PRESETS, MMDiTConfig
-from vidgen.models.mmdit.layouts import LAYOUTS, Layout, Shapes, published_shapes
-from vidgen.models.tensor_files import TensorSource
+from vidgen.models.mmdit.layouts import LAYOUTS, Layout, published_shapes
+from vidgen.models.tensor_files import TensorSource, check_tensors
 
 
 def detect_layout(source: TensorSource) -> Layout:
@@ -103,30 +102,6 @@ def notes(config: MMDiTConfig, layout: Layout) -> dict[str, str]:
     """What our files say of themselves, so that nothing need be guessed when they are read."""
     note = {"vidgen.layout": layout, "vidgen.config": json.dumps(asdict(config))}
     return {"format": "pt", **note}
-
-
-def check_tensors(
-    source: TensorSource, expected: Shapes, allowed_missing: Iterable[str] = ()
-) -> None:
-    """Refuse a wrong, missing or extra tensor by name."""
-    problems = []
-    allowed = set(allowed_missing)
-    for name, shape in expected.items():
-        if name not in source.infos:
-            if name not in allowed:
-                problems.append(f"tensor '{name}' {list(shape)} is missing")
-            continue
-        info = source.infos[name]
-        if info.shape != shape:
-            problems.append(f"tensor '{name}' is {list(info.shape)}, expected {list(shape)}")
-        elif not info.dtype.is_floating_point or info.dtype.itemsize < 2:
-            problems.append(f"tensor '{name}' is {info.dtype}, expected a float of 16 bits or more")
-    for name, info in source.infos.items():
-        if name not in expected:
-            problems.append(f"tensor '{name}' {list(info.shape)} is not part of this model")
-    if problems:
-        more = f"; and {len(problems) - 3} more like these" if len(problems) > 3 else ""
-        raise UserError(f"{source.where}: {'; '.join(problems[:3])}{more}")
 
 
 def adaptation(source: TensorSource, config: MMDiTConfig) -> tuple[set[str], set[str]]:

@@ -12,11 +12,11 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from vidgen.models.mmdit.config import MMDiTConfig
+from vidgen.models.tensor_files import Shapes
 
 Layout = Literal["open-sora", "flux", "vidgen"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 TIME_FREQUENCIES = 256  # width of the sinusoidal embedding of t and of the guidance
-Shapes = dict[str, tuple[int, ...]]
 
 
 def tensor_shapes(config: MMDiTConfig) -> Shapes:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -30,16 +29,14 @@ from vidgen.models.mmdit.layouts import (
 )
 from vidgen.models.mmdit.model import MMDiT
 from vidgen.models.tensor_files import (
+    PathOrTensors,
     Progress,
-    TensorDict,
-    TensorFiles,
     TensorInfo,
     TensorSource,
     destination_file,
+    open_source,
     write_tensors,
 )
-
-PathOrTensors = str | os.PathLike[str] | Mapping[str, Tensor]
 
 
 @torch.no_grad()
@@ -67,7 +64,7 @@ def load_weights(
             "these tensors are some module's state_dict(): pass layout='vidgen' if the module "
             "is vidgen's, else 'flux' or 'open-sora'"
         )
-    with _open(source) as tensors:
+    with open_source(source) as tensors:
         layout = layout or detect_layout(tensors)
         config = model.config
         if (noted := noted_config(tensors)) is not None:
@@ -107,12 +104,6 @@ def save_weights(
             pass
         return
     write_tensors(path, infos, tensors, notes(config, layout))
-
-
-def _open(source: PathOrTensors) -> AbstractContextManager[TensorSource]:
-    if isinstance(source, Mapping):
-        return nullcontext(TensorDict(source))
-    return TensorFiles(source)
 
 
 def _check_config(where: str, noted: MMDiTConfig, config: MMDiTConfig, adapt: bool) -> None:
