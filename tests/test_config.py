@@ -108,6 +108,12 @@ def test_every_spelling_of_a_float(text: str) -> None:
     assert read({}, f"optim.lr={text}").optim.lr == pytest.approx(3e-5, rel=1e-12)
 
 
+def test_one_key_spelled_two_ways_is_one_key(write: Any) -> None:
+    write("base.yaml", "steps: 1\nbuckets: {64px: {'1000': {batch: 3}}}\n")
+    path = write("r.yaml", "base: base.yaml\nbuckets: {64px: {1_000: {batch: 4}}}\n")
+    assert read(path).buckets == {"64px": {"1000": Bucket(batch=4)}}
+
+
 def test_overrides_win_in_order_and_reach_new_keys() -> None:
     recipe = read({"seed": 1}, "seed=2", "seed=3", "buckets.64px.17.batch=8", "prompts=[a, b c]")
     assert recipe.seed == 3
@@ -293,6 +299,8 @@ def test_a_missing_file_names_the_nearest(write: Any) -> None:
         ("- steps\n", "expected a mapping"),
         ("steps: !!python/name:os.system 1\n", "line 1: the tag"),
         ("steps: !secret 1\n", "line 1: the tag '!secret' is not known"),
+        ("steps: 1\nmodel: &m {depth: *m}\n", "line 2: nested more than 50 levels"),
+        ("steps: 1\n[1, 2]: 3\n", "line 2: not valid YAML: a key must be text"),
         ("base: 3\nsteps: 1\n", "base is 3: must be the path of a recipe"),
     ],
 )

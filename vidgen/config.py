@@ -2,22 +2,20 @@
 
 import dataclasses
 import difflib
-import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, dataclass_transform
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails, core_schema
 
 from vidgen.errors import UserError
+from vidgen.recipe_yaml import Keys, Replace, parse_yaml, write_yaml
 
 T = TypeVar("T")
-Keys = tuple[str, ...]  # where a value sits: ("optim", "lr")
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -75,8 +73,7 @@ def to_dict(cfg: Any) -> dict[str, Any]:
 
 def dump_yaml(cfg: Any) -> str:
     """YAML that `read_recipe` turns back into an equal configuration."""
-    data = cfg if isinstance(cfg, dict) else to_dict(cfg)
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=100)
+    return write_yaml(cfg if isinstance(cfg, dict) else to_dict(cfg))
 
 
 def diff(a: Any, b: Any) -> list[str]:
@@ -104,79 +101,6 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_dict(value)
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-# -- YAML: 1.2 scalars (3e-5 is a number, 16:9 and no are text), and where each value stands --
-
-
-_INT = re.compile(r"[-+]?[0-9][0-9_]*$")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?$")
-_PLAIN_TAGS = {"map", "seq", "str", "int", "float", "bool", "null", "timestamp", "merge", "value"}
-_WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
-
-
-class _Replace(dict[str, Any]):
-    """A mapping tagged `!replace`: it takes the inherited one's place instead of merging."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what either YAML's own rules or ours would read as something other than text."""
-
-
-def _represent_list(dumper: _Dumper, value: list[Any]) -> yaml.Node:
-    scalars = all(not isinstance(item, list | dict) for item in value)
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=scalars)
-
-
-_Dumper.add_representer(list, _represent_list)
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-
-
-def _scalar(text: str) -> Any:
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    if _INT.match(text):
-        return int(text.replace("_", ""))
-    if _FLOAT.match(text):
-        return float(text.replace("_", ""))
-    return text
-
-
-def _parse_yaml(text: str, name: str) -> tuple[Any, dict[Keys, int]]:
-    """The value a YAML text holds and, for every key in it, its line."""
-    lines: dict[Keys, int] = {}
-
-    def build(node: yaml.Node, keys: Keys) -> Any:
-        line = node.start_mark.line + 1
-        lines.setdefault(keys, line)
-        plain = node.tag.removeprefix("tag:yaml.org,2002:") in _PLAIN_TAGS
-        if not plain and not (node.tag == "!replace" and isinstance(node, yaml.MappingNode)):
-            raise UserError(f"{name}, line {line}: the tag {node.tag!r} is not known here")
-        if isinstance(node, yaml.ScalarNode):
-            return _scalar(node.value) if node.style is None else node.value
-        if isinstance(node, yaml.SequenceNode):
-            return [build(item, (*keys, str(i))) for i, item in enumerate(node.value)]
-        result: dict[str, Any] = _Replace() if node.tag == "!replace" else {}
-        for key_node, value_node in node.value:
-            key, key_line = str(key_node.value), key_node.start_mark.line + 1
-            if key in result:
-                raise UserError(
-                    f"{name}, line {key_line}: {key!r} is already set on line "
-                    f"{lines[(*keys, key)]}; keep one of them"
-                )
-            lines[(*keys, key)] = key_line
-            result[key] = build(value_node, (*keys, key))
-        return result
-
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{name}{at}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from None
-    return (None if root is None else build(root, ())), lines
 
 
 # -- Types: what a key may hold --
@@ -252,7 +176,7 @@ class _Reader:
             raise UserError(f"there is no recipe {str(path)!r}{hint}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the recipe {str(path)!r}: {error}") from None
-        own, lines = _parse_yaml(text, str(path))
+        own, lines = parse_yaml(text, str(path))
         if own is None:
             own = {}
         if not isinstance(own, dict):
@@ -273,9 +197,9 @@ class _Reader:
         keys = tuple(dotted.strip().split("."))
         if not equals or not all(keys) or not value_text.strip():
             raise UserError(f"{text!r} is not an override: write key=value, such as optim.lr=3e-5")
-        value, _ = _parse_yaml(value_text, f"{text!r}")
+        value, _ = parse_yaml(value_text, f"{text!r}")
         if isinstance(value, dict):
-            value = _Replace(value)  # an assignment leaves nothing of what was there
+            value = Replace(value)  # an assignment leaves nothing of what was there
         for length in range(1, len(keys)):  # the mapping around it now has two sources
             around = self.origin.get(keys[:length], "command line")
             if not around.endswith("command line"):
@@ -291,7 +215,7 @@ class _Reader:
 
         null takes an inherited key away, unless null is a value that key may hold.
         """
-        if not isinstance(new, dict) or not isinstance(old, dict) or isinstance(new, _Replace):
+        if not isinstance(new, dict) or not isinstance(old, dict) or isinstance(new, Replace):
             return new
         result = dict(old)
         for key, value in new.items():
