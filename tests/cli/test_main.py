@@ -52,18 +52,14 @@ def test_no_arguments_is_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("usage: vidgen COMMAND")
 
 
-@pytest.mark.parametrize(
-    "name", ["train", "sample", "encode", "doctor", "recipe", "plan", "bench"]
-)
+@pytest.mark.parametrize("name", ["train", "sample", "encode", "doctor", "recipe", "plan", "bench"])
 def test_every_command_explains_itself_with_an_example(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([name, "--help"])
     assert caught.value.code == 0
-    shown = capsys.readouterr().out
-    assert f"example:\n  vidgen {name} " in shown
-    assert "torch" not in sys.modules or "usage: vidgen" in shown
+    assert f"example:\n  vidgen {name}" in capsys.readouterr().out
 
 
 def test_options_may_stand_between_overrides(command: Any) -> None:

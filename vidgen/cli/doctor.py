@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def examine(directory: Path, measure: bool = True) -> dict[str, Any]:
 
 
 def _row(row: Any) -> dict[str, Any]:
-    return dict(row) if isinstance(row, dict) else dict(row._asdict())
+    return dict(row) if isinstance(row, dict) else asdict(row)
 
 
 def report(found: dict[str, Any]) -> list[str]:
@@ -119,7 +120,7 @@ def report(found: dict[str, Any]) -> list[str]:
     section(
         "operations (VIDGEN_OPS picks)",
         [
-            (f"{_mark(row)} {row['op']} / {row['implementation']}", row["reason"])
+            (f"{_mark(row)} {row['op']} on {row['device']}: {row['implementation']}", row["reason"])
             for row in found["ops"]
         ],
     )

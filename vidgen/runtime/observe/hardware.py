@@ -159,7 +159,7 @@ def disk_bandwidth(directory: Path, size: int = 256 * _MIB, limit_s: float = 3.0
 
 def memory_bandwidth(size: int = 128 * _MIB, repeats: int = 5) -> float:
     """Bytes a second that a large copy moves, reads and writes both counted; best of `repeats`."""
-    return _copy_bandwidth(torch.device("cpu"), size, repeats)
+    return copy_bandwidth(torch.device("cpu"), size, repeats)
 
 
 def device_bandwidth() -> dict[str, float]:
@@ -169,19 +169,19 @@ def device_bandwidth() -> dict[str, float]:
     here = torch.empty(size, dtype=torch.uint8, device=device)
     host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
     return {
-        "copy": _copy_bandwidth(device, size, 10),
-        "host to device": size / _best(lambda: here.copy_(host, non_blocking=True), device, 5),
-        "device to host": size / _best(lambda: host.copy_(here, non_blocking=True), device, 5),
+        "copy": copy_bandwidth(device, size, 10),
+        "host to device": size / best_time(lambda: here.copy_(host, non_blocking=True), device, 5),
+        "device to host": size / best_time(lambda: host.copy_(here, non_blocking=True), device, 5),
     }
 
 
-def _copy_bandwidth(device: torch.device, size: int, repeats: int) -> float:
+def copy_bandwidth(device: torch.device, size: int, repeats: int) -> float:
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
-    return 2 * size / _best(lambda: target.copy_(source), device, repeats)
+    return 2 * size / best_time(lambda: target.copy_(source), device, repeats)
 
 
-def _best(work: Any, device: torch.device, repeats: int) -> float:
+def best_time(work: Any, device: torch.device, repeats: int) -> float:
     times = []
     for _ in range(repeats + 1):
         if device.type == "cuda":
