@@ -4,6 +4,7 @@ import argparse
 import json
 
 from vidgen.cli.arguments import add_recipe, count
+from vidgen.cli.text import table
 from vidgen.config import read_recipe
 from vidgen.plan import Plan
 
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
 def report(found: Plan) -> list[str]:
     head = ["bucket", "tokens", "batch", "encode", "forward", "backward", "exposed", "step s"]
     head += ["clips/s", "MFU", "HFU", "GB"]
-    table = [head] + [
+    rows = [head] + [
         [
             row.bucket,
             f"{row.tokens}",
@@ -93,7 +94,6 @@ def report(found: Plan) -> list[str]:
         ]
         for row in found.rows
     ]
-    widths = [max(len(line[i]) for line in table) for i in range(len(head))]
     parts = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in found.memory.items())
     total = f"{found.days:.3g} days, {found.gpu_days:.4g} GPU days, {cost(found)}"
     rate = (
@@ -103,7 +103,7 @@ def report(found: Plan) -> list[str]:
     return [
         rate,
         "",
-        *("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in table),
+        *table(rows),
         "",
         f"memory of {found.fullest}, GB: {parts}; of {found.gpu.memory / 1e9:.0f}",
         f"{found.steps} steps of at most {found.iteration_s:.3g} s: {total}",

@@ -4,11 +4,18 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vidgen.cli.arguments import count
 from vidgen.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+# What was measured, and how to print it.
+Suite = tuple[dict[str, Any], Callable[[dict[str, Any]], list[str]]]
 
 EXAMPLE = """\
   vidgen bench ops --tokens 8960
@@ -59,17 +66,9 @@ def run(args: argparse.Namespace) -> None:
     device = torch.device("cuda" if use_cuda else "cpu")
     dtype = getattr(torch, args.dtype)
     if args.suite == "ops":
-        from vidgen.cli.bench import ops as suite
-
-        if args.recipe:
-            raise UserError(f"bench ops takes no recipe, found {args.recipe[0]!r}")
-        if args.width % args.heads or args.width // args.heads % 2:
-            raise UserError(f"--width {args.width} does not divide into {args.heads} even heads")
-        body = suite.measure(device, dtype, args.tokens, args.width, args.heads, args.repeats)
+        body, report = run_ops(args, device, dtype)
     else:
-        from vidgen.cli.bench import mfu as suite  # type: ignore[no-redef]
-
-        body = suite.measure(device, dtype, read(args), args.bucket, args.batch, args.repeats)  # type: ignore[call-arg, arg-type]
+        body, report = run_mfu(args, device, dtype)
     result: dict[str, Any] = {
         "suite": args.suite,
         "command": "vidgen " + shlex.join(sys.argv[1:]),
@@ -81,22 +80,25 @@ def run(args: argparse.Namespace) -> None:
     }
     if args.out:
         Path(args.out).write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2) if args.json else "\n".join(suite.report(result)))
+    print(json.dumps(result, indent=2) if args.json else "\n".join(report(result)))
 
 
-def read(args: argparse.Namespace) -> Any:
+def run_ops(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype") -> Suite:
+    from vidgen.cli.bench.ops import measure, report
+
+    if args.recipe:
+        raise UserError(f"bench ops takes no recipe, found {args.recipe[0]!r}")
+    if args.width % (2 * args.heads):
+        raise UserError(f"--width {args.width} does not divide into {args.heads} even heads")
+    return measure(device, dtype, args.tokens, args.width, args.heads, args.repeats), report
+
+
+def run_mfu(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype") -> Suite:
+    from vidgen.cli.bench.mfu import measure, report
     from vidgen.config import read_recipe
     from vidgen.train.config import Recipe
 
     if not args.recipe:
         raise UserError("bench mfu takes a recipe, such as recipes/stage1.yaml")
-    return read_recipe(args.recipe[0], args.recipe[1:], Recipe)
-
-
-def table(rows: list[list[str]]) -> list[str]:
-    """Columns in line: the first to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))])
-        for row in rows
-    ]
+    recipe = read_recipe(args.recipe[0], args.recipe[1:], Recipe)
+    return measure(device, dtype, recipe, args.bucket, args.batch, args.repeats), report

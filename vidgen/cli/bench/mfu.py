@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from vidgen.cli.text import table
 from vidgen.errors import UserError
 from vidgen.models.mmdit.flops import flops
 from vidgen.models.mmdit.model import MMDiT, Seams, call_block
@@ -142,8 +143,6 @@ def settle(device: torch.device) -> None:
 
 
 def report(result: dict[str, Any]) -> list[str]:
-    from vidgen.cli.bench import table
-
     rows = [["bucket", "tokens", "batch", "ms", "clips/s", "TFLOP/s", "MFU", "HFU", "GB"]]
     rows += [
         [

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidgen.cli.text import table
 from vidgen.runtime import ops
 from vidgen.runtime.observe.hardware import best_time, copy_bandwidth
 
@@ -139,8 +140,6 @@ def timed(case: Case, device: torch.device, repeats: int) -> dict[str, float]:
 
 
 def report(result: dict[str, Any]) -> list[str]:
-    from vidgen.cli.bench import table
-
     rows = [["operation", "", "runs", "ms", "GB/s", "of copy", "eager ms", "faster"]]
     rows += [
         [
@@ -156,8 +155,5 @@ def report(result: dict[str, Any]) -> list[str]:
         for row in result["rows"]
     ]
     shapes = ", ".join(f"{name} {value}" for name, value in result["shapes"].items())
-    return [
-        f"{result['device']}, {result['dtype']}, {shapes}; "
-        f"a plain copy moves {result['copy_gb_per_s']:.3g} GB/s",
-        *table(rows),
-    ]
+    copy = f"a plain copy moves {result['copy_gb_per_s']:.3g} GB/s"
+    return [f"{result['device']}, {result['dtype']}, {shapes}; {copy}", *table(rows)]
