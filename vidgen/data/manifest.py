@@ -1,4 +1,4 @@
-"""The list of clips: a parquet file of paths, captions and shapes, checked and hashed on opening."""
+"""The list of clips: a parquet file of paths, captions and shapes, checked when opened."""
 
 import hashlib
 import math

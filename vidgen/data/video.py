@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def read_clip(
     display. Frames are written straight into `out` where one is given. Raises BadClip.
     """
     indices = list(frame_indices)
-    if not indices or indices[0] < 0 or any(b <= a for a, b in zip(indices, indices[1:])):
+    if not indices or indices[0] < 0 or any(b <= a for a, b in pairwise(indices)):
         raise ValueError(f"frame indices must ascend from 0 or more; got {indices[:8]}")
     with _opened(path) as (container, stream):
         done = 0
@@ -88,7 +89,9 @@ def read_clip(
             out[done] = picture[:, ::-1] if flip else picture
             done += 1
         if done < len(indices):
-            raise BadClip(f"ends before frame {indices[done]}; {done} of {len(indices)} wanted read")
+            raise BadClip(
+                f"ends before frame {indices[done]}; {done} of {len(indices)} wanted read"
+            )
     assert out is not None
     return out
 
