@@ -23,11 +23,11 @@ test: ## set up, run every test this machine can run
 
 lint: ## ruff, mypy, clang-format: check, change nothing
 	@tools/bootstrap.sh dev
-	@PY=$(PY) tools/lint.sh check
+	@PY="$(PY)" tools/lint.sh check
 
 format: ## let ruff and clang-format rewrite what they can
 	@tools/bootstrap.sh dev
-	@PY=$(PY) tools/lint.sh fix
+	@PY="$(PY)" tools/lint.sh fix
 
 gpu-check: ## on a GPU machine: build for CUDA, run the GPU tests and short benchmarks
 	@tools/gpu_check.sh
