@@ -11,23 +11,8 @@ from tools import requirements
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = [
-    "bash",
-    "env",
-    "cat",
-    "sed",
-    "awk",
-    "df",
-    "find",
-    "sort",
-    "cksum",
-    "dirname",
-    "head",
-    "tail",
-    "tr",
-    "mkdir",
-    "rm",
-    "grep",
-    "sleep",
+    *("bash", "env", "cat", "sed", "awk", "df", "find", "sort", "cksum", "dirname"),
+    *("head", "tail", "tr", "mkdir", "rm", "grep", "sleep"),
 ]
 WORKING_PYTHON = '#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.12.1"\nexit 0\n'
 OLD_PYTHON = '#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.8.10" && exit 0\nexit 1\n'
