@@ -147,7 +147,7 @@ else
 fi
 
 gpu=$(nvidia-smi -L 2>/dev/null | head -n 1 || true)
-sources=$(fingerprint "$python ${CXX:-} ${VIDGEN_CUDA:-} ${VIDGEN_CUDA_ARCHS:-} $(command -v nvcc || true) $gpu" \
+sources=$(fingerprint "$python ${CXX:-} ${VIDGEN_CUDA:-} ${VIDGEN_CUDA_ARCHS:-} ${CUDA_HOME:-} $(command -v nvcc || true) $gpu" \
     pyproject.toml setup.py CMakeLists.txt csrc)
 if ! fresh built "$sources"; then
     check_compiler

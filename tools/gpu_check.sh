@@ -11,7 +11,8 @@ refuse() {
 
 gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1) || true
 [ -n "$gpu" ] || refuse "no NVIDIA GPU is visible here (nvidia-smi names none), so nothing was checked"
-command -v nvcc >/dev/null || refuse "found $gpu but no nvcc on PATH; install the CUDA toolkit, then run make gpu-check again"
+command -v nvcc "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" >/dev/null ||
+    refuse "found $gpu but no nvcc; install the CUDA toolkit or set CUDA_HOME, then run make gpu-check again"
 
 export VIDGEN_CUDA=1 # a build without CUDA would pass for the wrong reason
 tools/bootstrap.sh dev
