@@ -113,12 +113,12 @@ make_venv() {
 pip() { "$python" -m pip --disable-pip-version-check --no-input "$@"; }
 
 install_libraries() {
-    local extras=$1 index=()
+    local needed=$stamps/requirements.txt
     # shellcheck disable=SC2086
-    "$python" tools/requirements.py $extras >"$stamps/requirements.txt"
-    [ -z "${VIDGEN_TORCH_INDEX:-}" ] || index=(--index-url "$VIDGEN_TORCH_INDEX")
-    phase "installing torch" pip install "${index[@]}" "$(grep '^torch\b' "$stamps/requirements.txt")"
-    phase "installing libraries ($extras)" pip install -r "$stamps/requirements.txt"
+    "$python" tools/requirements.py $1 >"$needed"
+    phase "installing torch" pip install \
+        ${VIDGEN_TORCH_INDEX:+--index-url "$VIDGEN_TORCH_INDEX"} "$(grep '^torch\b' "$needed")"
+    phase "installing libraries ($1)" pip install -r "$needed"
 }
 
 case "${1:-}" in
