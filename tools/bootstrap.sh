@@ -4,7 +4,8 @@
 #
 #   VIDGEN_PYTHON=python3     use this interpreter's own environment (a container's, with its own
 #                             torch) instead of .venv; only vidgen itself is installed into it
-#   VIDGEN_TORCH_INDEX=URL    take torch from this index, to choose a CPU or CUDA build of it
+#   VIDGEN_TORCH_INDEX=URL    take torch from this index, to choose a CPU or CUDA build of it; for
+#                             a .venv that already has torch, `make clean` first
 #   VIDGEN_CUDA=0|1           forbid or force the CUDA build; VIDGEN_CUDA_ARCHS names the GPUs
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -139,7 +140,7 @@ else
     python=.venv/bin/python stamps=.venv/stamps log=.venv/bootstrap.log
     [ "$(cat $stamps/home 2>/dev/null)" = "$PWD" ] && usable $python || make_venv
     install=(pip install --no-deps -e .)
-    libraries=$(fingerprint "${VIDGEN_TORCH_INDEX:-}" pyproject.toml tools/requirements.py)
+    libraries=$(fingerprint "" pyproject.toml tools/requirements.py)
     if ! fresh dev "$libraries" && ! { [ "$1" = run ] && fresh run "$libraries"; }; then
         install_libraries "$extras"
         echo "$libraries" >"$stamps/$1"
