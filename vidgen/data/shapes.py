@@ -5,7 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-COLOURS = {"red": (230, 40, 40), "green": (40, 200, 60), "blue": (50, 80, 235), "yellow": (235, 215, 40)}
+COLOURS = {
+    "red": (230, 40, 40),
+    "green": (40, 200, 60),
+    "blue": (50, 80, 235),
+    "yellow": (235, 215, 40),
+}
 SHAPES = ("circle", "square", "triangle")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x, y; y grows down
 BACKGROUND = (32, 32, 36)
@@ -44,7 +49,9 @@ def render(scene: Scene, frames: int, side: int, rng: np.random.Generator) -> ND
     room = side / 2 - radius - 1
     along = rng.uniform(-1, 1) * (room - travel / 2)
     across = rng.uniform(-1, 1) * room
-    middle = side / 2 + np.array([along * abs(dx) + across * abs(dy), along * abs(dy) + across * abs(dx)])
+    middle = side / 2 + np.array(
+        [along * abs(dx) + across * abs(dy), along * abs(dy) + across * abs(dx)]
+    )
     path = np.linspace(-0.5, 0.5, frames) * travel
     centre_x = middle[0] + dx * path
     centre_y = middle[1] + dy * path
