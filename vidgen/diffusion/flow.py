@@ -1,4 +1,4 @@
-"""Flow matching: x_t goes straight from data (t = 0) to noise (t = 1); the model learns its slope."""
+"""Flow matching: x_t goes straight from data (t = 0) to noise (t = 1); its slope is learned."""
 
 import math
 

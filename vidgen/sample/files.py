@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vidgen.data.buckets import BucketTable, parse_aspect, parse_resolution, shape_of
 from vidgen.data.video import write_image, write_video
+from vidgen.diffusion.sampler import Progress
 from vidgen.errors import UserError
 from vidgen.sample.pipeline import Pipeline, Request
 
@@ -114,9 +115,9 @@ def write_samples(
     records = []
     with tqdm(total=sum(r.steps for r in requests), unit="step", desc="sample") as bar:
         for group in batches(requests, batch):
-            began, count = time.perf_counter(), len(group)
-            videos = pipeline.generate(group, progress=lambda done, steps, n=count: bar.update(n))
-            seconds = (time.perf_counter() - began) / count
+            began = time.perf_counter()
+            videos = pipeline.generate(group, progress=_advance(bar, len(group)))
+            seconds = (time.perf_counter() - began) / len(group)
             for request, video in zip(group, videos, strict=True):
                 path = _free_name(folder, ".png" if request.frames == 1 else ".mp4")
                 write_sample(path, video, request, pipeline.source, crf=crf)
@@ -126,6 +127,13 @@ def write_samples(
     summary = {"source": pipeline.source, "videos": records}
     (folder / "summary.json").write_text(json.dumps(summary, indent=1))
     return written
+
+
+def _advance(bar: Any, videos: int) -> Progress:
+    def one_step(done: int, steps: int) -> None:
+        bar.update(videos)
+
+    return one_step
 
 
 def write_sample(

@@ -29,5 +29,5 @@ class System:
     @staticmethod
     def of(recipe: Mapping[str, Any]) -> "System":
         """From a whole recipe as plain mappings, checked when it was trained with."""
-        names = {field.name for field in fields(System)}  # type: ignore[arg-type]
+        names = {field.name for field in fields(System)}
         return read_recipe({k: v for k, v in recipe.items() if k in names}, [], System)

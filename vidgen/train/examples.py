@@ -71,12 +71,9 @@ class ExampleMaker:
 
         alpha = flow.shift_alpha(self._flow, grid)
         t_B = torch.stack([flow.sample_timestep(alpha, d.generator) for d in draws])
-        noise = torch.stack(
-            [
-                torch.randn(clean.shape[1:], generator=d.generator, device=self._device)
-                for d in draws
-            ]
-        )
+        noise = torch.empty_like(clean)
+        for sample, d in zip(noise, draws, strict=True):
+            sample.normal_(generator=d.generator)
         noisy, target = flow.corrupt(self._flow, clean, noise, t_B)
         patch = self._model.patch_size
         guidance = torch.full_like(t_B, 4.0) if self._model.guidance_embed else None

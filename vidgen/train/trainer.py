@@ -374,18 +374,19 @@ def compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 def check_parts_fit(recipe: Recipe, autoencoder: Any, text: Any) -> None:
     """The widths at which the parts of a recipe meet."""
+    model = recipe.model
     for key, has, part, gives in (
         (
             "in_channels",
-            recipe.model.latent_channels,
+            model.latent_channels,
             "the autoencoder",
             autoencoder.latent_channels,
         ),
-        ("context_in_dim", recipe.model.context_in_dim, "text tokens", text.token_width),
-        ("vec_in_dim", recipe.model.vec_in_dim, "pooled text", text.pooled_width),
+        ("context_in_dim", model.context_in_dim, "text tokens", text.token_width),
+        ("vec_in_dim", model.vec_in_dim, "pooled text", text.pooled_width),
     ):
         if has != gives:
-            want = gives * recipe.model.patch_size**2 if key == "in_channels" else gives
+            want = gives * model.patch_size**2 if key == "in_channels" else gives
             raise UserError(
                 f"model.{key} does not fit: the model takes {has} channels from {part}, which "
                 f"gives {gives}; set model.{key}={want}"

@@ -62,9 +62,7 @@ class BlockDCT(nn.Module):
     def encode(self, video_BCTHW: Tensor, seeds: Sequence[int] = ()) -> Tensor:
         x = video_BCTHW.float()
         if (x.shape[2] - 1) % FRAMES or x.shape[3] % SIDE or x.shape[4] % SIDE:
-            raise ValueError(
-                f"video {tuple(x.shape)}: needs 4k+1 frames, sides multiples of {SIDE}"
-            )
+            raise ValueError(f"video {tuple(x.shape)}: takes 4k+1 frames, sides in {SIDE}s")
         # The first frame stands still for one block: only temporal frequency 0 is non-zero there.
         x = torch.cat([x[:, :, :1].expand(-1, -1, FRAMES, -1, -1), x[:, :, 1:]], dim=2)
         x = torch.einsum("pc,bcthw->bpthw", self.opponent, x)
