@@ -266,6 +266,24 @@ def write_video(
         partial.unlink(missing_ok=True)
 
 
+def write_image(path: str | os.PathLike[str], picture_HWC: np.ndarray) -> None:
+    """Write uint8 RGB as PNG; the file appears whole or not at all."""
+    av = pyav("Writing an image")
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture_HWC), format="rgb24")
+    encoder = av.CodecContext.create("png", "w")
+    encoder.height, encoder.width, encoder.pix_fmt = frame.height, frame.width, "rgb24"
+    encoder.time_base = Fraction(1)
+    packets = [*encoder.encode(frame), *encoder.encode(None)]
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        partial.write_bytes(b"".join(bytes(packet) for packet in packets))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     with _opened(path) as (container, _):
         return dict(container.metadata)
