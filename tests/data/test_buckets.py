@@ -102,7 +102,9 @@ def test_the_highest_resolution_a_clip_fills_and_the_most_frames(make_manifest: 
 
 
 def test_keep_passes_clips_down_then_out(make_manifest: Make) -> None:
-    buckets = table({"64px": {5: {"batch": 1, "keep": 0.4}}, "32px": {5: {"batch": 1, "keep": 0.6}}})
+    buckets = table(
+        {"64px": {5: {"batch": 1, "keep": 0.4}}, "32px": {5: {"batch": 1, "keep": 0.6}}}
+    )
     manifest = Manifest.open(make_manifest([{"height": 64, "width": 64}] * 3))
     chances = np.array([[0.39, 0.9], [0.4, 0.59], [0.4, 0.6]])
     result = assign(buckets, manifest, chances)
@@ -139,13 +141,17 @@ def test_no_clip_is_asked_for_frames_it_lacks(data: st.DataObject) -> None:
     )  # fmt: skip
 
     class Rows:
-        num_frames, height, width = (np.array(c, np.int32) for c in list(zip(*rows, strict=True))[:3])
+        num_frames, height, width = (
+            np.array(c, np.int32) for c in list(zip(*rows, strict=True))[:3]
+        )
         fps = np.array([r[3] for r in rows])
 
         def __len__(self) -> int:
             return len(rows)
 
-    buckets = table({"64px": {1: {"batch": 1}, "5-65": {"batch": 1}}, "128px": {"33": {"batch": 1}}})
+    buckets = table(
+        {"64px": {1: {"batch": 1}, "5-65": {"batch": 1}}, "128px": {"33": {"batch": 1}}}
+    )
     result = assign(buckets, Rows(), None)  # type: ignore[arg-type]
     assert sum(result.left_out.values()) == (result.bucket_of_row < 0).sum()
     for row, number in zip(rows, result.bucket_of_row, strict=True):

@@ -1,4 +1,5 @@
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ class MeanCodec:
     causal = True
     calls = 0
 
-    def encode(self, video_BCTHW: Tensor, seed: int | None = None) -> Tensor:
+    def encode(self, video_BCTHW: Tensor, seeds: Sequence[int]) -> Tensor:
         self.calls += 1
         assert video_BCTHW.dtype == torch.float32
         assert video_BCTHW.abs().max() <= 1
         first = video_BCTHW[:, :, :1].repeat_interleave(4, 2)
-        return torch.nn.functional.avg_pool3d(torch.cat([first, video_BCTHW[:, :, 1:]], 2), (4, 8, 8))
+        return torch.nn.functional.avg_pool3d(
+            torch.cat([first, video_BCTHW[:, :, 1:]], 2), (4, 8, 8)
+        )
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
         raise AssertionError("encoding does not decode")
@@ -43,7 +46,9 @@ class LengthText:
 BUCKETS = {"32px": {"5-33": {"batch": 1}}}
 
 
-def encode(manifest: Path, out: Path, codec: MeanCodec | None = None, **changes: Any) -> EncodeCounts:
+def encode(
+    manifest: Path, out: Path, codec: MeanCodec | None = None, **changes: Any
+) -> EncodeCounts:
     data = {"manifest": str(manifest), "buckets": BUCKETS} | changes.pop("data", {})
     how: dict[str, Any] = {"encoders": {"autoencoder": {"kind": "mean"}, "text": {"length": 2}}}
     how |= {"device": "cpu", "dtype": torch.float32} | changes
@@ -164,12 +169,14 @@ def test_unreadable_clips_are_counted_then_stop(some: Path, tmp_path: Path) -> N
     (tmp_path / "3.mp4").write_bytes(b"")
     assert encode(some, tmp_path / "out") == EncodeCounts(total=6, computed=5, unreadable=1)
     (tmp_path / "4.mp4").write_text("no video")
-    with pytest.raises(UserError, match="2 clips cannot be read, more than data.bad_clip_limit=1"):
+    with pytest.raises(
+        UserError, match=r"2 clips cannot be read, more than data\.bad_clip_limit=1"
+    ):
         encode(some, tmp_path / "out", data={"bad_clip_limit": 1})
 
 
 def test_no_clip_with_a_bucket(some: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no clip of .* has a bucket: 6 smaller than every"):
+    with pytest.raises(UserError, match=r"no clip of .* has a bucket: 6 smaller than every"):
         encode(some, tmp_path / "out", data={"buckets": {"64px": {17: {"batch": 1}}}})
 
 

@@ -60,7 +60,11 @@ def test_a_batch(clip_set: Any) -> None:
         assert (right - (20 + 6 * (torch.arange(frames) % 37))).abs().max() <= 4
 
 
-CHANGES: dict[str, Any] = {"crop": "random", "flip": True, "buckets": {"16px": {"5-9": {"batch": 4}}}}
+CHANGES: dict[str, Any] = {
+    "crop": "random",
+    "flip": True,
+    "buckets": {"16px": {"5-9": {"batch": 4}}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +216,11 @@ def test_bad_clips_are_replaced_counted_and_change_no_other(
 ) -> None:
     for path in clip_set.manifest.parent.glob("*.mp4"):
         (tmp_path / path.name).symlink_to(path)
-    bad = {2: b"", 7: b"nothing of a video", 11: (clip_set.manifest.parent / "11.mp4").read_bytes()[:300]}
+    bad = {
+        2: b"",
+        7: b"nothing of a video",
+        11: (clip_set.manifest.parent / "11.mp4").read_bytes()[:300],
+    }
     for row, content in bad.items():
         (tmp_path / f"{row}.mp4").unlink()
         (tmp_path / f"{row}.mp4").write_bytes(content)

@@ -64,7 +64,9 @@ def test_keep_draws_afresh_each_epoch(fifty: Path) -> None:
     ]
     assert 20 < np.mean([len(rows) for rows in kept]) < 30
     assert len(set().union(*kept)) == 50
-    assert order_of(fifty, 1, 1, epoch=0, keep=0.5).left_out["left out by keep"] == 50 - len(kept[0])
+    assert order_of(fifty, 1, 1, epoch=0, keep=0.5).left_out["left out by keep"] == 50 - len(
+        kept[0]
+    )
 
 
 def test_the_order_is_the_same_for_ever(fifty: Path) -> None:

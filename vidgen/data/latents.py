@@ -79,7 +79,8 @@ class LatentCache:
         try:
             with safe_open(path, "pt") as file:
                 fields = json.loads(file.metadata()["fields"])
-                return LatentEntry(*(file.get_tensor(name) for name in _TENSORS), fields=fields)
+                latent, tokens, pooled = (file.get_tensor(name) for name in _TENSORS)
+                return LatentEntry(latent, tokens, pooled, fields)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             _log.warning("cache entry %s is damaged and counts as missing: %s", path, error)
             return None
@@ -88,7 +89,10 @@ class LatentCache:
         """The file appears whole or not at all."""
         from safetensors.torch import save_file
 
-        tensors = {name: getattr(entry, name).detach().cpu().contiguous() for name in _TENSORS}
+        tensors = {
+            name: getattr(entry, name).detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name in _TENSORS
+        }
         metadata = {"fields": json.dumps(entry.fields)}
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +166,7 @@ def encode_manifest(
                 video = _video(clip, fields, torch.device(device))
                 features = text.encode([clip.text])
                 entry = LatentEntry(
-                    autoencoder.encode(video, seed=row)[0].to(dtype),
+                    autoencoder.encode(video, seeds=[row])[0].to(dtype),
                     features.tokens_BLD[0].to(dtype),
                     features.pooled_BD[0].to(dtype),
                     fields,

@@ -93,7 +93,7 @@ def test_both_edges_are_asked_for() -> None:
 def test_shapes_and_types_must_match() -> None:
     lane = Lane("cpu")
     for dst in (torch.ones(2), torch.ones(3, dtype=torch.int32)):
-        with pytest.raises(ValueError, match="copy of torch.float32"):
+        with pytest.raises(ValueError, match=r"copy of torch\.float32"):
             lane.copy(torch.ones(3), dst, producer=HOST, lease=None)
 
 
