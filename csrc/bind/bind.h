@@ -1,0 +1,10 @@
+// One function for each area of the extension module.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace vidgen::bind {
+
+void ops(pybind11::module_& module);
+
+}  // namespace vidgen::bind

@@ -1,0 +1,71 @@
+#include "cpu/tokens.h"
+
+namespace vidgen::cpu::VIDGEN_ISA {
+
+void gated_residual_forward(const GatedResidualForward& a, int threads) {
+  const int64_t width = a.x.size[2];
+  float* gate = scratch(std::size_t(a.x.size[0] * width));
+  read_vectors(a.gate, 0.0f, gate);
+  with_type(a.x.dtype, [&](auto type) {
+    using T = decltype(type);
+    for_tokens(a.x, threads, [&](int64_t b, int64_t l) {
+      const T* x = row<const T>(a.x, b, l);
+      const T* y = row<const T>(a.y, b, l);
+      T* out = row<T>(a.out, b, l);
+      const float* factor = gate + b * width;
+      over(width, [&](auto at, int)
+                      VIDGEN_LAMBDA { at.store(out, at.load(x) + at.load(factor) * at.load(y)); });
+    });
+  });
+}
+
+namespace {
+
+template <class T, int kTokens>
+VIDGEN_INLINE void block_backward(const GatedResidualBackward& a, int64_t b, int64_t first,
+                                  const float* gate, float* grad_gate) {
+  const T* grads[kTokens];
+  const T* ys[kTokens];
+  T* outs[kTokens];
+  for (int t = 0; t < kTokens; ++t) {
+    grads[t] = row<const T>(a.grad_out, b, first + t);
+    ys[t] = row<const T>(a.y, b, first + t);
+    outs[t] = row<T>(a.grad_y, b, first + t);
+  }
+  over(a.y.size[2], [&](auto at, int) VIDGEN_LAMBDA {
+    const Floats factor = at.load(gate);
+    Floats gate_sum = {};
+    for (int t = 0; t < kTokens; ++t) {
+      const Floats grad = at.load(grads[t]);
+      gate_sum += grad * at.load(ys[t]);
+      at.store(outs[t], grad * factor);
+    }
+    at.store(grad_gate, at.load(grad_gate) + gate_sum);
+  });
+}
+
+}  // namespace
+
+void gated_residual_backward(const GatedResidualBackward& a, int threads) {
+  const int64_t samples = a.y.size[0];
+  const int64_t width = a.y.size[2];
+  const TokenChunks chunks(a.y.size[1]);
+  float* gate = scratch(std::size_t((samples + samples * chunks.count) * width));
+  float* partials = gate + samples * width;
+  read_vectors(a.gate, 0.0f, gate);
+  with_type(a.y.dtype, [&](auto type) {
+    using T = decltype(type);
+    sum_over_tokens(samples, chunks, width, threads, partials, floats(a.grad_gate),
+                    [&](int64_t b, int64_t first, int64_t last, float* partial) {
+                      const float* factor = gate + b * width;
+                      for (; first + kBlock <= last; first += kBlock) {
+                        block_backward<T, kBlock>(a, b, first, factor, partial);
+                      }
+                      for (; first < last; ++first) {
+                        block_backward<T, 1>(a, b, first, factor, partial);
+                      }
+                    });
+  });
+}
+
+}  // namespace vidgen::cpu::VIDGEN_ISA

@@ -1,0 +1,125 @@
+#include "cpu/layer_norm.h"
+
+namespace vidgen::cpu::VIDGEN_ISA {
+
+void gated_residual_modulate_forward(const GatedResidualModulateForward& a, int threads) {
+  const int64_t length = a.x.size[1];
+  const int64_t width = a.x.size[2];
+  const int64_t vectors = a.x.size[0] * width;
+  float* gate = scratch(std::size_t(3 * vectors));
+  float* shift = gate + vectors;
+  float* one_plus_scale = shift + vectors;
+  read_vectors(a.gate, 0.0f, gate);
+  read_vectors(a.shift, 0.0f, shift);
+  read_vectors(a.scale, 1.0f, one_plus_scale);
+  with_type(a.x.dtype, [&](auto type) {
+    using T = decltype(type);
+    for_tokens(a.x, threads, [&](int64_t b, int64_t l) {
+      const T* x = row<const T>(a.x, b, l);
+      const T* y = row<const T>(a.y, b, l);
+      T* residual = row<T>(a.residual, b, l);
+      const float* factor = gate + b * width;
+      over(width, [&](auto at, int) VIDGEN_LAMBDA {
+        at.store(residual, at.load(x) + at.load(factor) * at.load(y));
+      });
+      // The norm is of the residual as stored: the backward pass has nothing else to start from.
+      const RowStatistics statistics = row_statistics(residual, width, a.eps);
+      floats(a.mean)[b * length + l] = statistics.mean;
+      floats(a.rstd)[b * length + l] = statistics.rstd;
+      modulate_row<T>(residual, statistics, shift + b * width, one_plus_scale + b * width, width,
+                      row<T>(a.out, b, l));
+    });
+  });
+}
+
+namespace {
+
+struct Sums3 {
+  float* gate;
+  float* shift;
+  float* scale;
+};
+
+template <class T, int kTokens>
+VIDGEN_INLINE void block_backward(const GatedResidualModulateBackward& a, int64_t b, int64_t first,
+                                  const float* gate, const float* one_plus_scale, Sums3 sums) {
+  const int64_t length = a.residual.size[1];
+  const int64_t width = a.residual.size[2];
+  const T* grads[kTokens];
+  const T* residual_grads[kTokens];
+  const T* rows[kTokens];
+  const T* ys[kTokens];
+  T* x_outs[kTokens];
+  T* y_outs[kTokens];
+  RowStatistics statistics[kTokens];
+  RowMeans means[kTokens];
+  for (int t = 0; t < kTokens; ++t) {
+    const int64_t l = first + t;
+    grads[t] = row<const T>(a.grad_out, b, l);
+    residual_grads[t] = row<const T>(a.grad_residual, b, l);
+    rows[t] = row<const T>(a.residual, b, l);
+    ys[t] = row<const T>(a.y, b, l);
+    x_outs[t] = row<T>(a.grad_x, b, l);
+    y_outs[t] = row<T>(a.grad_y, b, l);
+    statistics[t] = {floats(a.mean)[b * length + l], floats(a.rstd)[b * length + l]};
+    means[t] = row_means(grads[t], rows[t], statistics[t], one_plus_scale, width);
+  }
+  over(width, [&](auto at, int) VIDGEN_LAMBDA {
+    const Floats factor = at.load(one_plus_scale);
+    const Floats gate_factor = at.load(gate);
+    Floats gate_sum = {};
+    Floats shift_sum = {};
+    Floats scale_sum = {};
+    for (int t = 0; t < kTokens; ++t) {
+      const Floats grad = at.load(grads[t]);
+      const Floats normal = (at.load(rows[t]) - statistics[t].mean) * statistics[t].rstd;
+      shift_sum += grad;
+      scale_sum += grad * normal;
+      const Floats centred = grad * factor - means[t].w - normal * means[t].w_normal;
+      const Floats total = centred * statistics[t].rstd + at.load(residual_grads[t]);
+      gate_sum += total * at.load(ys[t]);
+      at.store(x_outs[t], total);
+      at.store(y_outs[t], total * gate_factor);
+    }
+    at.store(sums.gate, at.load(sums.gate) + gate_sum);
+    at.store(sums.shift, at.load(sums.shift) + shift_sum);
+    at.store(sums.scale, at.load(sums.scale) + scale_sum);
+  });
+}
+
+}  // namespace
+
+void gated_residual_modulate_backward(const GatedResidualModulateBackward& a, int threads) {
+  const int64_t samples = a.residual.size[0];
+  const int64_t width = a.residual.size[2];
+  const TokenChunks chunks(a.residual.size[1]);
+  float* gate = scratch(std::size_t(samples * (2 + 3 + 3 * chunks.count) * width));
+  float* one_plus_scale = gate + samples * width;
+  float* sums = one_plus_scale + samples * width;
+  float* partials = sums + samples * 3 * width;
+  read_vectors(a.gate, 0.0f, gate);
+  read_vectors(a.scale, 1.0f, one_plus_scale);
+  with_type(a.residual.dtype, [&](auto type) {
+    using T = decltype(type);
+    sum_over_tokens(samples, chunks, 3 * width, threads, partials, sums,
+                    [&](int64_t b, int64_t first, int64_t last, float* partial) {
+                      const Sums3 own = {partial, partial + width, partial + 2 * width};
+                      const float* gate_row = gate + b * width;
+                      const float* factor = one_plus_scale + b * width;
+                      for (; first + kBlock <= last; first += kBlock) {
+                        block_backward<T, kBlock>(a, b, first, gate_row, factor, own);
+                      }
+                      for (; first < last; ++first)
+                        block_backward<T, 1>(a, b, first, gate_row, factor, own);
+                    });
+  });
+  const TensorView* results[] = {&a.grad_gate, &a.grad_shift, &a.grad_scale};
+  for (int64_t b = 0; b < samples; ++b) {
+    for (int i = 0; i < 3; ++i) {
+      std::memcpy(floats(*results[i]) + b * width, sums + (b * 3 + i) * width,
+                  std::size_t(width) * sizeof(float));
+    }
+  }
+}
+
+}  // namespace vidgen::cpu::VIDGEN_ISA

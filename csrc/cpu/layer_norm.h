@@ -1,0 +1,55 @@
+// Layer norm of one row, shared by the two kernels that modulate.
+#pragma once
+
+#include "cpu/tokens.h"
+
+namespace vidgen::cpu::VIDGEN_ISA {
+
+struct RowStatistics {
+  float mean;
+  float rstd;
+};
+
+// In two passes: the variance of a row with a large mean would drown in a sum of squares.
+template <class T>
+VIDGEN_INLINE RowStatistics row_statistics(const T* x, int64_t width, float eps) {
+  Sums sums;
+  over(width, [&](auto at, int s) VIDGEN_LAMBDA { sums.part[s] += at.load(x); });
+  const float mean = sums.total() / float(width);
+  Sums squares;
+  over(width, [&](auto at, int s) VIDGEN_LAMBDA {
+    const Floats centred = at.keep(at.load(x) - mean);
+    squares.part[s] += centred * centred;
+  });
+  return {mean, 1.0f / __builtin_sqrtf(squares.total() / float(width) + eps)};
+}
+
+template <class T>
+VIDGEN_INLINE void modulate_row(const T* x, RowStatistics row, const float* shift,
+                                const float* one_plus_scale, int64_t width, T* out) {
+  over(width, [&](auto at, int) VIDGEN_LAMBDA {
+    const Floats normal = (at.load(x) - row.mean) * row.rstd;
+    at.store(out, normal * at.load(one_plus_scale) + at.load(shift));
+  });
+}
+
+// The two means of a row that its gradient needs: of w and of w * normal, w = grad * (1 + scale).
+struct RowMeans {
+  float w;
+  float w_normal;
+};
+
+template <class T>
+VIDGEN_INLINE RowMeans row_means(const T* grad, const T* x, RowStatistics row,
+                                 const float* one_plus_scale, int64_t width) {
+  Sums first;
+  Sums second;
+  over(width, [&](auto at, int s) VIDGEN_LAMBDA {
+    const Floats w = at.load(grad) * at.load(one_plus_scale);
+    first.part[s] += w;
+    second.part[s] += w * ((at.load(x) - row.mean) * row.rstd);
+  });
+  return {first.total() / float(width), second.total() / float(width)};
+}
+
+}  // namespace vidgen::cpu::VIDGEN_ISA

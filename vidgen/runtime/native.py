@@ -1,0 +1,25 @@
+"""The compiled extension module, where it was built, and why not, where it was not."""
+
+import importlib
+from functools import cache
+from types import ModuleType
+
+
+@cache
+def _attempt() -> tuple[ModuleType | None, str]:
+    try:
+        return importlib.import_module("vidgen._native"), ""
+    except ModuleNotFoundError:
+        return None, "vidgen._native is not built; type: pip install . (or pip install -e .)"
+    except ImportError as error:
+        return None, f"vidgen._native does not load: {str(error).splitlines()[0]}"
+
+
+def load() -> ModuleType | None:
+    """The extension module, or None where it cannot be had."""
+    return _attempt()[0]
+
+
+def reason() -> str:
+    """Why `load()` returns None; empty when it does not."""
+    return _attempt()[1]

@@ -1,0 +1,67 @@
+"""The activation of the blocks' perceptrons; its backward pass keeps nothing but the input."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vidgen.runtime.ops import dispatch, kernels
+from vidgen.runtime.ops.reference import widen
+from vidgen.runtime.ops.registry import define
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), in the type of x, any shape."""
+    if dispatch.choose("gelu_tanh", x) == "reference":
+        return reference(x)
+    out: Tensor = torch.ops.vidgen.gelu_tanh(x)
+    return out
+
+
+def reference(x: Tensor) -> Tensor:
+    return F.gelu(widen(x, x), approximate="tanh").to(x.dtype)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """The tensor as (B, L, D), without a copy where its strides allow."""
+    if x.dim() == 3:
+        return kernels.rows(x)
+    if x.dim() < 3:
+        return kernels.rows(x.reshape(1, -1, x.shape[-1] if x.dim() else 1))
+    return kernels.rows(x.reshape(x.shape[0], -1, x.shape[-1]))
+
+
+def _forward(x: Tensor) -> Tensor:
+    out = _empty(x)
+    if x.numel():
+        kernels.run("gelu_tanh", "forward", _tokens(x), _tokens(out))
+    return out
+
+
+def _empty(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _backward(grad_out: Tensor, x: Tensor) -> Tensor:
+    grad_x = _empty_grad(grad_out, x)
+    if x.numel():
+        kernels.run("gelu_tanh", "backward", _tokens(grad_out), _tokens(x), _tokens(grad_x))
+    return grad_x
+
+
+def _empty_grad(grad_out: Tensor, x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradient(ctx: Any, grad_out: Tensor) -> Tensor:
+    grad_x: Tensor = torch.ops.vidgen.gelu_tanh_backward(grad_out, *ctx.saved_tensors)
+    return grad_x
+
+
+define("gelu_tanh(Tensor x) -> Tensor", _forward, _empty, _gradient, _setup_context)
+define("gelu_tanh_backward(Tensor grad_out, Tensor x) -> Tensor", _backward, _empty_grad)
