@@ -88,7 +88,7 @@ def diff(a: Any, b: Any) -> list[str]:
 
 
 def _leaves(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict):
         for key, inner in value.items():
             yield from _leaves(inner, (*keys, str(key)))
     else:

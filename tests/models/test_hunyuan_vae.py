@@ -59,14 +59,14 @@ def test_the_published_file_is_the_full_size_module() -> None:
 
 def test_shapes_there_and_back(plain: HunyuanVAE) -> None:
     for frames, latent_frames in ((1, 1), (5, 2), (17, 5)):
-        latent = plain.encode(video(frames, 32, 48), seed=0)
+        latent = plain.encode(video(frames, 32, 48), seeds=[0])
         assert latent.shape == (1, 4, latent_frames, 4, 6)
         assert plain.decode(latent).shape == (1, 3, frames, 32, 48)
 
 
 def test_encoding_samples_the_posterior_and_scales_it(plain: HunyuanVAE) -> None:
     clip = video(5, 32, 32)
-    first, again, other = (plain.encode(clip, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (plain.encode(clip, seeds=[seed]) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     with torch.no_grad():
@@ -89,22 +89,22 @@ def test_tiles_are_used_only_above_the_tile_size(
 ) -> None:
     tiled = HunyuanVAE(replace(TINY, temporal_tiling=True), weights=weights)
     small = video(13, 32, 32)
-    assert torch.equal(tiled.encode(small, seed=0), plain.encode(small, seed=0))
+    assert torch.equal(tiled.encode(small, seeds=[0]), plain.encode(small, seeds=[0]))
     for large in (video(1, 64, 48), video(29, 32, 32)):
-        latent = tiled.encode(large, seed=0)
-        assert latent.shape == plain.encode(large, seed=0).shape
-        assert not torch.equal(latent, plain.encode(large, seed=0))
+        latent = tiled.encode(large, seeds=[0])
+        assert latent.shape == plain.encode(large, seeds=[0]).shape
+        assert not torch.equal(latent, plain.encode(large, seeds=[0]))
         assert tiled.decode(latent).shape == large.shape
     # Time is cut only when asked: this is what the published recipes do.
     spatial = HunyuanVAE(TINY, weights=weights)
     long = video(29, 32, 32)
-    assert torch.equal(spatial.encode(long, seed=0), plain.encode(long, seed=0))
+    assert torch.equal(spatial.encode(long, seeds=[0]), plain.encode(long, seeds=[0]))
 
 
 def test_the_first_tile_starts_as_it_would_alone(weights: dict[str, Tensor]) -> None:
     tiled = HunyuanVAE(TINY, weights=weights)
     large = video(1, 64, 64)
-    whole = tiled.encode(large, seed=0).shape
+    whole = tiled.encode(large, seeds=[0]).shape
     assert whole == (1, 4, 1, 8, 8)
     with torch.no_grad():
         corner = tiled.vae.encode(large[..., :32, :32]).latent_dist.mean
@@ -115,7 +115,7 @@ def test_the_first_tile_starts_as_it_would_alone(weights: dict[str, Tensor]) -> 
 def test_dtypes(weights: dict[str, Tensor]) -> None:
     half = HunyuanVAE(TINY, dtype=torch.bfloat16, weights=weights)
     assert {param.dtype for param in half.parameters()} == {torch.bfloat16}
-    assert half.encode(video(1, 32, 32), seed=0).dtype == torch.float32
+    assert half.encode(video(1, 32, 32), seeds=[0]).dtype == torch.float32
 
 
 def test_wrong_files_and_sizes_are_refused(

@@ -11,10 +11,10 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from vidgen.models.mmdit.flops import parameters
 
 from vidgen.errors import UserError
 from vidgen.models.mmdit.config import PRESETS
+from vidgen.models.mmdit.flops import parameters
 from vidgen.plan import plan
 from vidgen.plan.batch_search import fits, search_batches, within
 from vidgen.plan.cost import (

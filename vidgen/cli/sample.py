@@ -10,7 +10,7 @@ from vidgen.errors import UserError
 
 EXAMPLE = """\
   vidgen sample runs/quickstart --prompt "a red circle moving left" --out videos/
-  vidgen sample weights/ --prompt "a calm sea" --resolution 256px --aspect 16:9 --frames 129
+  vidgen sample ckpts/Open_Sora_v2.safetensors --recipe recipes/stage2.yaml --prompt "a calm sea"
   vidgen sample runs/stage2 --prompt "the door opens" --condition i2v_head --ref door.png
   vidgen sample runs/stage2 --like videos/0000.mp4       # the same prompt, seed and settings
 """
@@ -20,7 +20,8 @@ CONDITIONS = ("t2v", "i2v_head", "i2v_tail", "i2v_loop", "v2v_head", "v2v_tail")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", metavar="CHECKPOINT_OR_RUN", help="a checkpoint, or a run (its newest is taken)")
+    add("source", metavar="SOURCE", help="a run, one step of it, or published weights")
+    add("--recipe", metavar="YAML", help="for published weights: names the parts around them")
     what = parser.add_argument_group("what to show")
     what.add_argument("--prompt", action="append", default=[], help="may be given several times")
     what.add_argument("--prompts", metavar="FILE", help="one prompt a line")
@@ -42,15 +43,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--guidance", type=float, help="text")
     how.add_argument("--guidance-img", type=float, help="image or video condition")
     how.add_argument("--motion-score", type=float)
+    add("--batch", metavar="N", type=count, default=1, help="videos at a time; changes none")
+    add("--crf", type=int, default=18, help="H.264 quality, 0 to 51, lower is better (default 18)")
     add("--out", metavar="DIR", default="samples", help="default: samples/")
 
 
 def run(args: argparse.Namespace) -> None:
-    from vidgen.sample import Pipeline
+    wanted = request(args)  # before anything is built
+    from vidgen.sample import Pipeline, make_requests, write_samples
 
-    wanted = request(args)
-    pipeline = Pipeline.from_checkpoint(args.source)
-    for path in pipeline.sample(**wanted):
+    if args.recipe:
+        pipeline = Pipeline.from_weights(args.source, args.recipe)
+    else:
+        pipeline = Pipeline.from_checkpoint(args.source)
+    requests = make_requests(pipeline, **wanted)
+    for path in write_samples(pipeline, requests, args.out, batch=args.batch, crf=args.crf):
         print(path)
 
 
@@ -84,7 +91,7 @@ def request(args: argparse.Namespace) -> dict[str, Any]:
     given.update({name: getattr(args, name) for name in names if getattr(args, name) is not None})
     if args.ref:
         given["ref"] = args.ref
-    given.update(samples=args.samples, out=args.out)
+    given["samples"] = args.samples
     return given
 
 

@@ -134,18 +134,12 @@ def assign(table: BucketTable, manifest: Manifest, chances: np.ndarray | None) -
 def _shelf(
     name: str, table: dict[str, BucketConfig], step: int, causal: bool, multiple: int
 ) -> Shelf:
-    match = re.fullmatch(r"(\d+)(px|p)(?:_ar(\d+(?:\.\d+)?):(\d+(?:\.\d+)?))?", name)
-    if match is None or int(match[1]) == 0:
-        raise UserError(f'data.buckets: "{name}" is no resolution; expected e.g. 256px or 480p')
-    side, kind, wide, high = match.groups()
-    area = int(side) ** 2 * (1.0 if kind == "px" else 16 / 9)
-    if wide is not None:
-        if float(wide) == 0 or float(high) == 0:
-            raise UserError(f'data.buckets: "{name}" has a side of 0; expected e.g. 256px_ar16:9')
-        ratios = [float(wide) / float(high)]
-    else:
-        ratios = [*_RATIOS, *(1 / ratio for ratio in _RATIOS)]
-    shapes = dict.fromkeys(_shape(area, ratio, multiple) for ratio in ratios)
+    try:
+        area, ratio = parse_resolution(name)
+    except UserError as error:
+        raise UserError(f"data.buckets: {error}") from None
+    ratios = [ratio] if ratio is not None else [*_RATIOS, *(1 / ratio for ratio in _RATIOS)]
+    shapes = dict.fromkeys(shape_of(area, ratio, multiple) for ratio in ratios)
     frames: dict[int, BucketConfig] = {}
     for key, bucket in table.items():
         for count in _frame_counts(name, key, step, causal):
@@ -157,7 +151,27 @@ def _shelf(
     return Shelf(name, area, tuple(shapes), dict(sorted(frames.items())))
 
 
-def _shape(area: float, ratio: float, multiple: int) -> tuple[int, int]:
+def parse_resolution(name: str) -> tuple[float, float | None]:
+    """Area in pixels of "256px", "480p" or "256px_ar16:9", and width to height where it is said."""
+    match = re.fullmatch(r"(\d+)(px|p)(?:_ar(\d+(?:\.\d+)?:\d+(?:\.\d+)?))?", name)
+    if match is None or int(match[1]) == 0:
+        raise UserError(f'"{name}" is no resolution; expected e.g. 256px or 480p')
+    side, kind, aspect = match.groups()
+    area = int(side) ** 2 * (1.0 if kind == "px" else 16 / 9)
+    return area, None if aspect is None else parse_aspect(aspect)
+
+
+def parse_aspect(text: str) -> float:
+    """Width to height of "16:9"."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)", text)
+    if match is None or float(match[1]) == 0 or float(match[2]) == 0:
+        raise UserError(f'"{text}" is no aspect ratio; expected width:height, e.g. 16:9')
+    return float(match[1]) / float(match[2])
+
+
+def shape_of(area: float, ratio: float, multiple: int) -> tuple[int, int]:
+    """(height, width) nearest to an area and a width to height, in multiples."""
+
     def nearest(side: float) -> int:
         return max(multiple, round(side / multiple) * multiple)
 

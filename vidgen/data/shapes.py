@@ -5,7 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-COLOURS = {"red": (230, 40, 40), "green": (40, 200, 60), "blue": (50, 80, 235), "yellow": (235, 215, 40)}
+COLOURS = {
+    "red": (230, 40, 40),
+    "green": (40, 200, 60),
+    "blue": (50, 80, 235),
+    "yellow": (235, 215, 40),
+}
 SHAPES = ("circle", "square", "triangle")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # x, y; y grows down
 BACKGROUND = (32, 32, 36)
@@ -38,19 +43,18 @@ def outline(shape: str, x: NDArray, y: NDArray, radius: NDArray | float) -> NDAr
 
 def render(scene: Scene, frames: int, side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """(frames, side, side, 3): position, size and speed vary with `rng`."""
-    radius = rng.uniform(0.17, 0.21) * side
-    travel = rng.uniform(0.30, 0.45) * side
+    radius = rng.uniform(0.18, 0.21) * side
+    travel = rng.uniform(0.42, 0.50) * side
     dx, dy = DIRECTIONS[scene.direction]
     room = side / 2 - radius - 1
     along = rng.uniform(-1, 1) * (room - travel / 2)
-    across = rng.uniform(-1, 1) * room
-    middle = side / 2 + np.array([along * abs(dx) + across * abs(dy), along * abs(dy) + across * abs(dx)])
+    across = rng.uniform(-1, 1) * room * 0.6
     path = np.linspace(-0.5, 0.5, frames) * travel
-    centre_x = middle[0] + dx * path
-    centre_y = middle[1] + dy * path
+    centre_x = side / 2 + along * abs(dx) + across * abs(dy) + dx * path
+    centre_y = side / 2 + along * abs(dy) + across * abs(dx) + dy * path
     grid = np.arange(side) + 0.5
     x = grid[None, None, :] - centre_x[:, None, None]
     y = grid[None, :, None] - centre_y[:, None, None]
-    coverage = outline(scene.shape, *np.broadcast_arrays(x, y), radius)[..., None]
+    coverage = outline(scene.shape, x, y, radius)[..., None]
     ink, paper = np.array(COLOURS[scene.colour]), np.array(BACKGROUND)
     return np.round(coverage * ink + (1 - coverage) * paper).astype(np.uint8)

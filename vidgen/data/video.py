@@ -1,11 +1,12 @@
 """Reading and writing video files."""
 
 import os
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -135,44 +136,51 @@ class _ToRGB:
 
 def _frames_at(container: Any, stream: Any, indices: list[int]) -> Iterator[Any]:
     """The wanted frames in order; fewer where the file ends early."""
+    times = None
+    if indices[0] >= _COUNT_FROM_START:
+        times = _seek_before(container, stream, indices[0])
+    frames = _numbered(container, stream, times)
+    first = next(frames, None)
+    if times is not None and (first is None or first[0] > indices[0]):
+        # The container's index pointed behind the wanted frame: count up to it instead.
+        container.seek(0, stream=stream, backward=True)
+        frames = _numbered(container, stream, None)
+        first = next(frames, None)
+    if first is None:
+        return
     wanted = iter(indices)
     want = next(wanted)
-    number = 0
-    if indices[0] >= _COUNT_FROM_START:
-        number = _seek_before(container, stream, want)
-    for frame in container.decode(stream):
+    for number, frame in chain([first], frames):
         if number == want:
             yield frame
             following = next(wanted, None)
             if following is None:
                 return
             want = following
-        number += 1
 
 
-def _seek_before(container: Any, stream: Any, index: int) -> int:
-    """Go to the last key frame at or before frame `index`; says which frame that is.
+def _numbered(container: Any, stream: Any, times: list[int] | None) -> Iterator[tuple[int, Any]]:
+    """Decoded frames with their places in display order: by time where all `times` are known."""
+    for count, frame in enumerate(container.decode(stream)):
+        yield (count if times is None else bisect_left(times, frame.pts)), frame
 
-    The packets' own times are read first: a rate does not find frames where it varies.
+
+def _seek_before(container: Any, stream: Any, index: int) -> list[int] | None:
+    """Go to the last key frame at or before frame `index`; the times of all frames, or None
+    where frames have no times and the file must be counted through.
+
+    The packets' own times are read: a rate does not find frames where it varies.
     """
     packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
     if len(packets) <= index:
         raise BadClip(f"has {len(packets)} frames; frame {index} was wanted")
-    container.seek(0, stream=stream, backward=True)
     if any(p.pts is None for p in packets):
-        return 0
-    times = sorted(p.pts for p in packets)
-    # Only where nothing shown later precedes it in the file can decoding begin cleanly.
-    keys = [p.pts for p in packets if p.is_keyframe and p.pts <= times[index]]
-    if not keys or max(keys) == times[0]:
-        return 0
-    container.seek(max(keys), stream=stream, backward=True)
-    first = next(container.decode(stream), None)
-    if first is None or first.pts is None or first.pts > times[index]:
         container.seek(0, stream=stream, backward=True)
-        return 0
-    container.seek(max(keys), stream=stream, backward=True)
-    return int(np.searchsorted(times, first.pts))
+        return None
+    times = sorted(p.pts for p in packets)
+    keys = [p.pts for p in packets if p.is_keyframe and p.pts <= times[index]]
+    container.seek(max(keys, default=times[0]), stream=stream, backward=True)
+    return times
 
 
 def _frame_times(container: Any, stream: Any) -> list[int]:
@@ -253,6 +261,24 @@ def write_video(
                 )
                 container.mux(stream.encode(yuv))
             container.mux(stream.encode(None))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_image(path: str | os.PathLike[str], picture_HWC: np.ndarray) -> None:
+    """Write uint8 RGB as PNG; the file appears whole or not at all."""
+    av = pyav("Writing an image")
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture_HWC), format="rgb24")
+    encoder = av.CodecContext.create("png", "w")
+    encoder.height, encoder.width, encoder.pix_fmt = frame.height, frame.width, "rgb24"
+    encoder.time_base = Fraction(1)
+    packets = [*encoder.encode(frame), *encoder.encode(None)]
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        partial.write_bytes(b"".join(bytes(packet) for packet in packets))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -46,7 +46,11 @@ def given_parts(name: ConditionName, ae: Autoencoder) -> list[tuple[str, int]]:
 
 
 def given_latents(
-    name: ConditionName, pieces: Sequence[Tensor], ae: Autoencoder, grid: tuple[int, int, int]
+    name: ConditionName,
+    pieces: Sequence[Tensor],
+    ae: Autoencoder,
+    grid: tuple[int, int, int],
+    seed: int,
 ) -> tuple[Tensor, Tensor]:
     """Mask (1, t, h, w) and latents (C, t, h, w) of one sample.
 
@@ -59,7 +63,7 @@ def given_latents(
     for (end, frames), piece in zip(given_parts(name, ae), pieces, strict=True):
         if piece.shape[1] != frames:
             raise ValueError(f"{name} is given {frames} frames at its {end}, not {piece.shape[1]}")
-        part = ae.encode(piece[None])[0]
+        part = ae.encode(piece[None], [seed])[0]
         place = slice(0, part.shape[1]) if end == "head" else slice(-part.shape[1], None)
         mask[:, place] = 1
         latents[:, place] = part.to(latents.dtype)

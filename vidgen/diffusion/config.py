@@ -1,9 +1,8 @@
 """The flow-matching objective and the mix of conditions trained on."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
-from typing import Annotated
 
 from vidgen.config import config
 
@@ -20,11 +19,16 @@ class FlowConfig:
     shift_high: tuple[PositiveFloat, PositiveFloat] = (4096, 3.0)
 
 
+def _text_only() -> dict[ConditionName, float]:
+    return {"t2v": 1.0}
+
+
 @config
 class ConditionConfig:
     """Weights of the conditions a training clip is given, and how often text is dropped."""
 
-    weights: dict[ConditionName, NonNegativeFloat] = Field(default_factory=lambda: {"t2v": 1.0})
+    weights: dict[ConditionName, NonNegativeFloat] = Field(default_factory=_text_only)
+    suffix: bool = True  # frame rate and motion score at the end of every caption
     drop_tokens: Annotated[float, Field(ge=0, le=1)] = 0.31622777  # text tokens (T5)
     drop_pooled: Annotated[float, Field(ge=0, le=1)] = 0.31622777  # pooled text (CLIP)
 

@@ -1,4 +1,4 @@
-"""Flow matching: x_t goes straight from data (t = 0) to noise (t = 1); the model learns its slope."""
+"""Flow matching: x_t goes straight from data (t = 0) to noise (t = 1); its slope is learned."""
 
 import math
 
@@ -36,9 +36,7 @@ def timesteps(steps: int, alpha: float) -> list[float]:
     return shift(torch.linspace(1, 0, steps + 1, dtype=torch.float64), alpha).tolist()
 
 
-def corrupt(
-    config: FlowConfig, clean: Tensor, noise: Tensor, t_B: Tensor
-) -> tuple[Tensor, Tensor]:
+def corrupt(config: FlowConfig, clean: Tensor, noise: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
     """x_t and the velocity the model should give there."""
     t = t_B.view(-1, *[1] * (clean.dim() - 1)).to(clean.dtype)
     keep = 1 - config.sigma_min

@@ -242,3 +242,50 @@ def test_an_old_checkpoint_that_cannot_be_removed_does_not_undo_the_new(
     assert checkpoint.steps(tmp_path) == [2, 3]
     assert "an old checkpoint could not be removed" in caplog.text
     recover(tmp_path)
+
+
+def test_every_step_is_durable_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    save(root, 1)
+    save(root, 2)
+    events: list[str] = []
+
+    def name(path: Any) -> str:
+        path = Path(path)
+        return "root" if path == root else str(path.relative_to(root)).replace("0" * 8, "")
+
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(fd: int) -> None:
+        events.append(f"sync {name(os.readlink(f'/proc/self/fd/{fd}'))}")
+        real_fsync(fd)
+
+    def replace(source: Any, target: Any) -> None:
+        events.append(f"{name(source)} -> {name(target)}")
+        real_replace(source, target)
+
+    real_rmtree = shutil.rmtree
+
+    def rmtree(path: Any) -> None:
+        events.append(f"remove {name(path)}")
+        real_rmtree(path)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    save(root, 3)
+    assert events == [
+        "sync .step-3.writing/model-00000-of-00001.safetensors",
+        "sync .step-3.writing/trainer.json",
+        "sync .step-3.writing",
+        "sync .step-3.writing/manifest.json.tmp",
+        ".step-3.writing/manifest.json.tmp -> .step-3.writing/manifest.json",
+        "sync .step-3.writing",
+        ".step-3.writing -> step-3",
+        "sync root",
+        "step-1 -> .step-1.removing",
+        "sync root",
+        "remove .step-1.removing",
+    ]

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,35 @@ def test_a_save_in_the_foreground_raises_at_once(
         with pytest.raises(UserError, match="the disk is full"):
             checkpoint.save(tmp_path, 1, state(1.0), {}, background=False)
     assert checkpoint.save(tmp_path, 1, state(1.0), {}, background=False).done()
+
+
+def test_a_failure_nobody_heard_of_is_reported_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    program = (
+        "import torch; from vidgen.runtime import checkpoint; "
+        f"checkpoint.save({str(tmp_path / 'file')!r}, 1, {{'m': {{'w': torch.ones(1)}}}}, {{}})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "step-000000001 was not saved: step 1 was not saved in" in done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_what_is_enqueued_before_save_is_in_it_and_what_after_is_not(
+    tmp_path: Path,
+) -> None:
+    size = 4096
+    square = torch.eye(size, device="cuda") * 2
+    tensor = torch.ones(size, size, device="cuda")
+    for step in range(3):
+        for _ in range(10):
+            tensor = tensor @ square / 2  # still running when save copies
+        tensor += 1.0
+        saving = checkpoint.save(tmp_path, step, {"model": {"w": tensor}}, {})
+        tensor.mul_(3.0)  # enqueued at once, on the stream the copy was ordered on
+        got = checkpoint.read_tensors(saving.wait(), "model")["w"]
+        assert (got == got[0, 0]).all()
+        assert torch.equal(tensor.cpu(), got * 3.0)
 
 
 def test_a_root_that_cannot_be_one_is_explained(tmp_path: Path) -> None:

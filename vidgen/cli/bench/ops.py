@@ -92,7 +92,7 @@ def measure(
     heads: int,
     repeats: int,
 ) -> dict[str, Any]:
-    copy = copy_bandwidth(device, 2 * tokens * width, repeats)
+    copy = copy_bandwidth(device, tokens * width * dtype.itemsize, repeats)
     chosen = {
         row.op: row.implementation
         for row in ops.table()

@@ -5,6 +5,7 @@ download. It is the quickstart's default, not a product: quality ends at the fre
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -58,10 +59,10 @@ class BlockDCT(nn.Module):
     gain: Tensor
 
     @torch.no_grad()
-    def encode(self, video_BCTHW: Tensor, seed: int | None = None) -> Tensor:
+    def encode(self, video_BCTHW: Tensor, seeds: Sequence[int] = ()) -> Tensor:
         x = video_BCTHW.float()
         if (x.shape[2] - 1) % FRAMES or x.shape[3] % SIDE or x.shape[4] % SIDE:
-            raise ValueError(f"video {tuple(x.shape)}: needs 4k+1 frames, sides multiples of {SIDE}")
+            raise ValueError(f"video {tuple(x.shape)}: takes 4k+1 frames, sides in {SIDE}s")
         # The first frame stands still for one block: only temporal frequency 0 is non-zero there.
         x = torch.cat([x[:, :, :1].expand(-1, -1, FRAMES, -1, -1), x[:, :, 1:]], dim=2)
         x = torch.einsum("pc,bcthw->bpthw", self.opponent, x)

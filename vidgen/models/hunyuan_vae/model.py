@@ -1,5 +1,6 @@
 """HunyuanVideo's VAE: the diffusers implementation behind the autoencoder interface."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -64,13 +65,17 @@ class HunyuanVAE(nn.Module):
         self.vae.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def encode(self, video_BCTHW: Tensor, seed: int | None = None) -> Tensor:
-        """A sample of the posterior; without a seed from torch's global generator."""
+    def encode(self, video_BCTHW: Tensor, seeds: Sequence[int]) -> Tensor:
+        """A sample of the posterior, drawn for each video from its own seed."""
         latent_grid(self, *video_BCTHW.shape[2:])
         posterior = self.vae.encode(video_BCTHW.to(self.vae.dtype)).latent_dist
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
         # Drawn on the CPU in fp32, so that a seed means the same sample on every device.
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
+        noise = torch.stack(
+            [
+                torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed))
+                for mean, seed in zip(posterior.mean, seeds, strict=True)
+            ]
+        ).to(posterior.mean)
         sample: Tensor = posterior.mean + posterior.std * noise
         return (sample * self.scale).to(video_BCTHW.dtype)
 

@@ -24,7 +24,9 @@ class BuiltinText(nn.Module):
         self.length = config.length
         self.token_width = config.token_width
         self.pooled_width = config.pooled_width
-        positions = torch.stack([_vector(f"position {i}", self.token_width) for i in range(self.length)])
+        positions = torch.stack(
+            [_vector(f"position {i}", self.token_width) for i in range(self.length)]
+        )
         self.register_buffer("positions_LD", 0.5 * positions, persistent=False)
 
     positions_LD: Tensor

@@ -52,15 +52,20 @@ def load(
     return _objects(path, manifest)
 
 
+def groups(path: str | os.PathLike[str]) -> list[str]:
+    """The names of the tensor groups a step holds."""
+    return list(read_manifest(Path(path)).tensors)
+
+
 def read_tensors(path: str | os.PathLike[str], group: str) -> dict[str, Tensor]:
     """A group's tensors, whole, on the CPU."""
     path = Path(path)
-    groups = read_manifest(path).tensors
-    if group not in groups:
-        raise UserError(f"{path} holds no {group!r}; {_it_holds(groups)}")
+    held = read_manifest(path).tensors
+    if group not in held:
+        raise UserError(f"{path} holds no {group!r}; {_it_holds(held)}")
     tensors = {
         name: torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
-        for name, entry in groups[group].items()
+        for name, entry in held[group].items()
     }
     load(path, {group: tensors})
     return tensors

@@ -1,5 +1,7 @@
 """Saving: a snapshot while the caller waits, the files and the commit behind its back."""
 
+import atexit
+import functools
 import json
 import logging
 import os
@@ -72,6 +74,17 @@ class Saving:
 _last: Saving | None = None  # at most one checkpoint is being written at a time
 
 
+@functools.cache
+def _report_at_exit() -> None:
+    """Register, once, the report of a failure that no `wait` and no later save has raised."""
+
+    def report() -> None:
+        if _last is not None and _last.done() and not _last._told and _last._error is not None:
+            _log.error("%s was not saved: %s", _last.path, _last._error)
+
+    atexit.register(report)
+
+
 def save(
     root: str | os.PathLike[str],
     step: int,
@@ -109,6 +122,7 @@ def save(
     saving = Saving(commit.step_directory(job.root, step))
     if background:
         # Not a daemon: a checkpoint begun before the interpreter's end is finished.
+        _report_at_exit()
         threading.Thread(target=_run, args=(job, saving), name=f"checkpoint-{step}").start()
         _last = saving
     else:
@@ -174,7 +188,6 @@ def _run(job: _Job, saving: Saving) -> None:
     try:
         _write_and_commit(job)
     except Exception as error:
-        _log.error("checkpoint of step %d failed: %s", job.step, error)
         saving._finish(error)
     else:
         saving._finish(None)

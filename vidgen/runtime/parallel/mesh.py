@@ -81,7 +81,7 @@ def start(device: str = "auto", *, timeout_s: float = 600.0) -> World:
         _environment(name, default)
         for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
-    chosen = _choose_device(device, local_rank)
+    chosen = choose_device(device, local_rank)
     if world > 1:
         address = _address(world)
         try:
@@ -109,7 +109,8 @@ def _environment(name: str, default: int) -> int:
     return int(text)
 
 
-def _choose_device(device: str, local_rank: int) -> torch.device:
+def choose_device(device: str, local_rank: int = 0) -> torch.device:
+    """auto, cpu or cuda to this rank's device; auto takes a GPU if there is one."""
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"device {device!r} is unknown; expected auto, cpu or cuda")
     count = torch.cuda.device_count()

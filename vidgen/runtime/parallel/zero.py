@@ -54,26 +54,27 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
     # Gradients sharded alike share one all-reduce.
     squares: dict[tuple[DeviceMesh | None, tuple[int, ...]], list[Tensor]] = {}
     for gradient in gradients:
-        key, local = _sharding(gradient)
-        wide = torch.promote_types(local.dtype, torch.float32)
-        squares.setdefault(key, []).append(torch.linalg.vector_norm(local, dtype=wide).square())
+        key, part = _sharding(gradient)
+        wide = torch.promote_types(part.dtype, torch.float32)
+        squares.setdefault(key, []).append(torch.linalg.vector_norm(part, dtype=wide).square())
     parts_of_norm = []
     for (mesh, dims), parts in squares.items():
-        part = torch.stack(parts).sum()
+        total = torch.stack(parts).sum()
         for dim in dims:
             assert mesh is not None
-            dist.all_reduce(part, group=mesh.get_group(dim))
-        parts_of_norm.append(part)
+            dist.all_reduce(total, group=mesh.get_group(dim))
+        parts_of_norm.append(total)
     norm = torch.stack(parts_of_norm).sum().sqrt()
     if max_norm is not None:
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
-            local = _local(gradient)
-            local.mul_(scale.to(local.dtype))
+            part = local(gradient)
+            part.mul_(scale.to(part.dtype))
     return norm
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; a plain one is its own."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
