@@ -1,0 +1,68 @@
+"""The built-in text encoder: words are fixed vectors, in every process and at every place."""
+
+import pytest
+import torch
+
+from vidgen.errors import UserError
+from vidgen.models.text.builtin import BuiltinText
+from vidgen.models.text.config import TextConfig
+
+CONFIG = TextConfig(length=6, token_width=256, pooled_width=512)
+
+
+@pytest.fixture
+def encoder() -> BuiltinText:
+    return BuiltinText(CONFIG)
+
+
+def test_shapes_and_scale(encoder: BuiltinText) -> None:
+    features = encoder.encode(["a red circle", "two words"])
+    assert features.tokens_BLD.shape == (2, encoder.length, encoder.token_width)
+    assert features.pooled_BD.shape == (2, encoder.pooled_width)
+    assert features.pooled_BD.std() == pytest.approx(1, abs=0.15)
+    assert features.tokens_BLD.std() == pytest.approx(1.25**0.5, abs=0.15)
+
+
+def test_a_caption_means_the_same_whatever_stands_beside_it(encoder: BuiltinText) -> None:
+    torch.manual_seed(1)
+    alone = encoder.encode(["A red, circle!"])
+    torch.manual_seed(2)  # nothing is drawn from the global state
+    beside = BuiltinText(CONFIG).encode(["x y z", "a red circle"])
+    assert torch.equal(alone.tokens_BLD[0], beside.tokens_BLD[1])
+    assert torch.equal(alone.pooled_BD[0], beside.pooled_BD[1])
+
+
+def test_the_vectors_are_the_same_on_every_machine(encoder: BuiltinText) -> None:
+    """Trained weights depend on them: these numbers may never change."""
+    features = encoder.encode(["red"])
+    expected = torch.tensor([-0.40405637, -0.3262774, -0.96447653])
+    torch.testing.assert_close(features.pooled_BD[0, :3], expected, atol=1e-5, rtol=0)
+
+
+def test_places_and_words_are_told_apart(encoder: BuiltinText) -> None:
+    features = encoder.encode(["left right", "right left"])
+    one, other = features.tokens_BLD
+    assert not torch.allclose(one[0], one[1])
+    assert not torch.allclose(one[0], other[1])  # the same word at another place
+    torch.testing.assert_close(one[0] - encoder.positions_LD[0], other[1] - encoder.positions_LD[1])
+    torch.testing.assert_close(one[2:], other[2:])  # padding
+    torch.testing.assert_close(*features.pooled_BD)  # pooled: a bag of words
+
+
+def test_digits_and_words_of_any_script_count(encoder: BuiltinText) -> None:
+    captions = ["", "24", "25", "кот", "пёс", "猫", "café", "caf"]
+    pooled = encoder.encode(captions).pooled_BD
+    apart = torch.cdist(pooled, pooled) + 100 * torch.eye(len(captions))
+    assert apart.min() > 10
+
+
+def test_the_empty_caption_is_the_null_condition(encoder: BuiltinText) -> None:
+    null = encoder.encode(["", " .,!"])
+    assert torch.equal(null.tokens_BLD[0], null.tokens_BLD[1])
+    assert torch.equal(null.pooled_BD, torch.zeros(2, 512))
+
+
+def test_too_many_words_are_refused(encoder: BuiltinText) -> None:
+    assert encoder.encode(["one two three four five six"]).tokens_BLD.isfinite().all()
+    with pytest.raises(UserError, match=r"7 words.*takes 6 \(text\.length\).*'one two"):
+        encoder.encode(["fine", "one two three four five six seven"])
