@@ -75,19 +75,61 @@ def test_refused_before_a_model_is_loaded(argv: tuple[str, ...], message: str) -
         asked(*argv)
 
 
-def test_the_paths_of_the_videos_are_printed(vidgen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[dict[str, Any]] = []
+@pytest.mark.parametrize("published", [False, True])
+def test_the_paths_of_the_videos_are_printed(
+    vidgen: Any, monkeypatch: pytest.MonkeyPatch, published: bool
+) -> None:
+    """The calls into vidgen.sample, with a stand-in for a trained model."""
+    import vidgen.sample as sample
+
+    calls: list[Any] = []
+
+    def make_requests(pipeline: str, prompts: list[str], **given: Any) -> list[str]:
+        calls.append((pipeline, given))
+        return [f"request for {prompt}" for prompt in prompts]
+
+    def write_samples(
+        pipeline: str, requests: list[str], out: str, *, batch: int, crf: int
+    ) -> list[Path]:
+        calls.append((requests, out, batch, crf))
+        return [Path(out) / "0000.mp4"]
 
     class Pipeline:
-        @classmethod
-        def from_checkpoint(cls, source: str) -> "Pipeline":
-            assert source == "run"
-            return cls()
+        @staticmethod
+        def from_checkpoint(source: str) -> str:
+            return f"checkpoint {source}"
 
-        def sample(self, **wanted: Any) -> list[Path]:
-            calls.append(wanted)
-            return [Path("samples/0000.mp4")]
+        @staticmethod
+        def from_weights(source: str, recipe: str) -> str:
+            return f"weights {source} {recipe}"
 
-    monkeypatch.setitem(sys.modules, "vidgen.sample", SimpleNamespace(Pipeline=Pipeline))
-    assert vidgen("sample", "run", "--prompt", "x") == (0, "samples/0000.mp4\n", "")
-    assert calls[0]["prompts"] == ["x"]
+    for stand_in in (make_requests, write_samples, Pipeline):
+        assert hasattr(sample, stand_in.__name__)
+        monkeypatch.setattr(sample, stand_in.__name__, stand_in)
+    more = ("--recipe", "r.yaml") if published else ()
+    argv = ("sample", "run", "--prompt", "x", "--steps", "4", "--batch", "2", *more)
+    assert vidgen(*argv) == (0, "samples/0000.mp4\n", "")
+    loaded = "weights run r.yaml" if published else "checkpoint run"
+    assert calls == [
+        (loaded, {"steps": 4, "samples": 1}),
+        (["request for x"], "samples", 2, 18),
+    ]
+
+
+def test_a_request_survives_the_round_trip_through_a_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `--like` reads is what sampling writes: every key is an argument of make_requests."""
+    from vidgen.sample import Request
+    from vidgen.sample.files import request_record
+
+    made = Request("a cat", 3, 17, 64, 64, 20, 7.5, 3.0, 24.0, None)
+    video = tmp_path / "0000.mp4"
+    video.write_bytes(b"")
+    monkeypatch.setattr(
+        "vidgen.data.video.read_metadata", lambda path: {"vidgen_request": request_record(made)}
+    )
+    found = asked("--like", str(video))
+    assert found.pop("samples") == 1
+    assert found.pop("prompts") == ["a cat"]
+    assert Request(prompt="a cat", **{**found, "ref": tuple(found["ref"])}) == made

@@ -230,9 +230,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
             read_clip(tmp_path / name, range(20))
     with pytest.raises(BadClip, match="ends before frame 20; 20 of 21 wanted read"):
         read_clip(good, range(21))
-    with pytest.raises(BadClip, match="has 20 frames; frame 99 was wanted"):
+    with pytest.raises(BadClip, match=r"has 20 frames; frame 99 was wanted"):
         read_clip(good, [99])
-    with pytest.raises(BadClip, match="is 32x48 .* the manifest says 48x32"):
+    with pytest.raises(BadClip, match=r"is 32x48 .* the manifest says 48x32"):
         read_clip(good, [0], expect=(48, 32))
 
 
@@ -253,7 +253,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(UserError, match="both sides must be even"):
         write_video(path, ramp(2, 31), fps=24)
-    with pytest.raises(Exception, match="metadata|str|encode"):
+    with pytest.raises(Exception, match=r"metadata|str|encode"):
         write_video(path, ramp(2), fps=24, metadata={"seed": 3})  # type: ignore[dict-item]
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

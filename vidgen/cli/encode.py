@@ -3,7 +3,7 @@
 import argparse
 
 from vidgen.cli.arguments import add_recipe
-from vidgen.config import read_recipe
+from vidgen.config import read_recipe, to_dict
 
 EXAMPLE = """\
   vidgen encode recipes/stage1.yaml data.manifest=clips.parquet --out latents/
@@ -25,13 +25,35 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from vidgen.data.latents import encode_manifest
+    from vidgen.data.latents import EncodeCounts, encode_manifest
     from vidgen.models.build import build_autoencoder, build_text
+    from vidgen.runtime import parallel
 
-    cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda" if cuda else "cpu")
-    dtype = torch.bfloat16 if cuda else torch.float32
-    autoencoder = build_autoencoder(recipe.autoencoder, device, dtype)
-    text = build_text(recipe.text, device, dtype)
-    with tqdm(unit="clip", desc="encode") as bar:
-        encode_manifest(recipe.data.manifest, autoencoder, text, args.out, progress=bar.update)
+    with (
+        parallel.start(args.device) as world,
+        tqdm(unit="clip", desc="encode", disable=world.rank > 0) as bar,
+    ):
+        cuda = world.device.type == "cuda"
+        dtype = torch.bfloat16 if cuda else torch.float32
+        autoencoder = build_autoencoder(recipe.autoencoder, world.device, dtype)
+        text = build_text(recipe.text, world.device, dtype)
+
+        def show(counts: EncodeCounts) -> None:
+            bar.total = counts.total
+            bar.set_postfix_str(str(counts), refresh=False)
+            bar.update()
+
+        counts = encode_manifest(
+            recipe.data,
+            autoencoder,
+            text,
+            args.out,
+            encoders={"autoencoder": to_dict(recipe.autoencoder), "text": to_dict(recipe.text)},
+            device=world.device,
+            dtype=dtype,
+            spatial_multiple=autoencoder.compression[1] * recipe.model.patch_size,
+            rank=world.rank,
+            world=world.world,
+            progress=show,
+        )
+    print(f"{args.out}: {counts}")

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def request(args: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments of `Pipeline.sample`; what was not said is left out."""
+    """The keyword arguments of `make_requests`; what was not said is left out."""
     given = like(args.like) if args.like else {}
     prompts = args.prompt + (read_prompts(args.prompts) if args.prompts else [])
     if prompts:

@@ -21,12 +21,11 @@ class Verdict:
     shape: str | None
     direction: str | None
 
+    def seen(self) -> dict[str, str | None]:
+        return {"colour": self.colour, "shape": self.shape, "direction": self.direction}
+
     def matches(self, scene: Scene) -> dict[str, bool]:
-        return {
-            "colour": self.colour == scene.colour,
-            "shape": self.shape == scene.shape,
-            "direction": self.direction == scene.direction,
-        }
+        return {name: value == getattr(scene, name) for name, value in self.seen().items()}
 
 
 def judge(frames_THWC: NDArray[np.uint8]) -> Verdict:

@@ -73,12 +73,12 @@ class Loader:
         if not 0 <= seed < 2**63:
             raise UserError(f"seed is {seed}; expected 0 to 2^63 - 1")
         self.manifest, self.table = manifest, table
-        self._cfg, self._seed, self._rank, self._world = cfg, seed, rank, world
+        self._cfg, self._seed, self._world = cfg, seed, world
         self._epoch = self._step = 0
-        self._order = EpochOrder(table, manifest, seed=seed, epoch=0, world=world)
-        self._order_epoch = 0
-        if self._order.left_out:
-            why = "; ".join(f"{count} {reason}" for reason, count in self._order.left_out.items())
+        self._orders = _Orders(table, manifest, seed, rank, world)
+        left_out = self._orders.of(0).left_out
+        if left_out:
+            why = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
             _log.warning("clips of %s in no batch of epoch 0: %s", manifest.path, why)
         self._reader = _Reader(cfg, manifest, seed)
         slot = max(table.config(b).batch * b.frames * b.height * b.width * 3 for b in table.buckets)
@@ -99,7 +99,7 @@ class Loader:
 
     @property
     def steps_in_epoch(self) -> int:
-        return len(self._epoch_order(self._epoch))
+        return len(self._orders.of(self._epoch))
 
     @property
     def bad_clips(self) -> dict[int, str]:
@@ -112,7 +112,7 @@ class Loader:
     def __next__(self) -> Batch:
         if self._feed is None:
             self._feed = Feed(
-                self._jobs(self._epoch, self._step),
+                self._orders.jobs(self._epoch, self._step),
                 self._reader.fill,
                 arena=self._arena,
                 lane=self._lane,
@@ -228,17 +228,29 @@ class Loader:
     def _hash(value: object) -> str:
         return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
-    def _epoch_order(self, epoch: int) -> EpochOrder:
-        if epoch != self._order_epoch:
-            self._order = EpochOrder(
-                self.table, self.manifest, seed=self._seed, epoch=epoch, world=self._world
-            )
-            self._order_epoch = epoch
-        return self._order
 
-    def _jobs(self, epoch: int, first_step: int) -> Iterator[Job[_Plan]]:
+class _Orders:
+    """One rank's share of every epoch's steps, without end. Knows nothing of the loader, which the
+    worker threads must not keep alive."""
+
+    def __init__(
+        self, table: BucketTable, manifest: Manifest, seed: int, rank: int, world: int
+    ) -> None:
+        self._table, self._manifest = table, manifest
+        self._seed, self._rank, self._world = seed, rank, world
+        self._latest: tuple[int, EpochOrder] | None = None
+
+    def of(self, epoch: int) -> EpochOrder:
+        if self._latest is None or self._latest[0] != epoch:
+            order = EpochOrder(
+                self._table, self._manifest, seed=self._seed, epoch=epoch, world=self._world
+            )
+            self._latest = epoch, order
+        return self._latest[1]
+
+    def jobs(self, epoch: int, first_step: int) -> Iterator[Job[_Plan]]:
         while True:
-            order = self._epoch_order(epoch)
+            order = self.of(epoch)
             for number in range(first_step, len(order)):
                 step = order[number]
                 bucket, batch = step.bucket, len(step.rows) // self._world

@@ -12,7 +12,7 @@ class BlockDCTConfig:
     """Blocks of 4 frames x 8 x 8 pixels; the lowest frequencies are kept, the rest is dropped."""
 
     kind: Literal["block_dct"] = "block_dct"
-    luma: Annotated[int, Field(ge=1, le=8)] = 3  # spatial frequencies kept a side, brightness
+    luma: Annotated[int, Field(ge=1, le=8)] = 2  # spatial frequencies kept a side, brightness
     chroma: Annotated[int, Field(ge=1, le=8)] = 2  # the same for the two colour differences
     temporal: Annotated[int, Field(ge=1, le=4)] = 2  # temporal frequencies kept
 

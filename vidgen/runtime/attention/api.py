@@ -49,7 +49,8 @@ def attention(
         # An empty product keeps the graph connected: the gradients are zeros, not missing.
         out = q_BLHD * 0.0 + (k_BLHD.sum() + v_BLHD.sum()) * 0.0
         B, L, H, _ = q_BLHD.shape
-        lse = torch.full((B, H, L), -torch.inf, dtype=torch.float32, device=q_BLHD.device)
+        wide = torch.promote_types(q_BLHD.dtype, torch.float32)
+        lse = torch.full((B, H, L), -torch.inf, dtype=wide, device=q_BLHD.device)
         return (out, lse) if return_lse else out
 
     gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BLHD, k_BLHD, v_BLHD))
