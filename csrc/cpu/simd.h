@@ -169,11 +169,10 @@ VIDGEN_INLINE float sum(Floats value) {
   return lanes[0];
 }
 
-// e^x to about one unit in the last place: 0 below, infinity above, NaN for NaN.
-VIDGEN_INLINE Floats exp(Floats x) {
-  const Floats low = fill(-87.33654f);
-  const Floats high = fill(88.72283f);
-  const Floats inside = x < low ? low : (x > high ? high : x);
+// e^x for x <= 0, to about one unit in the last place; NaN for NaN.
+VIDGEN_INLINE Floats exp_of_negative(Floats x) {
+  const Floats low = fill(-87.33654f);  // e^x is a denormal below, taken for 0
+  const Floats inside = x < low ? low : x;
   // x = n ln 2 + r with |r| <= ln 2 / 2; adding and taking away 1.5 * 2^23 rounds to the nearest n.
   const Floats magic = fill(12582912.0f);
   const Floats shifted = inside * 1.44269504f + magic;
@@ -186,14 +185,9 @@ VIDGEN_INLINE Floats exp(Floats x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  // 2^n in two factors: n may be 128, which is not the exponent of a float.
   const Ints whole = bit_cast<Ints>(shifted) - bit_cast<Ints>(magic);
-  const Ints first = whole >> 1;
-  const Floats power = bit_cast<Floats>((first + 127) << 23);
-  const Floats rest = bit_cast<Floats>((whole - first + 127) << 23);
-  const Floats result = p * power * rest;
-  const Floats clipped = x > high ? fill(__builtin_inff()) : result;
-  const Floats bounded = x < low ? Floats{} : clipped;
+  const Floats result = p * bit_cast<Floats>((whole + 127) << 23);
+  const Floats bounded = x < low ? Floats{} : result;
   return x != x ? x : bounded;
 }
 

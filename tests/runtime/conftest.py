@@ -1,8 +1,10 @@
 """Fixtures for tests that need several processes."""
 
+import contextlib
 import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,7 +28,7 @@ def ranks(tmp_path: Path) -> Ranks:
     count = 0
 
     def run(
-        function: Callable[..., Any], world: int, *arguments: Any, timeout: float = 60
+        function: Callable[..., Any], world: int, *arguments: Any, timeout: float = 240
     ) -> list[Any]:
         nonlocal count
         folder = tmp_path / f"ranks-{count}"
@@ -41,19 +43,26 @@ def ranks(tmp_path: Path) -> Ranks:
             "GLOO_SOCKET_IFNAME": "lo",
             "PYTHONPATH": os.pathsep.join([package, os.environ.get("PYTHONPATH", "")]),
         }
-        done = subprocess.run(
-            [
-                *(sys.executable, str(Path(__file__).with_name("ranks.py"))),
-                *(file, function.__name__, str(world), str(folder), str(timeout)),
-                json.dumps(arguments),
-            ],
+        command = [
+            *(sys.executable, str(Path(__file__).with_name("ranks.py"))),
+            *(file, function.__name__, str(world), str(folder), str(timeout)),
+            json.dumps(arguments),
+        ]
+        process = subprocess.Popen(
+            command,
             env=environment,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout + 60,
+            start_new_session=True,
         )
-        if done.returncode:
-            pytest.fail(f"{function.__name__} failed:\n{done.stdout}\n{done.stderr}", pytrace=False)
+        try:
+            said, _ = process.communicate(timeout=2 * timeout)  # it ends itself, after importing
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # whatever is left of it
+        if process.returncode:
+            pytest.fail(f"{function.__name__} failed:\n{said}", pytrace=False)
         results = [folder / f"result-{rank}.json" for rank in range(world)]
         return [json.loads(r.read_text()) if r.exists() else None for r in results]
 

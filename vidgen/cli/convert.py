@@ -5,12 +5,15 @@ import argparse
 EXAMPLE = """\
   vidgen convert Open_Sora_v2.safetensors mine.safetensors --to vidgen
   vidgen convert flux1-dev.safetensors start.safetensors --to open-sora --start i2v
+  vidgen convert runs/stage1/checkpoints/step-000085000 stage1.safetensors --to open-sora --ema
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", metavar="SOURCE", help="a .safetensors file, or a folder of shards"
+        "source",
+        metavar="SOURCE",
+        help="a .safetensors file, a folder of shards, or a step of a training run",
     )
     parser.add_argument("destination", metavar="DESTINATION", help="the .safetensors file to write")
     parser.add_argument(
@@ -21,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("t2v", "i2v"),
         help="make the start of a video model from an image model: leaves the guidance embedder "
         "out; i2v adds a condition embedder of zeros",
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help="of a training run, the averaged weights"
     )
     parser.add_argument("--force", action="store_true", help="overwrite DESTINATION")
 
@@ -33,7 +39,8 @@ def run(args: argparse.Namespace) -> None:
     from vidgen.models.mmdit.convert import convert, describe
     from vidgen.models.mmdit.flops import parameters
 
-    layout, config = describe(args.source)
+    group = "ema" if args.ema else "model"
+    layout, config = describe(args.source, group)
     shape = ", ".join(f"{field}={value}" for field, value in asdict(config).items())
     print(f"{args.source}: {layout}, {parameters(config):,} parameters: {shape}")
     with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc=f"to {args.to}") as bar:
@@ -47,6 +54,7 @@ def run(args: argparse.Namespace) -> None:
             args.destination,
             to=args.to,
             adapt=args.start,
+            group=group,
             overwrite=args.force,
             progress=progress,
         )

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--recipe", default="recipes/quickstart.yaml", metavar="YAML")
     parser.add_argument(
-        "--clips", metavar="N", type=count, default=12, help="17-frame clips of each scene"
+        "--clips", metavar="N", type=count, default=16, help="17-frame clips of each scene"
     )
 
 
@@ -99,7 +99,7 @@ class Quickstart:
         if manifest.exists():
             print(f"{manifest} is there already")
             return
-        clips = ((17, self.clips), (33, max(1, self.clips * 5 // 12)))
+        clips = ((17, self.clips), (33, max(1, self.clips // 5)))
         total = (len(SCENES) - len(HELD_OUT)) * sum(n for _, n in clips)
         with tqdm(total=total, unit="clip", desc="write clips") as bar:
             write_dataset(manifest.parent, clips=clips, seed=self.recipe.seed, progress=bar.update)

@@ -22,6 +22,9 @@ class Bucket:
     height: int
     width: int
 
+    def __str__(self) -> str:
+        return f"{self.frames}x{self.height}x{self.width}"
+
 
 @dataclass(frozen=True)
 class Shelf:

@@ -40,6 +40,7 @@ HELD_OUT = tuple(
     for i, scene in enumerate(SCENES)
     if (i // 12 + i // 4 % 3 + i % 4) % 6 == 0  # colour, shape and direction all differ
 )
+TRAINED = tuple(scene for scene in SCENES if scene not in HELD_OUT)
 
 
 def outline(shape: str, x: NDArray, y: NDArray, radius: NDArray | float) -> NDArray:
@@ -55,8 +56,8 @@ def outline(shape: str, x: NDArray, y: NDArray, radius: NDArray | float) -> NDAr
 
 def render(scene: Scene, frames: int, side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """(frames, side, side, 3): position, size and speed vary with `rng`."""
-    radius = rng.uniform(0.195, 0.205) * side
-    travel = rng.uniform(0.42, 0.50) * side
+    radius = rng.uniform(0.235, 0.245) * side
+    travel = rng.uniform(0.40, 0.46) * side
     dx, dy = DIRECTIONS[scene.direction]
     along = rng.uniform(-0.02, 0.02) * side
     across = rng.integers(-1, 2) * side / 8  # one of three lanes
@@ -74,7 +75,7 @@ def render(scene: Scene, frames: int, side: int, rng: np.random.Generator) -> ND
 def write_dataset(
     folder: str | Path,
     *,
-    scenes: Sequence[Scene] = tuple(s for s in SCENES if s not in HELD_OUT),
+    scenes: Sequence[Scene] = TRAINED,
     clips: Sequence[tuple[int, int]] = ((17, 12), (33, 5)),
     side: int = 64,
     fps: float = 24.0,

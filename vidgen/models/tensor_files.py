@@ -163,9 +163,16 @@ def check_tensors(
         raise UserError(f"{source.where}: {'; '.join(problems[:3])}{more}")
 
 
-def open_source(source: PathOrTensors) -> AbstractContextManager[TensorSource]:
+def open_source(
+    source: PathOrTensors, group: str = "model"
+) -> AbstractContextManager[TensorSource]:
+    """`group` says which weights of a training checkpoint are meant: model or ema."""
     if isinstance(source, Mapping):
         return nullcontext(TensorDict(source))
+    if (Path(source) / "manifest.json").is_file():
+        from vidgen.models.trained_weights import TrainedWeights
+
+        return TrainedWeights(Path(source), group)
     return TensorFiles(source)
 
 

@@ -186,7 +186,7 @@ def failures(rank: int, world: int, folder: Path) -> list[str]:
 
 
 def test_a_failing_rank_and_a_dying_one_end_the_save_on_all(ranks: Any) -> None:
-    told, dead = ranks(failures, 2, timeout=40)
+    told, dead = ranks(failures, 2)
     assert dead is None
     assert told[0].startswith("rank 1: step 2 was not saved")
     assert "the disk is full" in told[0]

@@ -37,7 +37,7 @@ def walk(rank: int, world: int, folder: Path, port: int) -> list[Any]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    with start("cpu", timeout_s=30) as here:
+    with start("cpu", timeout_s=200) as here:
         mesh = here.mesh(context=2)
         here.barrier()
         data, context = (dist.get_process_group_ranks(g) for g in mesh.get_all_groups())

@@ -6,6 +6,8 @@ from pydantic import PositiveFloat, PositiveInt
 
 from vidgen.config import config
 
+Widths = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
+
 
 @config
 class HunyuanVAEConfig:
@@ -14,9 +16,7 @@ class HunyuanVAEConfig:
     kind: Literal["hunyuan_vae"] = "hunyuan_vae"
     path: str  # the published hunyuan_vae.safetensors
     latent_channels: PositiveInt = 16
-    block_out_channels: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (
-        (128, 256, 512, 512)
-    )  # fmt: skip
+    block_out_channels: Widths = (128, 256, 512, 512)
     layers_per_block: PositiveInt = 2
     norm_num_groups: PositiveInt = 32
     scale: PositiveFloat = 0.476986  # brings latents to unit variance

@@ -24,7 +24,7 @@ def build(config: HunyuanVAEConfig) -> Any:
             'the HunyuanVideo VAE needs the diffusers package: pip install "vidgen[text]"'
         ) from error
     with torch.device("meta"):
-        vae = AutoencoderKLHunyuanVideo(
+        vae: Any = AutoencoderKLHunyuanVideo(
             latent_channels=config.latent_channels,
             block_out_channels=config.block_out_channels,
             layers_per_block=config.layers_per_block,

@@ -29,17 +29,17 @@ from vidgen.models.mmdit.layouts import (
 )
 from vidgen.models.tensor_files import (
     Progress,
-    TensorFiles,
     TensorInfo,
     TensorSource,
     destination_file,
+    open_source,
     write_tensors,
 )
 
 
-def describe(source: str | os.PathLike[str]) -> tuple[Layout, MMDiTConfig]:
+def describe(source: str | os.PathLike[str], group: str = "model") -> tuple[Layout, MMDiTConfig]:
     """A checkpoint's layout, and the config that it notes or that its shapes tell."""
-    with TensorFiles(source) as tensors:
+    with open_source(source, group) as tensors:
         layout = detect_layout(tensors)
         return layout, infer_config(tensors, layout)
 
@@ -50,18 +50,20 @@ def convert(
     *,
     to: Layout,
     adapt: Literal["t2v", "i2v"] | None = None,
+    group: str = "model",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> MMDiTConfig:
     """Rewrite a checkpoint in another layout, bit for bit, in memory of about one tensor.
 
     `adapt` makes the start of a video model: the guidance embedder is left out, and for i2v a
-    condition embedder filled with zeros is added where there is none. Returns the written config.
+    condition embedder filled with zeros is added where there is none. `group` picks the weights of
+    a training checkpoint, "model" or "ema". Returns the written config.
     """
     if to not in LAYOUTS:
         raise UserError(f"layout '{to}': expected one of {', '.join(LAYOUTS)}")
     destination = destination_file(destination, overwrite)
-    with TensorFiles(source) as tensors:
+    with open_source(source, group) as tensors:
         layout = detect_layout(tensors)
         config = infer_config(tensors, layout)
         told = noted_config(tensors) is not None or config in PRESETS.values()

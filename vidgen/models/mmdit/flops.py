@@ -1,8 +1,6 @@
 """Parameters and model FLOPs of one sample, as functions of the config and the grid.
 
-The convention: matrix products only, 2 FLOPs a multiply-add; each stream's tokens through its own
-weights, modulation once a sample, attention 4 L^2 D; a backward pass is twice the forward; work
-done again to save memory does not count.
+What is counted, and how, is vidgen/runtime/observe/flops.py's to say; here is what the model does.
 """
 
 import math
@@ -10,6 +8,7 @@ from dataclasses import dataclass
 
 from vidgen.models.mmdit.config import MMDiTConfig
 from vidgen.models.mmdit.layouts import TIME_FREQUENCIES, tensor_shapes
+from vidgen.runtime.observe.flops import attention_flops, linear_flops, training_flops
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class ForwardFlops:
 
     linear: int  # each token through the weights of its stream
     attention: int
-    conditioning: int  # modulation and the embedders of time, pooled text and guidance
+    conditioning: int  # once a sample: modulation, embedders of time, pooled text and guidance
 
     @property
     def forward(self) -> int:
@@ -27,7 +26,7 @@ class ForwardFlops:
     @property
     def training(self) -> int:
         """Forward and backward."""
-        return 3 * self.forward
+        return training_flops(self.forward)
 
 
 def parameters(config: MMDiTConfig) -> int:
@@ -37,24 +36,32 @@ def parameters(config: MMDiTConfig) -> int:
 def flops(config: MMDiTConfig, grid: tuple[int, int, int], text_len: int) -> ForwardFlops:
     """`grid` counts video tokens (frames, rows, columns); `text_len` text tokens."""
     width, mlp = config.hidden_size, config.mlp_hidden
-    video, joint = math.prod(grid), math.prod(grid) + text_len
-    blocks = config.depth + config.depth_single_blocks
+    video = math.prod(grid)
+    joint = text_len + video
 
-    dual_weights = 3 * width * width + width * width + 2 * width * mlp  # of one stream
-    single_weights = width * (3 * width + mlp) + (width + mlp) * width
-    into_video = config.in_channels + (config.cond_channels if config.cond_embed else 0)
-    linear = 2 * (
-        video * width * (into_video + config.in_channels)  # embedders and the final layer
-        + text_len * width * config.context_in_dim
-        + joint * (config.depth * dual_weights + config.depth_single_blocks * single_weights)
+    # A dual block has weights for each stream; together they see every token once.
+    dual = (
+        linear_flops(joint, width, 3 * width)
+        + linear_flops(joint, width, width)
+        + linear_flops(joint, width, mlp)
+        + linear_flops(joint, mlp, width)
+    )
+    single = linear_flops(joint, width, 3 * width + mlp) + linear_flops(joint, width + mlp, width)
+    around = (
+        linear_flops(video, config.in_channels, width)
+        + linear_flops(video, config.cond_channels if config.cond_embed else 0, width)
+        + linear_flops(text_len, config.context_in_dim, width)
+        + linear_flops(video, width, config.in_channels)
     )
 
-    chunks = 2 * 6 * config.depth + 3 * config.depth_single_blocks + 2  # of modulation
-    embedded = TIME_FREQUENCIES + width + config.vec_in_dim + width
+    embedders = [TIME_FREQUENCIES, config.vec_in_dim]
     if config.guidance_embed:
-        embedded += TIME_FREQUENCIES + width
+        embedders.append(TIME_FREQUENCIES)
+    chunks = 2 * 6 * config.depth + 3 * config.depth_single_blocks + 2  # shifts, scales, gates
+    blocks = config.depth + config.depth_single_blocks
     return ForwardFlops(
-        linear=linear,
-        attention=4 * joint * joint * width * blocks,
-        conditioning=2 * width * (chunks * width + embedded),
+        linear=around + config.depth * dual + config.depth_single_blocks * single,
+        attention=blocks * attention_flops(joint, joint, width),
+        conditioning=linear_flops(1, width, chunks * width)
+        + sum(linear_flops(1, d, width) + linear_flops(1, width, width) for d in embedders),
     )

@@ -49,7 +49,7 @@ def load_weights(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> None:
-    """Fill the model from a safetensors file, a folder of shards or a dict of tensors.
+    """Fill the model from a safetensors file, a folder of shards, a training step or a dict.
 
     A wrong, missing or extra tensor is an error. `adapt` starts a video model from an image model:
     a guidance embedder the model does not have is left out, a condition embedder the source does

@@ -27,7 +27,7 @@ def rope_tables(
         raise ValueError(
             f"rope_tables: axes_dim {axes_dim} must give grid {grid} an even width each"
         )
-    target = torch.get_default_device() if device is None else torch.device(device)
+    target = torch.empty(0).device if device is None else torch.device(device)
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return _compute(grid, axes_dim, theta, text_len, target)  # may not be a plain tensor
     key = (tuple(grid), tuple(axes_dim), float(theta), text_len, target)

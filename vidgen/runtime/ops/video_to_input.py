@@ -63,7 +63,7 @@ def reference(
     planes = frames.permute(0, 4, 1, 2, 3)
     channels = torch.arange(len(mean), device=frames.device).view(1, -1, 1, 1, 1)
     out = table[channels, planes.long()]
-    return torch.where(flip.bool().view(-1, 1, 1, 1, 1), out.flip(-1), out)
+    return torch.where(flip.bool().view(-1, 1, 1, 1, 1), out.flip(-1), out).contiguous()
 
 
 def _forward(

@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from vidgen.runtime import ops
+
+SHAPES = [(1, 1, 1, 1, 3), (2, 3, 5, 7, 3), (1, 2, 16, 24, 1)]
+
+
+def frames(shape):
+    return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+def exact(u8, mean, std, flip=None):
+    mean, std = (torch.tensor(v, dtype=torch.float64).expand(u8.shape[-1]) for v in (mean, std))
+    out = ((u8.double() / 255 - mean) / std).permute(0, 4, 1, 2, 3)
+    return out if flip is None else torch.where(flip.view(-1, 1, 1, 1, 1), out.flip(-1), out)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_is_the_nearest_number_of_the_type(laws, shape, dtype):
+    u8 = frames(shape)
+    found = ops.video_to_input(u8, 0.5, 0.5, dtype)
+    assert found.is_contiguous()
+    assert torch.equal(found, exact(u8, 0.5, 0.5).to(dtype))
+
+
+def test_numbers_per_channel(laws, dtype):
+    u8 = frames((2, 3, 5, 7, 3))
+    mean, std = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
+    found = ops.video_to_input(u8, mean, std, dtype)
+    assert torch.equal(found, exact(u8, mean, std).to(dtype))
+
+
+def test_flip(laws):
+    u8, flip = frames((3, 2, 4, 5, 3)), torch.tensor([True, False, True])
+    found = ops.video_to_input(u8, 0.5, 0.5, torch.float32, flip)
+    assert torch.equal(found, exact(u8, 0.5, 0.5, flip).float())
+
+
+def test_crop_is_read_in_place(laws):
+    u8 = frames((2, 6, 9, 11, 3))[:, 1:4, 2:7, 3:8]
+    found = ops.video_to_input(u8, 0.5, 0.5, torch.float32)
+    assert torch.equal(found, exact(u8, 0.5, 0.5).float())
+
+
+def test_channels_first_storage(laws):
+    u8 = frames((2, 3, 4, 5, 6)).permute(0, 2, 3, 4, 1)
+    found = ops.video_to_input(u8, 0.5, 0.5, torch.float32)
+    assert torch.equal(found, exact(u8, 0.5, 0.5).float())
+
+
+def test_threads(kernel_laws):
+    kernel_laws.same_bits_for_any_thread_count(
+        lambda u8: ops.video_to_input(u8, 0.5, 0.5, torch.bfloat16), [frames((2, 9, 8, 8, 3))]
+    )
+
+
+def test_compile(laws):
+    def normalised(u8):
+        return ops.video_to_input(u8, 0.5, 0.5, torch.bfloat16)
+
+    laws.compiles_without_a_break(normalised, [frames((1, 2, 4, 4, 3))])
+
+
+def test_opcheck(kernel_laws):
+    arguments = (
+        frames((1, 2, 4, 4, 3)),
+        [0.5] * 3,
+        [0.5] * 3,
+        torch.bfloat16,
+        torch.tensor([True]),
+    )
+    torch.library.opcheck(torch.ops.vidgen.video_to_input.default, arguments)
+
+
+def test_float64():
+    u8 = frames((1, 2, 4, 4, 3))
+    assert torch.equal(ops.video_to_input(u8, 0.5, 0.5, torch.float64), exact(u8, 0.5, 0.5))
+
+
+def test_wrong_input_is_named():
+    with pytest.raises(ValueError, match="expected uint8"):
+        ops.video_to_input(torch.zeros(1, 2, 4, 4, 3), 0.5, 0.5, torch.float32)
+    with pytest.raises(ValueError, match="2 values of std for 3 channels"):
+        ops.video_to_input(frames((1, 2, 4, 4, 3)), 0.5, [0.5, 0.5], torch.float32)
