@@ -24,7 +24,6 @@ def test_only_what_was_said_is_passed_on() -> None:
         "seed": 7,
         "guidance_img": 2.5,
         "samples": 1,
-        "out": "samples",
     }
 
 
