@@ -119,7 +119,7 @@ class Quickstart:
         child = self._start_training()
         with self._minding(child):
             while child.poll() is None:
-                time.sleep(0.2)
+                time.sleep(0.5)
                 if half in checkpoint.steps(saved) and self._last_step() > half:
                     child.kill()
                     child.wait()

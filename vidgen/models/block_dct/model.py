@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vidgen.models.block_dct.config import BlockDCTConfig
 
@@ -48,18 +49,9 @@ class BlockDCT(nn.Module):
         super().__init__()
         self.config = config
         self.latent_channels = config.latent_channels
-        self.register_buffer("opponent", OPPONENT.clone(), persistent=False)
-        self.register_buffer("time", dct_matrix(FRAMES), persistent=False)
-        self.register_buffer("space", dct_matrix(SIDE), persistent=False)
-        kept = torch.zeros(3, FRAMES, SIDE, SIDE, dtype=torch.bool)
-        for plane, side in enumerate((config.luma, config.chroma, config.chroma)):
-            kept[plane, : config.temporal, :side, :side] = True
-        self.register_buffer("kept", kept.flatten().nonzero().squeeze(1), persistent=False)
+        self.register_buffer("filters", filters(config), persistent=False)
 
-    opponent: Tensor
-    time: Tensor
-    space: Tensor
-    kept: Tensor
+    filters: Tensor  # (latent channels, 3, 4, 8, 8), orthonormal
 
     @torch.no_grad()
     def encode(self, video_BCTHW: Tensor, seeds: Sequence[int] = ()) -> Tensor:
@@ -68,20 +60,26 @@ class BlockDCT(nn.Module):
             raise ValueError(f"video {tuple(x.shape)}: takes 4k+1 frames, sides in {SIDE}s")
         # The first frame stands still for one block: only temporal frequency 0 is non-zero there.
         x = torch.cat([x[:, :, :1].expand(-1, -1, FRAMES, -1, -1), x[:, :, 1:]], dim=2)
-        x = torch.einsum("pc,bcthw->bpthw", self.opponent, x)
-        x = x.unflatten(4, (-1, SIDE)).unflatten(3, (-1, SIDE)).unflatten(2, (-1, FRAMES))
-        coef = torch.einsum(
-            "it,jy,kx,bpTtYyXx->bpijkTYX", self.time, self.space, self.space, x
-        ).flatten(1, 4)
-        return coef[:, self.kept] * GAIN
+        return F.conv3d(x, self.filters, stride=self.compression) * GAIN
 
     @torch.no_grad()
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
-        z = latent_BCTHW.float()
-        coef = z.new_zeros(z.shape[0], 3 * FRAMES * SIDE * SIDE, *z.shape[2:])
-        coef[:, self.kept] = z / GAIN
-        coef = coef.unflatten(1, (3, FRAMES, SIDE, SIDE))
-        x = torch.einsum("it,jy,kx,bpijkTYX->bpTtYyXx", self.time, self.space, self.space, coef)
-        x = x.flatten(6).flatten(4, 5).flatten(2, 3)
-        x = torch.einsum("pc,bpthw->bcthw", self.opponent, x)
+        z = latent_BCTHW.float() / GAIN
+        x = F.conv_transpose3d(z, self.filters, stride=self.compression)
         return x[:, :, FRAMES - 1 :].clamp(-1, 1)
+
+
+def filters(config: BlockDCTConfig) -> Tensor:
+    """One filter for each colour plane and frequency kept; strided, they are the block transform."""
+    time, space = dct_matrix(FRAMES), dct_matrix(SIDE)
+    planes = [
+        torch.einsum(
+            "c,it,jy,kx->ijkctyx",
+            OPPONENT[plane],
+            time[: config.temporal],
+            space[:side],
+            space[:side],
+        ).flatten(0, 2)
+        for plane, side in enumerate((config.luma, config.chroma, config.chroma))
+    ]
+    return torch.cat(planes)
