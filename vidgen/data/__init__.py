@@ -1,0 +1,40 @@
+"""Clips from a manifest to batches on the device."""
+
+from typing import TYPE_CHECKING
+
+from vidgen.data.config import BucketConfig, DataConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from vidgen.data.loader import Loader
+
+__all__ = ["BucketConfig", "DataConfig", "open_loader"]
+
+
+def open_loader(
+    cfg: DataConfig,
+    *,
+    seed: int,
+    rank: int,
+    world: int,
+    device: "torch.device | str",
+    temporal_step: int = 4,
+    causal: bool = True,
+    spatial_multiple: int = 16,
+) -> "Loader":
+    """Open the manifest, check it against the buckets, and start at epoch 0.
+
+    `rank` and `world` count data-parallel ranks only: the ranks of one context-parallel group open
+    the same one. The last three are what the autoencoder and the model's patches ask of a clip.
+    """
+    # Here, so that checking a recipe's DataConfig does not wait for torch.
+    from vidgen.data.buckets import BucketTable
+    from vidgen.data.loader import Loader
+    from vidgen.data.manifest import Manifest
+
+    manifest = Manifest.open(cfg.manifest, check=cfg.check_files)
+    table = BucketTable(
+        cfg, temporal_step=temporal_step, causal=causal, spatial_multiple=spatial_multiple
+    )
+    return Loader(cfg, manifest, table, seed=seed, rank=rank, world=world, device=device)

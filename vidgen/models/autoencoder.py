@@ -1,5 +1,6 @@
 """The interface every video autoencoder has: the block-DCT codec, HunyuanVideo's VAE, DC-AE."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -12,8 +13,8 @@ class Autoencoder(Protocol):
     compression: tuple[int, int, int]  # frames, rows and columns behind one latent position
     causal: bool  # the first frame is a latent frame of its own: T = 4k + 1; else T = 4k
 
-    def encode(self, video_BCTHW: Tensor, seed: int | None = None) -> Tensor:
-        """`seed` draws a stochastic encoder's sample; a deterministic one ignores it."""
+    def encode(self, video_BCTHW: Tensor, seeds: Sequence[int]) -> Tensor:
+        """A seed for each video draws a stochastic encoder's sample; others have no use for it."""
         ...
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor: ...

@@ -23,3 +23,9 @@ def load() -> ModuleType | None:
 def reason() -> str:
     """Why `load()` returns None; empty when it does not."""
     return _attempt()[1]
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware; without it fp32 is many times faster."""
+    native = load()
+    return native is not None and native.cpu_features()["avx512_bf16"]

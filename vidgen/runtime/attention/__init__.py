@@ -1,0 +1,7 @@
+"""Non-causal attention over a table of backends, and the merge that rings and splits need."""
+
+from vidgen.runtime.attention.api import attention, backends
+from vidgen.runtime.attention.mask import BlockMask
+from vidgen.runtime.attention.merge import merge
+
+__all__ = ["attention", "merge", "backends", "BlockMask"]

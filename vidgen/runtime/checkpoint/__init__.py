@@ -1,0 +1,17 @@
+"""Checkpoints: sharded, checked, and on disk either whole or not at all."""
+
+from vidgen.runtime.checkpoint.commit import latest, steps
+from vidgen.runtime.checkpoint.load import groups, load, read_objects, read_tensors, verify
+from vidgen.runtime.checkpoint.save import Saving, save
+
+__all__ = [
+    "save",
+    "load",
+    "latest",
+    "steps",
+    "groups",
+    "read_tensors",
+    "read_objects",
+    "verify",
+    "Saving",
+]

@@ -1,0 +1,37 @@
+# The commands a developer needs. `make` alone lists them; none needs anything activated first.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# VIDGEN_PYTHON names an environment to use in place of .venv (see tools/bootstrap.sh).
+PY := $(or $(VIDGEN_PYTHON),.venv/bin/python)
+# More arguments for a target's command: make quickstart ARGS="seed=1", make test ARGS="-k flow".
+ARGS ?=
+
+.PHONY: help quickstart test lint format gpu-check clean
+
+help: ## list these commands
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
+
+quickstart: ## set up, train a small model, sample from it, write runs/quickstart/report.html
+	@tools/bootstrap.sh run
+	@$(PY) -m vidgen quickstart $(ARGS)
+
+test: ## set up, run every test this machine can run
+	@tools/bootstrap.sh dev
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+
+lint: ## ruff, mypy, clang-format: check, change nothing
+	@tools/bootstrap.sh dev
+	@PY="$(PY)" tools/lint.sh check
+
+format: ## let ruff and clang-format rewrite what they can
+	@tools/bootstrap.sh dev
+	@PY="$(PY)" tools/lint.sh fix
+
+gpu-check: ## on a GPU machine: build for CUDA, run the GPU tests and short benchmarks
+	@tools/gpu_check.sh
+
+clean: ## remove what was built and installed; runs/ stays
+	rm -rf .venv build dist *.egg-info vidgen/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -not -path './runs/*' -prune -exec rm -rf {} +

@@ -1,0 +1,58 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMALL = ("--device", "cpu", "--repeats", "1")
+
+
+def test_ops_reports_each_operation_both_ways(vidgen: Any, tmp_path: Path) -> None:
+    out = tmp_path / "ops.json"
+    sizes = ("--tokens", "33", "--width", "64", "--heads", "2")
+    status, shown, err = vidgen("bench", "ops", *SMALL, *sizes, "--out", out)
+    assert status == 0, err
+    result = json.loads(out.read_text())
+    assert result["shapes"] == {"batch": 1, "tokens": 33, "width": 64, "heads": 2}
+    assert {row["direction"] for row in result["rows"]} == {"forward", "backward"}
+    assert all(row["ms"] > 0 and row["of_copy"] > 0 for row in result["rows"])
+    assert "torch" in result["versions"]
+    assert all(row["op"] in shown for row in result["rows"])
+
+
+def test_mfu_of_a_tiny_model(vidgen: Any, recipe: Path) -> None:
+    argv = ("bench", "mfu", recipe, "recompute.single=2", *SMALL, "--dtype", "float32", "--json")
+    status, shown, err = vidgen(*argv)
+    assert status == 0, err
+    rows = json.loads(shown)["rows"]
+    assert [row["bucket"] for row in rows] == ["64px x 1", "64px x 17"]
+    assert [row["tokens"] for row in rows] == [4 + 16, 4 + 80]
+    # Recompute is executed and not needed: it is in HFU alone.
+    assert all(0 < row["mfu"] < row["hfu"] for row in rows)
+
+
+def test_mfu_of_one_bucket_at_a_frame_count_of_its_range(vidgen: Any, recipe: Path) -> None:
+    argv = ("bench", "mfu", recipe, *SMALL, "--bucket", "64px x 9", "--batch", "3", "--json")
+    row = json.loads(vidgen(*argv)[1])["rows"][0]
+    assert (row["bucket"], row["tokens"], row["batch"]) == ("64px x 9", 4 + 48, 3)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("mfu",), "bench mfu takes a recipe"),
+        (("ops", "r.yaml"), "bench ops takes no recipe, found 'r.yaml'"),
+        (("ops", "--width", "65"), "--width 65 does not divide into 24 even heads"),
+        (("opps",), "invalid choice: 'opps'"),
+    ],
+)
+def test_wrong_arguments(vidgen: Any, argv: tuple[str, ...], message: str) -> None:
+    status, _, err = vidgen("bench", *argv)
+    assert status == 2
+    assert message in err
+
+
+def test_a_bucket_the_recipe_lacks(vidgen: Any, recipe: Path) -> None:
+    status, _, err = vidgen("bench", "mfu", recipe, *SMALL, "--bucket", "64px x 99")
+    assert status == 2
+    assert 'none of the recipe\'s: "64px x 1", "64px x 17"' in err

@@ -1,0 +1,38 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def test_plan_prints_buckets_memory_and_dollars(vidgen: Any, recipe: Path) -> None:
+    status, out, err = vidgen("plan", recipe, "--gpu", "h200", "--gpus", "16")
+    assert status == 0, err
+    assert "64px x 17" in out
+    assert "10 steps of at most" in out
+    assert "USD" in out
+
+
+def test_plan_as_json_and_with_batches_found(vidgen: Any, recipe: Path) -> None:
+    plans = [
+        json.loads(vidgen("plan", recipe, "--json", "--price", "3", *more)[1])
+        for more in ((), ("--fit-batches",))
+    ]
+    assert plans[0]["gpus"] == 8
+    assert plans[0]["dollars"] == pytest.approx(plans[0]["gpu_days"] * 72)
+    assert plans[1]["rows"][1]["batch"] > plans[0]["rows"][1]["batch"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--gpu", "h2000"), "no figures for the GPU 'h2000' (did you mean h200?)"),
+        (("--efficiency", "30"), "'30' is not a number above 0 and at most 1"),
+        (("--price", "free"), "'free' is not a price in dollars"),
+        (("--gpus", "6", "parallel.context=4"), "the next that do are 8"),
+    ],
+)
+def test_wrong_arguments(vidgen: Any, recipe: Path, argv: tuple[str, ...], message: str) -> None:
+    status, _, err = vidgen("plan", recipe, *argv)
+    assert status == 2
+    assert message in err

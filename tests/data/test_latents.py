@@ -1,0 +1,192 @@
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vidgen.data import DataConfig
+from vidgen.data.latents import EncodeCounts, LatentCache, LatentEntry, content_key, encode_manifest
+from vidgen.data.manifest import write_manifest
+from vidgen.errors import UserError
+from vidgen.models.text.encoder import TextFeatures
+
+
+class MeanCodec:
+    """Latents are the means of 4x8x8 blocks, the first frame alone."""
+
+    latent_channels = 3
+    compression = (4, 8, 8)
+    causal = True
+    calls = 0
+
+    def encode(self, video_BCTHW: Tensor, seeds: Sequence[int]) -> Tensor:
+        self.calls += 1
+        assert video_BCTHW.dtype == torch.float32
+        assert video_BCTHW.abs().max() <= 1
+        first = video_BCTHW[:, :, :1].repeat_interleave(4, 2)
+        return torch.nn.functional.avg_pool3d(
+            torch.cat([first, video_BCTHW[:, :, 1:]], 2), (4, 8, 8)
+        )
+
+    def decode(self, latent_BCTHW: Tensor) -> Tensor:
+        raise AssertionError("encoding does not decode")
+
+
+class LengthText:
+    length, token_width, pooled_width = 2, 3, 4
+
+    def encode(self, captions: list[str]) -> TextFeatures:
+        number = torch.tensor([float(len(caption)) for caption in captions])
+        return TextFeatures(number[:, None, None].expand(-1, 2, 3), number[:, None].expand(-1, 4))
+
+
+BUCKETS = {"32px": {"5-33": {"batch": 1}}}
+
+
+def encode(
+    manifest: Path, out: Path, codec: MeanCodec | None = None, **changes: Any
+) -> EncodeCounts:
+    data = {"manifest": str(manifest), "buckets": BUCKETS} | changes.pop("data", {})
+    how: dict[str, Any] = {"encoders": {"autoencoder": {"kind": "mean"}, "text": {"length": 2}}}
+    how |= {"device": "cpu", "dtype": torch.float32} | changes
+    return encode_manifest(DataConfig(**data), codec or MeanCodec(), LengthText(), out, **how)
+
+
+def entries(out: Path) -> list[Path]:
+    return sorted(out.glob("*/*.safetensors"))
+
+
+@pytest.fixture
+def some(clip_set: Any, tmp_path: Path) -> Path:
+    """A manifest, of its own files, of the first six clips."""
+    for i in range(6):
+        (tmp_path / f"{i}.mp4").write_bytes((clip_set.manifest.parent / f"{i}.mp4").read_bytes())
+    write_manifest(tmp_path / "some.parquet", clip_set.rows[:6])
+    return tmp_path / "some.parquet"
+
+
+def test_every_clip_is_encoded_and_found_again(some: Path, tmp_path: Path) -> None:
+    out, codec, seen = tmp_path / "out", MeanCodec(), []
+    counts = encode(some, out, codec, progress=lambda c: seen.append(str(c)))
+    assert counts == EncodeCounts(total=6, computed=6)
+    assert seen[0] == "cached 0 / computed 1"
+    assert seen[-1] == "cached 0 / computed 6"
+    assert len(entries(out)) == codec.calls == 6
+    cache = LatentCache(out, {"encoders": {"autoencoder": {"kind": "mean"}, "text": {"length": 2}},
+                              "dtype": "torch.float32"})  # fmt: skip
+    for path in entries(out):
+        entry = cache.get(path.stem)
+        assert entry is not None
+        assert content_key(entry.fields) == path.stem
+        clip, frames = int(entry.fields["path"].split(".")[0]), entry.fields["frames"]
+        assert entry.fields["text"] == f"clip {clip}"
+        assert frames == 17 + 16 * (clip % 2)
+        assert entry.latent_CTHW.shape == (3, 1 + (frames - 1) // 4, 4, 4)
+        level = (20 + 6 * clip) / 127.5 - 1  # conftest's left half
+        assert (entry.latent_CTHW[:, :, :, 0] - level).abs().max() < 0.04
+        assert (entry.tokens_LD == 6).all()
+        assert entry.tokens_LD.shape == (2, 3)
+        assert entry.pooled_D.shape == (4,)
+
+
+def test_a_stopped_run_goes_on(some: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    class Stop(Exception):
+        pass
+
+    def stop(counts: EncodeCounts) -> None:
+        if counts.computed == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        encode(some, out, progress=stop)
+    first = {path: path.read_bytes() for path in entries(out)}
+    assert len(first) == 2
+    assert encode(some, out) == EncodeCounts(total=6, cached=2, computed=4)
+    assert {path: path.read_bytes() for path in first} == first
+    assert encode(some, out) == EncodeCounts(total=6, cached=6)
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_damaged_entries_are_computed_again(
+    some: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    encode(some, out)
+    whole = {path: path.read_bytes() for path in entries(out)}
+    short, empty, noise = list(whole)[:3]
+    short.write_bytes(whole[short][:-7])
+    empty.write_bytes(b"")
+    noise.write_bytes(b"\xff" * 300)
+    with caplog.at_level(logging.WARNING):
+        assert encode(some, out) == EncodeCounts(total=6, cached=3, computed=3)
+    assert caplog.text.count("is damaged and counts as missing") == 3
+    assert {path: path.read_bytes() for path in entries(out)} == whole
+
+
+def test_a_changed_clip_or_caption_is_computed_again(
+    some: Path, clip_set: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    encode(some, out)
+    (tmp_path / "0.mp4").write_bytes((tmp_path / "2.mp4").read_bytes())
+    rows = [dict(row) for row in clip_set.rows[:6]]
+    rows[1]["text"] = "another"
+    write_manifest(some, rows)
+    assert encode(some, out) == EncodeCounts(total=6, cached=4, computed=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": torch.bfloat16}, "dtype=torch.float32, this run has torch.bfloat16"),
+        (
+            {"encoders": {"autoencoder": {"kind": "other"}, "text": {"length": 2}}},
+            "encoders.autoencoder.kind=mean, this run has other",
+        ),
+    ],
+)
+def test_other_settings_are_refused(
+    some: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    encode(some, tmp_path / "out")
+    with pytest.raises(UserError, match=message):
+        encode(some, tmp_path / "out", **change)
+
+
+def test_ranks_share_the_work(some: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    counts = [encode(some, out, rank=rank, world=4) for rank in range(4)]
+    assert [c.computed for c in counts] == [2, 2, 1, 1]
+    assert encode(some, out).cached == 6
+
+
+def test_unreadable_clips_are_counted_then_stop(some: Path, tmp_path: Path) -> None:
+    (tmp_path / "3.mp4").write_bytes(b"")
+    assert encode(some, tmp_path / "out") == EncodeCounts(total=6, computed=5, unreadable=1)
+    (tmp_path / "4.mp4").write_text("no video")
+    with pytest.raises(
+        UserError, match=r"2 clips cannot be read, more than data\.bad_clip_limit=1"
+    ):
+        encode(some, tmp_path / "out", data={"bad_clip_limit": 1})
+
+
+def test_no_clip_with_a_bucket(some: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no clip of .* has a bucket: 6 smaller than every"):
+        encode(some, tmp_path / "out", data={"buckets": {"64px": {17: {"batch": 1}}}})
+
+
+def test_half_precision_is_kept(tmp_path: Path) -> None:
+    cache = LatentCache(tmp_path, {})
+    values = torch.arange(6.0).to(torch.bfloat16)
+    cache.put("ab12", LatentEntry(values.view(1, 1, 2, 3), values[:2, None], values[:3], {"a": 1}))
+    entry = cache.get("ab12")
+    assert entry is not None
+    assert torch.equal(entry.latent_CTHW, values.view(1, 1, 2, 3))
+    assert entry.latent_CTHW.dtype == torch.bfloat16
+    assert entry.fields == {"a": 1}
+    assert cache.get("ab13") is None

@@ -1,0 +1,126 @@
+"""What the documents tell a reader to type exists: commands, options, recipes, targets, files."""
+
+import ast
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vidgen.cli.main import parse
+from vidgen.config import read_recipe
+from vidgen.train.config import Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(ROOT.glob("*/README.md")),
+]
+TORCHRUN_ALONE = {"--standalone"}  # every other option of torchrun in a document takes a value
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    found: list[str] = re.findall(
+        rf"^```{language}\n(.*?)^```", document.read_text("utf-8"), flags=re.M | re.S
+    )
+    return found
+
+
+def commands(document: Path) -> Iterator[list[str]]:
+    """The words of each command in a document's shell blocks, without NAME=value before it."""
+    for block in blocks(document, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                words.pop(0)
+            if words:
+                yield words
+
+
+ALL_COMMANDS = [
+    pytest.param(words, id=f"{document.name}: {' '.join(words)}")
+    for document in DOCUMENTS
+    for words in commands(document)
+]
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), flags=re.M))
+
+
+def check_vidgen(arguments: list[str]) -> None:
+    """The command line accepts it, and every recipe it names is valid with its overrides."""
+    args, _ = parse(arguments[0], arguments[1:])
+    recipes = [text for text in arguments[1:] if text.endswith(".yaml")]
+    overrides = [text for text in getattr(args, "overrides", None) or arguments if "=" in text]
+    overrides = [text for text in overrides if not text.startswith("-")]
+    for pattern in recipes:
+        found = sorted(ROOT.glob(pattern))
+        assert found, f"there is no {pattern}"
+        for path in found:
+            read_recipe(path, overrides, Recipe)
+
+
+def after_module(words: list[str]) -> list[str]:
+    """The arguments of `vidgen` in `torchrun --option value ... -m vidgen ...`."""
+    words = words[1:]
+    while words[0] != "-m":
+        assert words[0].startswith("--"), f"torchrun would run {words[0]!r}"
+        words = words[1:] if words[0] in TORCHRUN_ALONE else words[2:]
+    assert words[1] == "vidgen"
+    return words[2:]
+
+
+def check_pip(arguments: list[str]) -> None:
+    assert arguments[0] == "install"
+    target = next(a for a in arguments[1:] if not a.startswith("-"))
+    extras = re.fullmatch(r"(?:\.|vidgen)\[([\w,]+)\]", target)
+    assert extras, f"{target!r} is not this project with some of its extras"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert set(extras[1].split(",")) <= set(project["optional-dependencies"])
+
+
+@pytest.mark.parametrize("words", ALL_COMMANDS)
+def test_a_command_can_be_typed(words: list[str]) -> None:
+    match words:
+        case ["make", *targets]:
+            named = {target for target in targets if "=" not in target}
+            assert named <= make_targets()
+        case ["vidgen", *arguments]:
+            check_vidgen(arguments)
+        case ["torchrun", *_]:
+            check_vidgen(after_module(words))
+        case ["pip", *arguments]:
+            check_pip(arguments)
+        case [".venv/bin/python", "-m", "pytest", folder, *_]:
+            assert (ROOT / folder).is_dir()
+        case _:
+            pytest.fail(f"nothing here knows how to check {words[0]!r}")
+
+
+def test_the_readme_opens_with_the_two_commands() -> None:
+    assert list(commands(ROOT / "README.md"))[:2] == [["make", "quickstart"], ["make", "test"]]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_paths_lead_somewhere(document: Path) -> None:
+    text = document.read_text("utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    paths = re.findall(r"`((?:vidgen|csrc|tests|recipes|docs|tools|benchmarks)/[\w./-]+)`", text)
+    lost = [link for link in links if not (document.parent / link).exists()]
+    lost += [path for path in paths if not (ROOT / path).exists()]
+    assert not lost
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_python_examples_import_what_exists(document: Path) -> None:
+    for block in blocks(document, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = __import__(node.module or "", fromlist=["_"])
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"

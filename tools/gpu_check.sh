@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# On a machine with an NVIDIA GPU and nvcc: builds for CUDA, runs the tests marked `gpu`, then the
+# benchmarks, whose results go to profiles/results/<machine>/. Every part runs, then the verdict.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+refuse() {
+    echo "gpu-check: $1" >&2
+    exit 1
+}
+
+gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1) || true
+[ -n "$gpu" ] || refuse "no NVIDIA GPU is visible here (nvidia-smi names none), so nothing was checked"
+command -v nvcc "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" >/dev/null ||
+    refuse "found $gpu but no nvcc; install the CUDA toolkit or set CUDA_HOME, then run make gpu-check again"
+
+export VIDGEN_CUDA=1 # a build without CUDA would pass for the wrong reason
+tools/bootstrap.sh dev
+python=${VIDGEN_PYTHON:-.venv/bin/python}
+"$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+    refuse "$gpu is there but torch does not see it; install a CUDA build (VIDGEN_TORCH_INDEX names an index that has one)"
+
+machine=$(tr '[:upper:] ' '[:lower:]-' <<<"$gpu")
+results=profiles/results/$machine
+mkdir -p "$results"
+
+failed=()
+part() {
+    local name=$1 start=$SECONDS verdict=ok
+    shift
+    echo "=== $name"
+    "$@" </dev/null || { verdict=FAILED && failed+=("$name"); }
+    echo "=== $name: $verdict, $((SECONDS - start)) s"
+}
+
+part "tests that need a GPU" "$python" -m pytest -m gpu -n 0 tests
+part "benchmarks on $gpu" "$python" -m pytest benchmarks -n 0 -o python_files="bench_*.py" \
+    --benchmark-json "$results/ops.json"
+part "forward and backward of stage 1" "$python" -m vidgen bench mfu recipes/stage1.yaml \
+    --bucket "256px x 129" --out "$results/mfu.json"
+part "what this machine is" "$python" -m vidgen doctor
+
+[ ${#failed[@]} -eq 0 ] || refuse "failed after $SECONDS s: ${failed[*]}"
+echo "gpu-check: all passed in $SECONDS s; results are in $results"

@@ -1,0 +1,118 @@
+"""The `vidgen` command: finds the subcommand, and turns a user's mistake into one line.
+
+A subcommand `foo` is the module `vidgen/cli/foo.py` with three names: `EXAMPLE`, a string shown
+by --help; `add_arguments(parser)`; and `run(args)`, whose result is the exit status (None is 0).
+It imports what it needs inside `run`, so that asking for help loads nothing.
+"""
+
+import argparse
+import difflib
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from vidgen.errors import UserError
+from vidgen.version import __version__
+
+COMMANDS = {
+    "quickstart": "make a small data set, train on it, sample, judge, write a report",
+    "train": "train, or go on training, what a recipe describes",
+    "sample": "make videos from a trained model",
+    "encode": "compute the latents and text features of a data set ahead of training",
+    "convert": "translate published weights between layouts",
+    "recipe": "show, validate or compare recipes",
+    "plan": "say what a run needs and costs before it starts",
+    "bench": "measure operations and models on this machine",
+    "doctor": "say what this machine has, what will run on it and why the rest will not",
+}
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses abbreviations, and reports mistakes in our own way."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {does}" for name, does in COMMANDS.items())
+    return (
+        "usage: vidgen COMMAND ...\n\n"
+        "Train and sample video diffusion transformers.\n\n"
+        f"commands:\n{lines}\n\n"
+        "example:\n  vidgen train recipes/stage1.yaml model=tiny optim.lr=3e-5\n\n"
+        "`vidgen COMMAND --help` says more; `vidgen --version` prints the version."
+    )
+
+
+def parse(command: str, argv: Sequence[str]) -> tuple[argparse.Namespace, object]:
+    """Arguments of one subcommand, and its module."""
+    module = importlib.import_module(f"vidgen.cli.{command}")
+    parser = Parser(
+        prog=f"vidgen {command}",
+        description=COMMANDS[command][0].upper() + COMMANDS[command][1:] + ".",
+        epilog=f"example:\n{module.EXAMPLE.rstrip()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    # Intermixed: options may stand between and after `key=value` overrides.
+    args, unknown = parser.parse_known_intermixed_args(list(argv))
+    for text in unknown:
+        if not text.startswith("-"):
+            parser.error(f"unexpected argument {text!r}")
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        close = difflib.get_close_matches(text.split("=")[0], flags, n=1)
+        raise UserError(
+            f"unknown option {text!r}"
+            + (f" (did you mean {close[0]!r}?)" if close else f" (see `{parser.prog} --help`)")
+        )
+    return args, module
+
+
+def dispatch(argv: Sequence[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(f"vidgen {__version__}")
+        return 0
+    command = argv[0]
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there is {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {command!r} ({hint})")
+    args, module = parse(command, argv[1:])
+    return int(module.run(args) or 0)  # type: ignore[attr-defined]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    rank = os.environ.get("RANK") if int(os.environ.get("WORLD_SIZE") or 1) > 1 else None
+    who = "vidgen: error: " if rank is None else f"vidgen: error: rank {rank}: "
+    try:
+        status = dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        print(f"{who}{error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vidgen: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, has left: nothing is wrong. What is still
+        # buffered must not raise again when the interpreter closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        at = f" while writing {error.filename}" if error.filename else ""
+        print(f"{who}no space left on the disk{at}; free some and run again", file=sys.stderr)
+        return 2

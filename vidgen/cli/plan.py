@@ -1,0 +1,116 @@
+"""`vidgen plan`: memory, step times, days and dollars of a recipe."""
+
+import argparse
+import json
+
+from vidgen.cli.arguments import add_recipe, count
+from vidgen.cli.text import table
+from vidgen.config import read_recipe
+from vidgen.plan import Plan
+
+EXAMPLE = """\
+  vidgen plan recipes/stage1.yaml --gpu h200 --gpus 224
+  vidgen plan recipes/stage1.yaml --gpu b200 --gpus 64 --fit-batches --price 4.5
+"""
+
+
+def fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
+    return value
+
+
+def price(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a price in dollars")
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe(parser)
+    parser.add_argument("--gpu", default="h200", help="a100, h100, h200 (default) or b200")
+    parser.add_argument("--gpus", metavar="N", type=count, default=8, help="default 8")
+    parser.add_argument(
+        "--efficiency",
+        metavar="X",
+        type=fraction,
+        help="executed FLOP/s over the dense bf16 peak; default: the report's system, stage 1",
+    )
+    parser.add_argument(
+        "--goodput",
+        metavar="X",
+        type=fraction,
+        help="share of the wall time spent in steps; default: the report's, stage 1",
+    )
+    parser.add_argument(
+        "--fit-batches", action="store_true", help="find the batch of every bucket anew"
+    )
+    parser.add_argument("--price", metavar="USD", type=price, help="dollars a GPU and hour")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    from vidgen.plan import plan
+    from vidgen.plan.cost import REPORT, Efficiency
+    from vidgen.train.config import Recipe
+
+    recipe = read_recipe(args.recipe, args.overrides, Recipe)
+    efficiency = Efficiency(
+        compute=args.efficiency or REPORT.compute, goodput=args.goodput or REPORT.goodput
+    )
+    found = plan(
+        recipe,
+        args.gpu,
+        args.gpus,
+        efficiency,
+        fit_batches=args.fit_batches,
+        dollars_per_hour=args.price,
+    )
+    print(json.dumps(found.to_dict(), indent=2) if args.json else "\n".join(report(found)))
+
+
+def report(found: Plan) -> list[str]:
+    head = ["bucket", "tokens", "batch", "encode", "forward", "backward", "exposed", "step s"]
+    head += ["clips/s", "MFU", "HFU", "GB"]
+    rows = [head] + [
+        [
+            row.bucket,
+            f"{row.tokens}",
+            f"{row.batch}",
+            *(f"{t:.3g}" for t in (row.encode_s, row.forward_s, row.backward_s, row.exposed_s)),
+            f"{row.step_s:.3g}",
+            f"{row.clips_per_s:.3g}",
+            f"{row.mfu:.1%}",
+            f"{row.hfu:.1%}",
+            f"{row.memory / 1e9:.0f}" + ("" if row.fits else " (does not fit)"),
+        ]
+        for row in found.rows
+    ]
+    parts = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in found.memory.items())
+    total = f"{found.days:.3g} days, {found.gpu_days:.4g} GPU days, {cost(found)}"
+    rate = (
+        f"{found.gpus} x {found.gpu.name}, {found.efficiency.compute:.1%} of the peak executed, "
+        f"{found.efficiency.goodput:.0%} of the time in steps"
+    )
+    return [
+        rate,
+        "",
+        *table(rows),
+        "",
+        f"memory of {found.fullest}, GB: {parts}; of {found.gpu.memory / 1e9:.0f}",
+        f"{found.steps} steps of at most {found.iteration_s:.3g} s: {total}",
+    ]
+
+
+def cost(found: Plan) -> str:
+    if found.dollars is None:
+        return f"no price known for {found.gpu.name}: give --price"
+    return f"{found.dollars:,.0f} USD"

@@ -1,0 +1,332 @@
+"""`vidgen quickstart`: the whole system at a small size, from clips to judged videos."""
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vidgen.cli.arguments import count
+from vidgen.config import dump_yaml, read_recipe
+from vidgen.errors import UserError
+
+if TYPE_CHECKING:
+    from vidgen.data.judge import Verdict
+    from vidgen.data.shapes import Scene
+    from vidgen.sample import Pipeline, Request
+    from vidgen.train.config import Recipe
+
+EXAMPLE = """\
+  vidgen quickstart
+  vidgen quickstart train.steps=200 checkpoint.every=50     # a quick look, nothing well learnt
+"""
+
+TARGETS = {"colour": 0.95, "direction": 0.90, "shape": 0.60}
+FRAMES = 17
+EXTRA_HELD_OUT = 2  # more videos of each held-out scene than of the others
+SAMPLE_BATCH = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="values of the recipe to replace"
+    )
+    parser.add_argument("--recipe", default="recipes/quickstart.yaml", metavar="YAML")
+    parser.add_argument(
+        "--clips", metavar="N", type=count, default=16, help="17-frame clips of each scene"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    if not Path(args.recipe).is_file():
+        raise UserError(
+            f"{args.recipe}: there is no such file; run this in a checkout of vidgen, or name the "
+            "recipe with --recipe"
+        )
+    from vidgen.train.config import Recipe
+
+    recipe = read_recipe(args.recipe, args.overrides, Recipe)
+    Quickstart(recipe, args.recipe, args.overrides, args.clips).run()
+
+
+class Quickstart:
+    """Each phase prints one line when it begins and one when it ends, with its seconds."""
+
+    def __init__(self, recipe: "Recipe", path: str, overrides: Sequence[str], clips: int) -> None:
+        self.recipe, self.clips = recipe, clips
+        self.command = [path, *overrides]
+        self.folder = Path(recipe.run_dir)
+        self.phases: list[tuple[str, float]] = []
+
+    def run(self) -> None:
+        if (self.folder / "summary.json").exists():
+            print(f"{self.folder} holds a finished quickstart; it is replaced")
+            shutil.rmtree(self.folder)
+        with self.phase("data"):
+            self.make_data()
+        with self.phase("train, and be killed half way"):
+            killed_at = self.train_until_killed()
+        with self.phase("resume from the checkpoint and finish"):
+            resumed_at = self.train_to_the_end()
+        with self.phase("sample and judge"):
+            results = self.sample_and_judge()
+        summary = self.summarise(results, killed_at, resumed_at)
+        self.report(summary, results)
+        self.say(summary)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        print(f"[{len(self.phases) + 1}/4] {name} ...", flush=True)
+        began = time.monotonic()
+        yield
+        self.phases.append((name, time.monotonic() - began))
+        print(f"[{len(self.phases)}/4] {name}: {self.phases[-1][1]:.0f} s", flush=True)
+
+    # 1. Data
+
+    def make_data(self) -> None:
+        from tqdm import tqdm
+
+        from vidgen.data.shapes import HELD_OUT, SCENES, write_dataset
+
+        manifest = Path(self.recipe.data.manifest)
+        if manifest.exists():
+            print(f"{manifest} is there already")
+            return
+        clips = ((17, self.clips), (33, max(1, self.clips // 5)))
+        total = (len(SCENES) - len(HELD_OUT)) * sum(n for _, n in clips)
+        with tqdm(total=total, unit="clip", desc="write clips") as bar:
+            write_dataset(manifest.parent, clips=clips, seed=self.recipe.seed, progress=bar.update)
+
+    # 2. and 3. Training, in processes of its own, as a user starts it
+
+    def train_until_killed(self) -> int | None:
+        """SIGKILL after the checkpoint nearest to half way; the step that was reached."""
+        from vidgen.runtime import checkpoint
+
+        every, steps = self.recipe.checkpoint.every, self.recipe.train.steps
+        half = max(every, round(steps / 2 / every) * every)
+        saved = self.folder / "checkpoints"
+        if checkpoint.steps(saved):
+            print("an earlier run was interrupted; its checkpoint is used")
+            return None
+        child = self._start_training()
+        with self._minding(child):
+            while child.poll() is None:
+                time.sleep(0.5)
+                if half in checkpoint.steps(saved) and self._last_step() > half:
+                    child.kill()
+                    child.wait()
+                    print(f"killed at step {self._last_step()}, with checkpoint {half} saved")
+                    return self._last_step()
+        self._check(child)
+        return None  # it was done before it could be killed
+
+    def train_to_the_end(self) -> int:
+        from vidgen.runtime import checkpoint
+
+        found = checkpoint.steps(self.folder / "checkpoints")
+        resumed_at = found[-1] if found else 0
+        child = self._start_training()
+        with self._minding(child):
+            child.wait()
+        self._check(child)
+        return resumed_at
+
+    def _start_training(self) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen([sys.executable, "-m", "vidgen", "train", *self.command])
+
+    @contextmanager
+    def _minding(self, child: "subprocess.Popen[bytes]") -> Iterator[None]:
+        """Ctrl-C reaches the child too: let it save before leaving."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            child.wait()
+            print("the same `vidgen quickstart` goes on from there", flush=True)
+            raise
+        finally:
+            if child.poll() is None:
+                child.terminate()
+                child.wait()
+
+    def _check(self, child: "subprocess.Popen[bytes]") -> None:
+        if child.returncode:
+            raise UserError(
+                f"training ended with exit code {child.returncode}; its message stands above"
+            )
+
+    def _last_step(self) -> int:
+        from vidgen.train.metrics import read_metrics
+
+        records = read_metrics(self.folder)
+        return int(records[-1]["step"]) if records else 0
+
+    # 4. Sampling and judging
+
+    def sample_and_judge(self) -> dict[str, list["Judged"]]:
+        from vidgen.data.shapes import HELD_OUT, SCENES
+        from vidgen.sample import Pipeline
+
+        pipeline = Pipeline.from_checkpoint(self.folder, self.recipe.train.device)
+        scenes = [*SCENES, *(scene for scene in HELD_OUT for _ in range(EXTRA_HELD_OUT))]
+        asked = [scene.caption for scene in scenes]
+        return {
+            "prompted": self._judge_all(pipeline, scenes, asked, "samples"),
+            # The same model, blind: what the judge gives when the prompt is not read.
+            "control": self._judge_all(pipeline, scenes, [""] * len(scenes), "control"),
+        }
+
+    def _judge_all(
+        self,
+        pipeline: "Pipeline",
+        scenes: Sequence["Scene"],
+        prompts: Sequence[str],
+        name: str,
+    ) -> list["Judged"]:
+        from tqdm import tqdm
+
+        from vidgen.data.judge import judge
+        from vidgen.sample.files import batches, make_requests, write_sample
+
+        requests = [
+            make_requests(pipeline, [prompt], seed=number, frames=FRAMES)[0]
+            for number, prompt in enumerate(prompts)
+        ]
+        judged: list[Judged] = []
+        with tqdm(total=len(requests), unit="video", desc=name) as bar:
+            for group in batches(requests, SAMPLE_BATCH):
+                for request, video in zip(group, pipeline.generate(group), strict=True):
+                    scene = scenes[len(judged)]
+                    path = self.folder / name / f"{len(judged):02d}.mp4"
+                    write_sample(path, video, request, pipeline.source)
+                    judged.append(Judged(scene, request, path, judge(video)))
+                bar.update(len(group))
+        return judged
+
+    # 5. What came of it
+
+    def summarise(
+        self, results: dict[str, list["Judged"]], killed_at: int | None, resumed_at: int
+    ) -> dict[str, Any]:
+        from vidgen.train.metrics import read_metrics
+
+        prompted, records = results["prompted"], read_metrics(self.folder)
+        peaks = [
+            resource.getrusage(who).ru_maxrss * 1024 / 2**30
+            for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        ]
+        summary = {
+            "adherence": scores(prompted),
+            "trained_on": scores([j for j in prompted if not j.held_out]),
+            "held_out": scores([j for j in prompted if j.held_out]),
+            "control": scores(results["control"]),
+            "targets": TARGETS,
+            "loss": records[-1]["loss"],
+            "steps": records[-1]["step"],
+            "killed_at": killed_at,
+            "resumed_at": resumed_at,
+            "seconds": {name: round(seconds, 1) for name, seconds in self.phases},
+            "peak_memory_gib": round(max(peaks), 2),
+            "environment": environment(),
+        }
+        (self.folder / "summary.json").write_text(json.dumps(summary, indent=1))
+        return summary
+
+    def report(self, summary: dict[str, Any], results: dict[str, list["Judged"]]) -> None:
+        from vidgen.train.charts import Mark
+        from vidgen.train.report import Adherence, VideoEntry, write_report
+
+        def column(title: str, key: str, control: bool = False) -> Adherence:
+            found = dict(summary[key])
+            return Adherence(title, found, found.pop("videos"), control=control)
+
+        entries = [
+            VideoEntry(
+                j.path,
+                j.scene.caption,
+                j.verdict.matches(j.scene),
+                j.verdict.seen(),
+                tags=["held out"] if j.held_out else [],
+                size=(j.request.height, j.request.width),
+            )
+            for j in sorted(results["prompted"], key=lambda j: not j.held_out)
+        ]
+        marks = [Mark(summary["resumed_at"], "killed, resumed")] if summary["killed_at"] else []
+        write_report(
+            self.folder,
+            title="vidgen quickstart",
+            subtitle="A small model trained on moving shapes, killed half way, resumed, sampled "
+            "and judged by pixels alone.",
+            facts={
+                "colour right": f"{summary['adherence']['colour']:.0%}",
+                "direction right": f"{summary['adherence']['direction']:.0%}",
+                "shape right": f"{summary['adherence']['shape']:.0%}",
+                "videos": len(entries),
+                "steps": summary["steps"],
+                "peak memory": f"{summary['peak_memory_gib']:.1f} GiB",
+            },
+            phases=self.phases,
+            videos=entries,
+            adherence=[
+                column("all prompts", "adherence"),
+                column("held-out combinations", "held_out"),
+                column("text dropped", "control", control=True),
+            ],
+            targets=TARGETS,
+            environment=summary["environment"],
+            recipe=dump_yaml(self.recipe),
+            marks=marks,
+        )
+
+    def say(self, summary: dict[str, Any]) -> None:
+        print(f"{'':<24}{'colour':>8}{'direction':>11}{'shape':>8}{'videos':>8}")
+        for title, key in (
+            ("all prompts", "adherence"),
+            ("held-out combinations", "held_out"),
+            ("control: text dropped", "control"),
+        ):
+            row = summary[key]
+            print(
+                f"{title:<24}{row['colour']:>8.0%}{row['direction']:>11.0%}{row['shape']:>8.0%}"
+                f"{row['videos']:>8}"
+            )
+        missed = [name for name, goal in TARGETS.items() if summary["adherence"][name] < goal]
+        if missed:
+            print(f"below target: {', '.join(missed)} (targets: {TARGETS})")
+        print(f"report: {self.folder / 'report.html'}")
+
+
+class Judged:
+    """One sampled video, what was asked of it and what the judge saw."""
+
+    def __init__(self, scene: "Scene", request: "Request", path: Path, verdict: "Verdict") -> None:
+        self.scene, self.request, self.path, self.verdict = scene, request, path, verdict
+
+    @property
+    def held_out(self) -> bool:
+        from vidgen.data.shapes import HELD_OUT
+
+        return self.scene in HELD_OUT
+
+
+def scores(judged: Sequence[Judged]) -> dict[str, Any]:
+    """The fraction right of each attribute, and of how many videos."""
+    matches = [j.verdict.matches(j.scene) for j in judged]
+    rates = {name: round(sum(m[name] for m in matches) / len(matches), 4) for name in TARGETS}
+    return {**rates, "videos": len(judged)}
+
+
+def environment() -> dict[str, Any]:
+    from vidgen.runtime import ops
+    from vidgen.runtime.observe import hardware
+
+    chosen = {f"op {row.op}": row.implementation for row in ops.table() if row.chosen}
+    found = hardware.cpu()
+    return {**hardware.versions(), "cpu": found["name"], "cores": found["cores"], **chosen}

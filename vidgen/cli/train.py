@@ -1,0 +1,35 @@
+"""`vidgen train`: run a recipe, going on from its newest checkpoint where there is one."""
+
+import argparse
+
+from vidgen.cli.arguments import add_recipe, count
+from vidgen.config import read_recipe
+
+EXAMPLE = """\
+  vidgen train recipes/stage1.yaml optim.lr=3e-5 model.depth=2
+  torchrun --nproc-per-node 8 -m vidgen train recipes/stage1.yaml
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe(parser)
+    parser.add_argument(
+        "--stop-after",
+        metavar="N",
+        type=count,
+        help="save and stop at step N; the same command without it goes on from there",
+    )
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="begin at step 0 even where the run directory holds a checkpoint",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from vidgen.train.config import Recipe
+
+    recipe = read_recipe(args.recipe, args.overrides, Recipe)  # before anything is built
+    from vidgen.train import Trainer
+
+    Trainer(recipe, fresh=args.fresh).run(stop_after=args.stop_after)

@@ -1,0 +1,83 @@
+"""What a video is conditioned on besides text: frames at its head or tail, and the caption suffix.
+
+A condition is a mask channel, 1 on the latent frames that are given, and the latents there.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vidgen.diffusion.config import ConditionName
+from vidgen.models.autoencoder import Autoencoder
+
+CLIP_LATENTS = 8  # latent frames of a given clip (v2v), besides a causal encoder's first
+
+
+def caption(text: str, fps: float | None, motion_score: float | None) -> str:
+    """A caption as the model is trained to read it: frame rate and motion score at its end."""
+    parts = []
+    if fps is not None:
+        parts.append(f"{fps:g} FPS")
+    if motion_score is not None:
+        parts.append(f"{round(motion_score)} motion score")
+    return f"{text} {', '.join(parts)}." if parts else text
+
+
+def clip_frames(ae: Autoencoder) -> int:
+    """Pixel frames of the clip that v2v_head and v2v_tail are given."""
+    return CLIP_LATENTS * ae.compression[0] + (1 if ae.causal else 0)
+
+
+def frames_needed(name: ConditionName, ae: Autoencoder) -> int:
+    """The shortest video a condition makes sense for: it must leave something to generate."""
+    if name == "t2v":
+        return 1
+    if name.startswith("i2v"):
+        return 1 + ae.compression[0]
+    return clip_frames(ae) + ae.compression[0]
+
+
+def given_parts(name: ConditionName, ae: Autoencoder) -> list[tuple[str, int]]:
+    """(end, pixel frames) of each piece of video a condition is given."""
+    ends = {"head": ["head"], "tail": ["tail"], "loop": ["head", "tail"]}.get(name[4:], [])
+    frames = clip_frames(ae) if name.startswith("v2v") else 1
+    return [(end, frames) for end in ends]
+
+
+def given_latents(
+    name: ConditionName,
+    pieces: Sequence[Tensor],
+    ae: Autoencoder,
+    grid: tuple[int, int, int],
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Mask (1, t, h, w) and latents (C, t, h, w) of one sample.
+
+    `pieces` are the given pixels (3, T, H, W) in the order of `given_parts`. Each is encoded by
+    itself, so nothing of the video to be generated leaks into it.
+    """
+    device = pieces[0].device if pieces else None
+    mask = torch.zeros(1, *grid, device=device)
+    latents = torch.zeros(ae.latent_channels, *grid, device=device)
+    for (end, frames), piece in zip(given_parts(name, ae), pieces, strict=True):
+        if piece.shape[1] != frames:
+            raise ValueError(f"{name} is given {frames} frames at its {end}, not {piece.shape[1]}")
+        part = ae.encode(piece[None], [seed])[0]
+        place = slice(0, part.shape[1]) if end == "head" else slice(-part.shape[1], None)
+        mask[:, place] = 1
+        latents[:, place] = part.to(latents.dtype)
+    return mask, latents
+
+
+def cut_pieces(name: ConditionName, video_CTHW: Tensor, ae: Autoencoder) -> list[Tensor]:
+    """The given pieces of a training clip."""
+    return [
+        video_CTHW[:, :frames] if end == "head" else video_CTHW[:, -frames:]
+        for end, frames in given_parts(name, ae)
+    ]
+
+
+def condition_channels(mask_B1THW: Tensor, latents_BCTHW: Tensor) -> Tensor:
+    """What the model's `cond_in` reads, before patching: the mask first, then masked latents."""
+    return torch.cat([mask_B1THW, mask_B1THW * latents_BCTHW], dim=1)

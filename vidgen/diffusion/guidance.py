@@ -1,0 +1,94 @@
+"""Guidance as a sum of branches, and which branches a step really needs.
+
+The three branches are the model's velocity with (text, image), (negative, image) and
+(negative, no image). The guided velocity
+
+    v = v_none + g_img (v_img - v_none) + g_txt (v_text - v_img)
+
+is linear in them, so a step whose coefficients vanish, or whose branches have equal inputs, runs
+fewer of them and gives the same result to rounding.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BRANCHES = ("text", "image", "none")
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    text: float
+    image: float
+    oscillate_text: bool
+    oscillate_image: bool
+    oscillate_after: int
+    dynamic_image: bool
+
+
+@dataclass(frozen=True)
+class Branches:
+    """The branches of one step: name and weight, a number or one per token (V,)."""
+
+    weights: dict[str, float | Tensor]
+
+    def combine(self, velocity: dict[str, Tensor]) -> Tensor:
+        terms = []
+        for name, weight in self.weights.items():
+            scale = weight[None, :, None] if isinstance(weight, Tensor) else weight
+            terms.append(scale * velocity[name])
+        return sum(terms[1:], terms[0])
+
+
+def plan(
+    config: GuidanceConfig,
+    steps: int,
+    grid: tuple[int, int, int],
+    *,
+    has_image: bool,
+    has_negative: bool = True,
+    full: bool = False,
+) -> list[Branches]:
+    """Branches of every step over a (frames, rows, columns) token grid.
+
+    `full` keeps all three branches at every step: what the planned run is checked against.
+    """
+    return [_step(config, i, steps, grid, has_image, full) for i in range(steps)]
+
+
+def _step(
+    config: GuidanceConfig,
+    i: int,
+    steps: int,
+    grid: tuple[int, int, int],
+    has_image: bool,
+    full: bool,
+) -> Branches:
+    rest = i >= config.oscillate_after and i % 2 == 1
+    g_txt = 1.0 if rest and config.oscillate_text else config.text
+    g_img = 1.0 if rest and config.oscillate_image else config.image
+    image: float | Tensor = g_img
+    if config.dynamic_image and has_image and g_img > 1:
+        # Rising over latent frames to an upper end that falls over steps.
+        upper = g_img + (1.0 - g_img) * i / steps
+        per_frame = torch.linspace(1.0, upper, grid[0], dtype=torch.float64)
+        image = per_frame.repeat_interleave(grid[1] * grid[2])
+    weights: dict[str, float | Tensor] = {
+        "text": g_txt,
+        "image": image - g_txt,
+        "none": 1.0 - image,
+    }
+    if full:
+        return Branches(weights)
+    if not has_image:  # without an image the last two branches have the same inputs
+        weights = {"text": g_txt, "none": 1.0 - g_txt}
+    return Branches({name: w for name, w in weights.items() if not _zero(w)})
+
+
+def _zero(weight: float | Tensor) -> bool:
+    return not weight.any() if isinstance(weight, Tensor) else weight == 0.0
+
+
+def evaluations(branches: list[Branches]) -> int:
+    return sum(len(step.weights) for step in branches)

@@ -1,0 +1,127 @@
+"""What a checkpoint is: its layout, its config, and whether it is complete."""
+
+import json
+from dataclasses import asdict
+
+from pydantic import TypeAdapter, ValidationError
+
+from vidgen.errors import UserError
+from vidgen.models.mmdit.config import PRESETS, MMDiTConfig
+from vidgen.models.mmdit.layouts import LAYOUTS, Layout, published_shapes
+from vidgen.models.tensor_files import TensorSource, check_tensors
+
+
+def detect_layout(source: TensorSource) -> Layout:
+    """From the file's own note, else from its tensor names."""
+    noted = source.metadata.get("vidgen.layout")
+    if noted in LAYOUTS:
+        return noted
+    names = source.infos
+    if "double_blocks.0.img_attn.q_proj.weight" in names:
+        return "open-sora"
+    if "double_blocks.0.img_attn.qkv.weight" in names:
+        return "flux"
+    if any(name.startswith("transformer_blocks.") for name in names):
+        raise UserError(
+            f"{source.where}: is in the diffusers layout; expected the original file, "
+            f"such as flux1-dev.safetensors"
+        )
+    some = ", ".join(f"'{name}'" for name in sorted(names)[:2]) or "no tensors"
+    raise UserError(
+        f"{source.where}: holds {some}; expected an MMDiT in the layout of Open-Sora v2 "
+        f"(double_blocks.0.img_attn.q_proj.weight), FLUX.1 (double_blocks.0.img_attn.qkv.weight) "
+        f"or vidgen"
+    )
+
+
+def infer_config(source: TensorSource, layout: Layout) -> MMDiTConfig:
+    """The config a file notes, else the one its shapes tell.
+
+    Shapes cannot tell axes_dim and theta (taken from the published models, in proportion) nor,
+    without a condition embedder, the patch size.
+    """
+    if (noted := noted_config(source)) is not None:
+        return noted
+    infos = source.infos
+
+    def size(name: str, dim: int) -> int:
+        if name not in infos or len(infos[name].shape) <= dim:
+            raise UserError(f"{source.where}: tensor '{name}' is missing; it tells the model size")
+        return infos[name].shape[dim]
+
+    def blocks(prefix: str) -> int:
+        return len({name.split(".")[1] for name in infos if name.startswith(f"{prefix}.")})
+
+    query = "double_blocks.0.img_attn.norm.query_norm.scale"
+    width, head_dim = size("img_in.weight", 0), size(query, 0)
+    in_channels = size("img_in.weight", 1)
+    cond_embed = "cond_in.weight" in infos
+    if cond_embed:
+        patch = round(max(size("cond_in.weight", 1) - in_channels, 1) ** 0.5)
+    else:
+        patch = 1 if in_channels == PRESETS["opensora_v2_dcae"].in_channels else 2
+    if layout == "open-sora":
+        bias = "double_blocks.0.img_attn.q_proj.bias"
+    else:
+        bias = "double_blocks.0.img_attn.qkv.bias"
+    time = max(2, head_dim // 16 * 2)
+    rows = max(2, (head_dim - time) // 4 * 2)
+    try:
+        return MMDiTConfig(
+            in_channels=in_channels,
+            patch_size=patch,
+            hidden_size=width,
+            num_heads=width // head_dim,
+            depth=blocks("double_blocks"),
+            depth_single_blocks=blocks("single_blocks"),
+            mlp_ratio=size("double_blocks.0.img_mlp.0.weight", 0) / width,
+            axes_dim=(head_dim - 2 * rows, rows, rows),
+            vec_in_dim=size("vector_in.in_layer.weight", 1),
+            context_in_dim=size("txt_in.weight", 1),
+            qkv_bias=bias in infos,
+            guidance_embed="guidance_in.in_layer.weight" in infos,
+            cond_embed=cond_embed,
+        )
+    except ValidationError as error:
+        reason = "; ".join(problem["msg"] for problem in error.errors())
+        raise UserError(f"{source.where}: its shapes are those of no MMDiT: {reason}") from error
+
+
+def noted_config(source: TensorSource) -> MMDiTConfig | None:
+    if (note := source.metadata.get("vidgen.config")) is None:
+        return None
+    try:
+        return TypeAdapter(MMDiTConfig).validate_json(note)
+    except ValidationError as error:
+        raise UserError(
+            f"{source.where}: notes a model config vidgen cannot read: {note}"
+        ) from error
+
+
+def notes(config: MMDiTConfig, layout: Layout) -> dict[str, str]:
+    """What our files say of themselves, so that nothing need be guessed when they are read."""
+    note = {"vidgen.layout": layout, "vidgen.config": json.dumps(asdict(config))}
+    return {"format": "pt", **note}
+
+
+def adaptation(source: TensorSource, config: MMDiTConfig) -> tuple[set[str], set[str]]:
+    """The source's tensors to leave out, and the model's to set to zero."""
+    left_out: set[str] = set()
+    if not config.guidance_embed:
+        left_out = {name for name in source.infos if name.startswith("guidance_in.")}
+    zeroed = {"cond_in.weight", "cond_in.bias"}
+    if not config.cond_embed or zeroed & source.infos.keys():
+        zeroed = set()
+    return left_out, zeroed
+
+
+def check_checkpoint(
+    source: TensorSource,
+    config: MMDiTConfig,
+    layout: Layout,
+    left_out: set[str],
+    zeroed: set[str],
+) -> None:
+    expected = published_shapes(config, layout)
+    expected.update({name: source.infos[name].shape for name in left_out})
+    check_tensors(source, expected, allowed_missing=zeroed)

@@ -1,0 +1,311 @@
+"""The multimodal diffusion transformer: text and video tokens under joint attention.
+
+Read it top to bottom: embeddings, a dual-stream block (text and video keep their own weights and
+meet in attention), a single-stream block (one set of weights for both), then the whole.
+
+Shapes: B batch, T text tokens, V video tokens, L = T + V with text first, D width, H heads,
+P half a head's width.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vidgen.models.mmdit.config import MMDiTConfig
+from vidgen.runtime import ops
+from vidgen.runtime.attention import attention
+
+Stream = tuple[Tensor, ...]  # (text_BTD, video_BVD) in dual-stream blocks, (joint_BLD,) in single
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every block of one forward pass shares."""
+
+    vec_BD: Tensor  # timestep and pooled text (and guidance): what modulation is computed from
+    cos_LP: Tensor
+    sin_LP: Tensor
+    attention: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def call_block(index: int, block: nn.Module, stream: Stream, context: Context) -> Stream:
+    result: Stream = block(*stream, context)
+    return result
+
+
+@dataclass(frozen=True)
+class Seams:
+    """Where other code hooks in without subclassing.
+
+    `attention` takes q, k, v (B, L, H, head) and picks backend and mask. `run_block` is called for
+    every block in order: recompute, offload, caching, capture or injection of the residual.
+    """
+
+    attention: Callable[[Tensor, Tensor, Tensor], Tensor] = attention
+    run_block: Callable[[int, nn.Module, Stream, Context], Stream] = call_block
+
+
+PLAIN = Seams()
+
+
+def sincos_embedding(t_B: Tensor, width: int = 256) -> Tensor:
+    """Timestep in [0, 1] to (B, width): cosines, then sines, of 1000 t at falling frequencies."""
+    half = width // 2
+    index = torch.arange(half, dtype=torch.float32, device=t_B.device)
+    angles = 1000.0 * t_B.float()[:, None] * torch.exp(-math.log(10_000.0) / half * index)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class MLPEmbedder(nn.Module):
+    def __init__(self, in_width: int, width: int):
+        super().__init__()
+        self.in_layer = nn.Linear(in_width, width)
+        self.out_layer = nn.Linear(width, width)
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        hidden = F.silu(self.in_layer(x_BD.to(self.in_layer.weight.dtype)))
+        out: Tensor = self.out_layer(hidden)
+        return out
+
+
+class Modulation(nn.Module):
+    """`chunks` vectors a sample, from the SiLU of the conditioning vector."""
+
+    def __init__(self, width: int, chunks: int):
+        super().__init__()
+        self.lin = nn.Linear(width, chunks * width)
+        self.chunks = chunks
+
+    def forward(self, vec_BD: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.lin(F.silu(vec_BD)).chunk(self.chunks, dim=-1))
+
+
+class HeadScale(nn.Module):
+    """Weight of the RMS norm over a head."""
+
+    def __init__(self, head_dim: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(head_dim))
+
+
+class QKNorm(nn.Module):
+    def __init__(self, head_dim: int):
+        super().__init__()
+        self.query_norm = HeadScale(head_dim)
+        self.key_norm = HeadScale(head_dim)
+
+    def forward(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.qk_norm_rope(q, k, self.query_norm.scale, self.key_norm.scale, cos, sin)
+
+
+class StreamAttention(nn.Module):
+    """One stream's projections into and out of the joint attention."""
+
+    def __init__(self, config: MMDiTConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
+        self.norm = QKNorm(config.head_dim)
+        self.proj = nn.Linear(width, width)
+
+    def project(self, x_BLD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.qkv(x_BLD).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        q, k = self.norm(q, k, cos, sin)
+        return q, k, v
+
+
+def mlp(width: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, hidden), GELU(), nn.Linear(hidden, width))
+
+
+class GELU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.gelu_tanh(x)
+
+
+class DualStreamBlock(nn.Module):
+    def __init__(self, config: MMDiTConfig):
+        super().__init__()
+        width, hidden = config.hidden_size, config.mlp_hidden
+        self.img_mod = Modulation(width, 6)
+        self.img_attn = StreamAttention(config)
+        self.img_mlp = mlp(width, hidden)
+        self.txt_mod = Modulation(width, 6)
+        self.txt_attn = StreamAttention(config)
+        self.txt_mlp = mlp(width, hidden)
+
+    def forward(self, txt_BTD: Tensor, img_BVD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        txt_mod, img_mod = self.txt_mod(context.vec_BD), self.img_mod(context.vec_BD)
+        cos, sin, text = context.cos_LP, context.sin_LP, txt_BTD.shape[1]
+
+        txt_in = ops.modulate(txt_BTD, txt_mod[0], txt_mod[1])
+        img_in = ops.modulate(img_BVD, img_mod[0], img_mod[1])
+        txt_qkv = self.txt_attn.project(txt_in, cos[:text], sin[:text])
+        img_qkv = self.img_attn.project(img_in, cos[text:], sin[text:])
+        q, k, v = (torch.cat(pair, dim=1) for pair in zip(txt_qkv, img_qkv, strict=True))
+        joint_BLD = context.attention(q, k, v).flatten(2)
+
+        return (
+            self._finish(txt_BTD, joint_BLD[:, :text], txt_mod, self.txt_attn, self.txt_mlp),
+            self._finish(img_BVD, joint_BLD[:, text:], img_mod, self.img_attn, self.img_mlp),
+        )
+
+    @staticmethod
+    def _finish(
+        x: Tensor, attended: Tensor, mod: Stream, attn: StreamAttention, mlp: nn.Module
+    ) -> Tensor:
+        _, _, gate1, shift2, scale2, gate2 = mod
+        x, normed = ops.gated_residual_modulate(x, attn.proj(attended), gate1, shift2, scale2)
+        return ops.gated_residual(x, mlp(normed), gate2)
+
+
+class SingleStreamBlock(nn.Module):
+    """Attention and MLP side by side: one projection in, one out."""
+
+    def __init__(self, config: MMDiTConfig):
+        super().__init__()
+        width, hidden = config.hidden_size, config.mlp_hidden
+        self.num_heads = config.num_heads
+        self.split = (3 * width, hidden)
+        self.linear1 = nn.Linear(width, 3 * width + hidden)  # rows: q, k, v, mlp
+        self.linear2 = nn.Linear(width + hidden, width)
+        self.norm = QKNorm(config.head_dim)
+        self.modulation = Modulation(width, 3)
+
+    def forward(self, x_BLD: Tensor, context: Context) -> tuple[Tensor]:
+        shift, scale, gate = self.modulation(context.vec_BD)
+        qkv, hidden = self.linear1(ops.modulate(x_BLD, shift, scale)).split(self.split, dim=-1)
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        q, k = self.norm(q, k, context.cos_LP, context.sin_LP)
+        attended = context.attention(q, k, v).flatten(2)
+        out = self.linear2(torch.cat([attended, ops.gelu_tanh(hidden)], dim=-1))
+        return (ops.gated_residual(x_BLD, out, gate),)
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, config: MMDiTConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.linear = nn.Linear(width, config.in_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x_BVD: Tensor, vec_BD: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(vec_BD).chunk(2, dim=-1)
+        out: Tensor = self.linear(ops.modulate(x_BVD, shift, scale))
+        return out
+
+
+class MMDiT(nn.Module):
+    def __init__(self, config: MMDiTConfig):
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.img_in = nn.Linear(config.in_channels, width)
+        self.txt_in = nn.Linear(config.context_in_dim, width)
+        self.time_in = MLPEmbedder(256, width)
+        self.vector_in = MLPEmbedder(config.vec_in_dim, width)
+        if config.guidance_embed:
+            self.guidance_in = MLPEmbedder(256, width)
+        if config.cond_embed:
+            self.cond_in = nn.Linear(config.cond_channels, width)
+        self.double_blocks = nn.ModuleList(DualStreamBlock(config) for _ in range(config.depth))
+        self.single_blocks = nn.ModuleList(
+            SingleStreamBlock(config) for _ in range(config.depth_single_blocks)
+        )
+        self.final_layer = FinalLayer(config)
+
+    def forward(
+        self,
+        x_BVD: Tensor,
+        *,
+        grid: tuple[int, int, int],
+        txt: Tensor,
+        vec: Tensor,
+        t: Tensor,
+        cond: Tensor | None = None,
+        guidance: Tensor | None = None,
+        seams: Seams = PLAIN,
+    ) -> Tensor:
+        """Velocity (B, V, in_channels) of noisy tokens over a (frames, rows, columns) token grid.
+
+        txt (B, T, context_in_dim), vec (B, vec_in_dim), t (B,) in [0, 1] with 1 pure noise,
+        cond (B, V, cond_channels) when the model has `cond_embed`, guidance (B,) when it has
+        `guidance_embed`.
+        """
+        self._check(x_BVD, grid, cond, guidance)
+        img = self.img_in(x_BVD)
+        if cond is not None:
+            img = img + self.cond_in(cond)
+        vec_BD = self.time_in(sincos_embedding(t)) + self.vector_in(vec)
+        if guidance is not None:
+            vec_BD = vec_BD + self.guidance_in(sincos_embedding(guidance))
+        text = self.txt_in(txt)
+
+        length = text.shape[1]
+        cos, sin = ops.rope_tables(
+            grid, self.config.axes_dim, self.config.theta, length, device=x_BVD.device
+        )
+        context = Context(vec_BD, cos, sin, seams.attention)
+        stream: Stream = (text, img)
+        for index, block in enumerate(self.double_blocks):
+            stream = seams.run_block(index, block, stream, context)
+        stream = (torch.cat(stream, dim=1),)
+        for index, block in enumerate(self.single_blocks, start=len(self.double_blocks)):
+            stream = seams.run_block(index, block, stream, context)
+        out: Tensor = self.final_layer(stream[0][:, length:], vec_BD)
+        return out
+
+    def _check(
+        self,
+        x: Tensor,
+        grid: tuple[int, int, int],
+        cond: Tensor | None,
+        guidance: Tensor | None,
+    ) -> None:
+        if x.shape[1:] != (math.prod(grid), self.config.in_channels):
+            raise ValueError(
+                f"tokens {tuple(x.shape)}: expected (B, {math.prod(grid)}, "
+                f"{self.config.in_channels}) for grid {grid}"
+            )
+        for name, given, wanted in (
+            ("cond", cond is not None, self.config.cond_embed),
+            ("guidance", guidance is not None, self.config.guidance_embed),
+        ):
+            if given != wanted:
+                verb = "needs" if wanted else "does not take"
+                raise ValueError(f"this model {verb} `{name}` ({name}_embed is {wanted})")
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """For training from scratch: every block starts as the identity, the output as zero."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                zero = name.endswith(
+                    ("mod.lin", "modulation.lin", "adaLN_modulation.1")
+                ) or name in ("cond_in", "final_layer.linear")
+                if zero:
+                    module.weight.zero_()
+                else:
+                    bound = math.sqrt(6 / (module.in_features + module.out_features))
+                    module.weight.uniform_(-bound, bound, generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, HeadScale):
+                module.scale.fill_(1.0)
+
+
+def patchify(latent_BCTHW: Tensor, patch: int) -> Tensor:
+    """Latents to tokens: (t h w) order, each token (c, row in patch, column in patch)."""
+    x = latent_BCTHW.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))  # B C T h p w q
+    return x.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3)
+
+
+def unpatchify(tokens_BVD: Tensor, grid: tuple[int, int, int], patch: int) -> Tensor:
+    """The inverse of `patchify`; `grid` counts tokens."""
+    x = tokens_BVD.unflatten(2, (-1, patch, patch)).unflatten(1, grid)  # B T h w C p q
+    return x.permute(0, 4, 1, 2, 5, 3, 6).flatten(5).flatten(3, 4)

@@ -1,0 +1,189 @@
+"""Published weights into the model and back, streamed a tensor at a time."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from vidgen.errors import UserError
+from vidgen.models.mmdit.config import MMDiTConfig
+from vidgen.models.mmdit.detect import (
+    adaptation,
+    check_checkpoint,
+    detect_layout,
+    noted_config,
+    notes,
+)
+from vidgen.models.mmdit.layouts import (
+    Layout,
+    Piece,
+    by_internal,
+    by_published,
+    copy_rows,
+    pieces,
+    published_shapes,
+    tensor_shapes,
+)
+from vidgen.models.mmdit.model import MMDiT
+from vidgen.models.tensor_files import (
+    PathOrTensors,
+    Progress,
+    TensorInfo,
+    TensorSource,
+    destination_file,
+    open_source,
+    write_tensors,
+)
+
+
+@torch.no_grad()
+def load_weights(
+    model: MMDiT,
+    source: PathOrTensors,
+    *,
+    layout: Layout | None = None,
+    adapt: bool = False,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> None:
+    """Fill the model from a safetensors file, a folder of shards, a training step or a dict.
+
+    A wrong, missing or extra tensor is an error. `adapt` starts a video model from an image model:
+    a guidance embedder the model does not have is left out, a condition embedder the source does
+    not have starts at zero. A model on the meta device is materialised on `device`. Values are
+    cast to the parameters' dtype; sharded parameters (DTensor) take their own rows.
+
+    Fused tensors that carry no note of ours are FLUX.1's; for the `state_dict()` of a model,
+    whose names are the same, say layout="vidgen".
+    """
+    if isinstance(source, Mapping) and hasattr(source, "_metadata") and layout is None:
+        raise UserError(
+            "these tensors are some module's state_dict(): pass layout='vidgen' if the module "
+            "is vidgen's, else 'flux' or 'open-sora'"
+        )
+    with open_source(source) as tensors:
+        layout = layout or detect_layout(tensors)
+        config = model.config
+        if (noted := noted_config(tensors)) is not None:
+            _check_config(tensors.where, noted, config, adapt)
+        left_out, zeroed = adaptation(tensors, config) if adapt else (set(), set())
+        check_checkpoint(tensors, config, layout, left_out, zeroed)
+        params = _parameters(model, device)
+        groups = by_internal(pieces(config, layout))
+        total = sum(info.nbytes for info in tensors.infos.values())
+        done = 0
+        for name in tensor_shapes(config):
+            if name in zeroed:
+                params[name].zero_()
+                continue
+            _fill(params[name].detach(), tensors, groups[name], config.head_dim)
+            done += sum(_nbytes(tensors, part) for part in groups[name])
+            if progress:
+                progress(done, total)
+
+
+def save_weights(
+    model: MMDiT, path: str | os.PathLike[str], layout: Layout = "vidgen", overwrite: bool = False
+) -> None:
+    """Write the model as one safetensors file; when it is sharded, every rank must call this."""
+    path = destination_file(path, overwrite)
+    state = {name: value.detach() for name, value in model.state_dict().items()}
+    config = model.config
+    shapes = published_shapes(config, layout)
+    groups = by_published(pieces(config, layout))
+    infos = {
+        name: TensorInfo(state[groups[name][0].internal].dtype, shape)
+        for name, shape in shapes.items()
+    }
+    tensors = _published(_whole_tensors(state), groups, infos, config)
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
+        for _ in tensors:  # take part in gathering the shards
+            pass
+        return
+    write_tensors(path, infos, tensors, notes(config, layout))
+
+
+def _check_config(where: str, noted: MMDiTConfig, config: MMDiTConfig, adapt: bool) -> None:
+    """What shapes cannot tell (rotary axes, patch order) must agree as well."""
+    if adapt:
+        noted = replace(noted, guidance_embed=config.guidance_embed, cond_embed=config.cond_embed)
+    for field in MMDiTConfig.__dataclass_fields__:
+        found, expected = getattr(noted, field), getattr(config, field)
+        if found != expected:
+            raise UserError(f"{where}: was made with {field} = {found}, this model has {expected}")
+
+
+def _parameters(model: MMDiT, device: torch.device | str) -> dict[str, nn.Parameter]:
+    if any(param.is_meta for param in model.parameters()):
+        model.to_empty(device=device)
+    params = dict(model.named_parameters())
+    if params.keys() != tensor_shapes(model.config).keys():
+        odd = sorted(params.keys() ^ tensor_shapes(model.config).keys())
+        raise ValueError(f"the model's parameters are not those of its config: {odd[:4]}")
+    return params
+
+
+def _read_internal(source: TensorSource, parts: list[Piece], out: Tensor, head_dim: int) -> None:
+    """One internal tensor from the published ones, straight into place where nothing changes."""
+    for part in parts:
+        rows, dtype = out[part.start : part.stop], source.infos[part.published].dtype
+        if dtype == out.dtype and not part.interleaved:
+            source.read(part.published, rows, part.row)
+            continue
+        scratch = torch.empty(rows.shape, dtype=dtype)
+        source.read(part.published, scratch, part.row)
+        copy_rows(rows, scratch, head_dim, to_half=True if part.interleaved else None)
+
+
+def _fill(param: Tensor, source: TensorSource, parts: list[Piece], head_dim: int) -> None:
+    if not isinstance(param, DTensor) and param.device.type == "cpu" and param.is_contiguous():
+        _read_internal(source, parts, param, head_dim)
+        return
+    dtype = source.infos[parts[0].published].dtype
+    for part in parts:
+        dtype = torch.promote_types(dtype, source.infos[part.published].dtype)
+    whole = torch.empty(param.shape, dtype=dtype)
+    _read_internal(source, parts, whole, head_dim)
+    if isinstance(param, DTensor):
+        moved = whole.to(device=param.device, dtype=param.dtype)
+        # Every rank read the tensor, so each cuts out its own rows and nothing is sent.
+        cut = distribute_tensor(moved, param.device_mesh, param.placements, src_data_rank=None)
+        param.to_local().copy_(cut.to_local())
+    else:
+        param.copy_(whole)
+
+
+def _nbytes(source: TensorSource, part: Piece) -> int:
+    info = source.infos[part.published]
+    return info.nbytes * part.rows // info.shape[0]
+
+
+def _whole_tensors(state: dict[str, Tensor]) -> Callable[[str], Tensor]:
+    """Tensors by name, gathered from their shards; the last one is kept for its next rows."""
+    last: list[tuple[str, Tensor]] = []
+
+    def whole(name: str) -> Tensor:
+        if not last or last[0][0] != name:
+            value = state[name]
+            last[:] = [(name, (value.full_tensor() if isinstance(value, DTensor) else value).cpu())]
+        return last[0][1]
+
+    return whole
+
+
+def _published(
+    whole: Callable[[str], Tensor],
+    groups: dict[str, list[Piece]],
+    infos: dict[str, TensorInfo],
+    config: MMDiTConfig,
+) -> Iterator[tuple[str, Tensor]]:
+    for name, info in infos.items():
+        out = torch.empty(info.shape, dtype=info.dtype)
+        for part in groups[name]:
+            rows = whole(part.internal)[part.start : part.stop]
+            target = out[part.row : part.row + part.rows]
+            copy_rows(target, rows, config.head_dim, to_half=False if part.interleaved else None)
+        yield name, out

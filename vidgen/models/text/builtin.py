@@ -1,0 +1,68 @@
+"""A text encoder with nothing to learn or download: each word is a fixed random vector.
+
+It stands where T5 and CLIP stand, so that the whole system runs at a small size. It knows words,
+not meaning: the quickstart's default, not a product.
+"""
+
+import hashlib
+import re
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from vidgen.errors import UserError
+from vidgen.models.text.config import TextConfig
+from vidgen.models.text.encoder import TextFeatures
+
+WORD = re.compile(r"[a-z]+|\d+")
+
+
+class BuiltinText(nn.Module):
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.length = config.length
+        self.token_width = config.token_width
+        self.pooled_width = config.pooled_width
+        positions = torch.stack(
+            [_vector(f"position {i}", self.token_width) for i in range(self.length)]
+        )
+        self.register_buffer("positions_LD", 0.5 * positions, persistent=False)
+
+    positions_LD: Tensor
+
+    def encode(self, captions: list[str]) -> TextFeatures:
+        device = self.positions_LD.device
+        sentences = [WORD.findall(text.lower()) for text in captions]
+        for text, words in zip(captions, sentences, strict=True):
+            if len(words) > self.length:
+                raise UserError(
+                    f"caption of {len(words)} words, and the built-in text encoder takes "
+                    f"{self.length} (text.length): {text[:60]!r}"
+                )
+        pad = _vector("padding", self.token_width)
+        tokens = torch.stack(
+            [
+                torch.stack(
+                    [_vector(w, self.token_width) for w in words]
+                    + [pad] * (self.length - len(words))
+                )
+                for words in sentences
+            ]
+        )
+        # Dividing by sqrt(n) keeps unit variance, as the vectors are independent.
+        pooled = torch.stack(
+            [
+                sum((_vector(w, self.pooled_width) for w in words), torch.zeros(self.pooled_width))
+                / max(1, len(words)) ** 0.5
+                for words in sentences
+            ]
+        )
+        return TextFeatures(tokens.to(device) + self.positions_LD, pooled.to(device))
+
+
+@lru_cache(maxsize=65536)
+def _vector(word: str, width: int) -> Tensor:
+    """Unit-variance Gaussian, a function of the word alone."""
+    seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little") >> 1
+    return torch.randn(width, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,151 @@
+"""Where a process stands in a run: its rank, its device, the meshes that join it to others."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from vidgen.errors import UserError
+
+_LAUNCH = "torchrun --nproc-per-node=2 --no-python vidgen train ..."
+
+
+@dataclass(frozen=True)
+class World:
+    """All processes of a run, seen from one of them."""
+
+    rank: int
+    world: int
+    local_rank: int
+    device: torch.device
+
+    def mesh(self, context: int = 1) -> DeviceMesh:
+        """Ranks as (data, context): each row of `context` neighbouring ranks shares its samples."""
+        if context < 1 or self.world % context:
+            fitting = [n for n in range(1, self.world + 1) if self.world % n == 0]
+            raise UserError(
+                f"{self.world} ranks cannot be split into context-parallel groups of {context}; "
+                f"set it to one of {', '.join(map(str, fitting))}, or start another number of ranks"
+            )
+        self._ensure_group()
+        return init_device_mesh(
+            self.device.type, (self.world // context, context), mesh_dim_names=("data", "context")
+        )
+
+    def flat_mesh(self) -> DeviceMesh:
+        """All ranks in one row: parameters are sharded over every rank, context groups included."""
+        self._ensure_group()
+        return init_device_mesh(self.device.type, (self.world,), mesh_dim_names=("all",))
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world > 1:
+            on_gpu = self.device.type == "cuda"
+            dist.barrier(device_ids=[self.local_rank] if on_gpu else None)
+
+    def close(self) -> None:
+        """Leave the run; wait for checkpoints under way first."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def __enter__(self) -> "World":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ensure_group(self) -> None:
+        """A single process has no process group until a mesh asks for one; it needs no port."""
+        if not dist.is_initialized():
+            dist.init_process_group(
+                _backend(self.device), store=dist.HashStore(), rank=0, world_size=1
+            )
+
+
+def start(device: str = "auto", *, timeout_s: float = 600.0) -> World:
+    """Join the run that torchrun describes in the environment, or be a run of one process.
+
+    `device` is auto, cpu or cuda; auto takes a GPU if there is one. A rank that waits for the
+    others longer than `timeout_s`, now or in a later collective, ends with an error.
+    """
+    rank, world, local_rank = (
+        _environment(name, default)
+        for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+    chosen = choose_device(device, local_rank)
+    if world > 1:
+        address = _address(world)
+        try:
+            dist.init_process_group(
+                _backend(chosen),
+                rank=rank,
+                world_size=world,
+                timeout=timedelta(seconds=timeout_s),
+            )
+        except (dist.DistNetworkError, dist.DistStoreError) as error:
+            raise _unreachable(error, address, world, timeout_s) from error
+    return World(rank, world, local_rank, chosen)
+
+
+def _backend(device: torch.device) -> str:
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+def _environment(name: str, default: int) -> int:
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    if not text.isdecimal():
+        raise UserError(f"{name}={text!r} is not a number; start with: {_LAUNCH}")
+    return int(text)
+
+
+def choose_device(device: str, local_rank: int = 0) -> torch.device:
+    """auto, cpu or cuda to this rank's device; auto takes a GPU if there is one."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device {device!r} is unknown; expected auto, cpu or cuda")
+    count = torch.cuda.device_count()
+    if device == "cpu" or (device == "auto" and count == 0):
+        return torch.device("cpu")
+    if count == 0:
+        raise UserError("device=cuda, but torch finds no GPU here; set device=cpu")
+    if local_rank >= count:
+        raise UserError(
+            f"local rank {local_rank} has no GPU: this machine has {count}; "
+            f"start at most {count} a machine: torchrun --nproc-per-node={count}"
+        )
+    chosen = torch.device("cuda", local_rank)
+    torch.cuda.set_device(chosen)
+    return chosen
+
+
+def _address(world: int) -> str:
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if host is None or port is None:
+        raise UserError(
+            f"WORLD_SIZE={world}, but MASTER_ADDR or MASTER_PORT is not set; start with: {_LAUNCH}"
+        )
+    return f"{host}:{port}"
+
+
+def _unreachable(error: Exception, address: str, world: int, timeout_s: float) -> Exception:
+    if "EADDRINUSE" in str(error) or "address already in use" in str(error):
+        port = int(address.rpartition(":")[2])
+        other = port + 1 if port < 65535 else port - 1
+        return UserError(
+            f"{address} is in use, perhaps by another run; choose a free port: "
+            f"torchrun --master-port={other} ..., or MASTER_PORT={other}"
+        )
+    return UserError(
+        f"the {world} ranks did not meet at {address} within {timeout_s:.0f} s; "
+        "start all of them with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE"
+    )

@@ -1,0 +1,81 @@
+"""A recipe: everything that decides a training run, as one checked tree."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from vidgen.config import Presets, config
+from vidgen.data.config import DataConfig
+from vidgen.diffusion.config import ConditionConfig, FlowConfig
+from vidgen.models.build import AutoencoderConfig
+from vidgen.models.mmdit.config import PRESETS, MMDiTConfig
+from vidgen.models.text.config import TextConfig
+from vidgen.sample.config import SampleConfig
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+@config
+class OptimConfig:
+    """AdamW, with a warm-up and then piecewise constant learning rates or a linear decay."""
+
+    lr: PositiveFloat = 5e-5
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-15
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup: NonNegativeInt = 0  # steps of linear warm-up
+    drops: dict[PositiveInt, PositiveFloat] = Field(default_factory=dict)  # from step: lr
+    decay_to: PositiveFloat | None = None  # final lr of a cosine decay over the run; null: none
+    clip: PositiveFloat = 1.0  # global gradient norm
+
+
+@config
+class ParallelConfig:
+    zero: Literal[2, 3] = 2  # 2 keeps whole parameters between forward and backward, 3 does not
+    context: PositiveInt = 1  # ranks that share one sample's tokens
+
+
+@config
+class RecomputeConfig:
+    """How many blocks keep only their inputs and run again in the backward pass."""
+
+    dual: NonNegativeInt = 0
+    single: NonNegativeInt = 0
+
+
+@config
+class CheckpointConfig:
+    every: PositiveInt = 1000  # steps
+    keep_last: PositiveInt = 3
+    keep_every: PositiveInt | None = None  # steps whose checkpoints are never removed
+
+
+@config
+class TrainConfig:
+    steps: PositiveInt = 85_000
+    accumulate: PositiveInt = 1  # micro-steps a step
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; weights stay fp32
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    ema_decay: Fraction | None = None
+    compile: bool = False  # torch.compile of each block
+    log_every: PositiveInt = 1
+    init_from: str | None = None  # published weights or a checkpoint to start from
+
+
+@config
+class Recipe:
+    name: str
+    run_dir: str
+    seed: NonNegativeInt = 42
+    model: Annotated[MMDiTConfig, Presets(PRESETS)]
+    autoencoder: AutoencoderConfig
+    text: TextConfig
+    data: DataConfig
+    flow: FlowConfig = FlowConfig()
+    conditions: ConditionConfig = ConditionConfig()
+    optim: OptimConfig = OptimConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    recompute: RecomputeConfig = RecomputeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()

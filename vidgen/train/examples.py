@@ -1,0 +1,146 @@
+"""From a batch of clips to what the model and the loss take.
+
+Every random draw belongs to a sample (seed, epoch, manifest row), so a run does not change with
+the number of ranks or with where it was resumed.
+"""
+
+import hashlib
+import math
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vidgen.data.loader import Batch
+from vidgen.diffusion import flow
+from vidgen.diffusion.conditions import (
+    caption,
+    condition_channels,
+    cut_pieces,
+    frames_needed,
+    given_latents,
+)
+from vidgen.diffusion.config import ConditionConfig, ConditionName, FlowConfig
+from vidgen.models.autoencoder import Autoencoder, latent_grid
+from vidgen.models.mmdit import MMDiTConfig, patchify
+from vidgen.models.text.encoder import TextEncoder, TextFeatures
+from vidgen.runtime import ops
+
+
+@dataclass(frozen=True)
+class Example:
+    """One micro-batch, ready for the model."""
+
+    noisy_BVD: Tensor
+    target_BVD: Tensor
+    t_B: Tensor
+    text: TextFeatures
+    cond_BVD: Tensor | None
+    guidance_B: Tensor | None
+    grid: tuple[int, int, int]  # tokens
+
+
+class ExampleMaker:
+    """Encodes clips and captions, draws timesteps, noise, conditions and dropped text."""
+
+    def __init__(
+        self,
+        model: MMDiTConfig,
+        autoencoder: Autoencoder,
+        text: TextEncoder,
+        flow_config: FlowConfig,
+        conditions: ConditionConfig,
+        *,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._model, self._ae, self._text = model, autoencoder, text
+        self._flow, self._conditions = flow_config, conditions
+        self._seed, self._device, self._dtype = seed, device, dtype
+        self._null = text.encode([""])
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Example:
+        draws = [_Draws(self._seed, batch.epoch, key, self._device) for key in batch.keys]
+        bucket = batch.bucket
+        grid = latent_grid(self._ae, bucket.frames, bucket.height, bucket.width)
+        video = ops.video_to_input(batch.video_BTHWC, 0.5, 0.5, torch.float32)
+        clean = self._ae.encode(video, [d.encoder_seed for d in draws]).float()
+
+        alpha = flow.shift_alpha(self._flow, grid)
+        t_B = torch.stack([flow.sample_timestep(alpha, d.generator) for d in draws])
+        noise = torch.empty_like(clean)
+        for sample, d in zip(noise, draws, strict=True):
+            sample.normal_(generator=d.generator)
+        noisy, target = flow.corrupt(self._flow, clean, noise, t_B)
+        patch = self._model.patch_size
+        guidance = torch.full_like(t_B, 4.0) if self._model.guidance_embed else None
+        return Example(
+            noisy_BVD=patchify(noisy, patch).to(self._dtype),
+            target_BVD=patchify(target, patch),
+            t_B=t_B,
+            text=self._encode_text(batch, draws),
+            cond_BVD=self._condition(video, grid, draws) if self._model.cond_embed else None,
+            guidance_B=guidance,
+            grid=(grid[0], grid[1] // patch, grid[2] // patch),
+        )
+
+    def _encode_text(self, batch: Batch, draws: list["_Draws"]) -> TextFeatures:
+        captions = batch.captions
+        if self._conditions.suffix:
+            captions = [
+                caption(text, None if math.isnan(fps) else fps, motion)
+                for text, fps, motion in zip(captions, batch.fps, batch.motion, strict=True)
+            ]
+        features = self._text.encode(captions)
+        drop_tokens = self._which(draws, self._conditions.drop_tokens)
+        drop_pooled = self._which(draws, self._conditions.drop_pooled)
+        null = self._null
+        return TextFeatures(
+            torch.where(drop_tokens[:, None, None], null.tokens_BLD, features.tokens_BLD).to(
+                self._dtype
+            ),
+            torch.where(drop_pooled[:, None], null.pooled_BD, features.pooled_BD).to(self._dtype),
+        )
+
+    def _which(self, draws: list["_Draws"], probability: float) -> Tensor:
+        return torch.tensor([d.random.random() < probability for d in draws], device=self._device)
+
+    def _condition(
+        self, video: Tensor, grid: tuple[int, int, int], draws: list["_Draws"]
+    ) -> Tensor:
+        masks, latents = [], []
+        for clip, draw in zip(video, draws, strict=True):
+            name = self._choose(clip.shape[1], draw.random)
+            pieces = cut_pieces(name, clip, self._ae)
+            mask, given = given_latents(name, pieces, self._ae, grid, draw.encoder_seed)
+            masks.append(mask.to(self._device))
+            latents.append(given.to(self._device))
+        channels = condition_channels(torch.stack(masks), torch.stack(latents))
+        return patchify(channels, self._model.patch_size).to(self._dtype)
+
+    def _choose(self, frames: int, rng: random.Random) -> ConditionName:
+        """By weight, among the conditions this clip is long enough for."""
+        fitting = {
+            name: weight
+            for name, weight in self._conditions.weights.items()
+            if weight and frames >= frames_needed(name, self._ae)
+        }
+        if not fitting:
+            return "t2v"
+        return rng.choices(list(fitting), list(fitting.values()))[0]
+
+
+class _Draws:
+    """The random numbers of one sample in one epoch."""
+
+    def __init__(self, seed: int, epoch: int, key: int, device: torch.device) -> None:
+        digest = hashlib.sha256(f"vidgen sample {seed} {epoch} {key}".encode()).digest()
+        noise, choices, encoder = (
+            int.from_bytes(digest[i : i + 8], "little") >> 1 for i in (0, 8, 16)
+        )
+        self.generator = torch.Generator(device).manual_seed(noise)
+        self.random = random.Random(choices)
+        self.encoder_seed = encoder

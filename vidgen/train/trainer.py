@@ -1,0 +1,393 @@
+"""The training loop: clips in, checkpoints and one line of metrics a step out."""
+
+import gc
+import math
+import shlex
+import signal
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from vidgen.config import diff, dump_yaml, read_recipe, to_dict
+from vidgen.data import open_loader
+from vidgen.data.loader import Batch
+from vidgen.diffusion import flow
+from vidgen.errors import UserError
+from vidgen.models.build import build_autoencoder, build_text
+from vidgen.models.mmdit import MMDiT, Seams, load_weights
+from vidgen.models.mmdit.flops import flops, parameters
+from vidgen.models.mmdit.model import Context, Stream, call_block
+from vidgen.models.mmdit.parallel import blocks
+from vidgen.runtime import checkpoint, parallel
+from vidgen.runtime.memory.recompute import recompute
+from vidgen.runtime.native import cpu_has_bf16
+from vidgen.runtime.observe.memory import peak_memory_gb
+from vidgen.runtime.observe.mfu import hfu, mfu, peak
+from vidgen.runtime.observe.timer import StepTimer
+from vidgen.train.config import Recipe
+from vidgen.train.examples import Example, ExampleMaker
+from vidgen.train.log import RunLog
+from vidgen.train.optim import EMA, build_optimizer, learning_rate
+from vidgen.train.stopping import StopSignals
+
+COLLECT_EVERY = 200  # steps between garbage collections, which otherwise stop a step at random
+
+
+class Trainer:
+    """Trains what a recipe describes; goes on from the newest checkpoint of its run directory."""
+
+    def __init__(self, recipe: Recipe, *, fresh: bool = False) -> None:
+        self.recipe = recipe
+        self.run_dir = Path(recipe.run_dir)
+        self.world = parallel.start(recipe.train.device)
+        if recipe.parallel.context > 1:
+            raise UserError(
+                f"parallel.context is {recipe.parallel.context}: the trainer does not split a "
+                "sample over ranks yet; set parallel.context=1"
+            )
+        self.device = self.world.device
+        self.dtype = compute_dtype(recipe.train.dtype, self.device)
+        if fresh:
+            self._set_old_run_aside()
+        if self.world.rank == 0:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+
+        self.model = self._build_model()
+        self.named = dict(self.model.named_parameters())
+        self.ema = EMA(self.named, recipe.train.ema_decay) if recipe.train.ema_decay else None
+        self.optimizer = build_optimizer(self.named.values(), recipe.optim)
+        autoencoder = build_autoencoder(recipe.autoencoder, self.device, self.dtype)
+        text = build_text(recipe.text, self.device, self.dtype)
+        check_parts_fit(recipe, autoencoder, text)
+        self.make_example = ExampleMaker(
+            recipe.model,
+            autoencoder,
+            text,
+            recipe.flow,
+            recipe.conditions,
+            seed=recipe.seed,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        self.text_length = text.length
+        self.seams = Seams(run_block=self._run_block)
+        self.loader = open_loader(
+            recipe.data,
+            seed=recipe.seed,
+            rank=self.world.rank,
+            world=self.world.world,
+            device=self.device,
+            temporal_step=autoencoder.compression[0],
+            causal=autoencoder.causal,
+            spatial_multiple=autoencoder.compression[1] * recipe.model.patch_size,
+        )
+        self.step = 0
+        self._resume()
+
+    # The loop -----------------------------------------------------------------------------------
+
+    def run(self, stop_after: int | None = None) -> int:
+        """Train to the recipe's last step, or to `stop_after`; returns the steps completed."""
+        recipe, last = self.recipe, min(self.recipe.train.steps, stop_after or sys.maxsize)
+        log = RunLog(
+            self.run_dir,
+            recipe.train.steps,
+            resume_step=self.step,
+            log_every=recipe.train.log_every,
+            enabled=self.world.rank == 0,
+        )
+        timer, saving = StepTimer(self.device), None
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            with log, StopSignals() as stop:
+                self._introduce(log)
+                timer.restart()
+                stopping = False
+                while self.step < last and not stopping:
+                    metrics = self._train_step(timer)
+                    stopping = self._agree(stop.received is not None)
+                    if self.step % recipe.checkpoint.every == 0 or self.step == last or stopping:
+                        with timer.phase("checkpoint"):
+                            saving = self._save()
+                    if self.step % COLLECT_EVERY == 0:
+                        gc.collect()
+                    log.step(self.step, **self._speed(metrics, timer.lap()))
+                if saving is not None:
+                    log.line(f"checkpoint {saving.wait()}")
+                if stopping:
+                    self._end_early(log, stop.received or signal.SIGTERM)
+        finally:
+            if collecting:
+                gc.enable()
+            self.loader.close()
+            self.world.close()
+        return self.step
+
+    def _train_step(self, timer: StepTimer) -> dict[str, Any]:
+        recipe = self.recipe
+        lr = learning_rate(recipe.optim, self.step, recipe.train.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        losses, work = [], _Work()
+        for _ in range(recipe.train.accumulate):
+            with timer.phase("data"):
+                batch = next(self.loader)
+            with timer.phase("encode"):
+                example = self.make_example(batch)
+            with timer.phase("forward"):
+                loss = self.loss(example) / recipe.train.accumulate
+            with timer.phase("backward"):
+                loss.backward()
+            losses.append(loss.detach())
+            work.add(batch, example, self)
+        with timer.phase("optimizer"):
+            norm = parallel.clip_grad_norm(self.named.values(), recipe.optim.clip)
+            mean_loss = self._mean(torch.stack(losses).sum())
+            self._check_finite(mean_loss, float(norm), batch)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.step += 1
+            if self.ema is not None:
+                self.ema.update(self.step)
+        return {"loss": mean_loss, "grad_norm": float(norm), "lr": lr, "work": work}
+
+    def loss(self, example: Example) -> Tensor:
+        with self._autocast():
+            predicted = self.model(
+                example.noisy_BVD,
+                grid=example.grid,
+                txt=example.text.tokens_BLD,
+                vec=example.text.pooled_BD,
+                t=example.t_B,
+                cond=example.cond_BVD,
+                guidance=example.guidance_B,
+                seams=self.seams,
+            )
+        return flow.loss_per_sample(predicted, example.target_BVD).mean()
+
+    def _run_block(self, index: int, block: nn.Module, stream: Stream, context: Context) -> Stream:
+        dual = self.recipe.model.depth
+        plan = self.recipe.recompute
+        again = index < plan.dual if index < dual else index - dual < plan.single
+        if again:
+            return recompute(call_block, index, block, stream, context)
+        return call_block(index, block, stream, context)
+
+    # Building and state ----------------------------------------------------------------------
+
+    def _build_model(self) -> MMDiT:
+        recipe = self.recipe
+        generator = torch.Generator().manual_seed(recipe.seed)
+        # Every rank fills whole parameters alike and then keeps its shard of them.
+        model = MMDiT(recipe.model)
+        if recipe.train.init_from and checkpoint.latest(self._checkpoints) is None:
+            load_initial(model, recipe.train.init_from)
+        else:
+            model.init_weights(generator)
+        model.to(self.device)
+        if recipe.train.compile:
+            for block in blocks(model):
+                block.compile()
+        if self.world.world > 1:
+            parallel.shard(
+                model,
+                blocks(model),
+                self.world.flat_mesh(),
+                zero=recipe.parallel.zero,
+                param_dtype=self.dtype,
+            )
+        return model
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        groups: dict[str, dict[str, Tensor]] = {
+            "model": {name: p.detach() for name, p in self.named.items()},
+            "optim": {
+                f"{name}.{key}": value
+                for name, p in self.named.items()
+                for key, value in self.optimizer.state[p].items()
+            },
+        }
+        if self.ema is not None:
+            groups["ema"] = self.ema.tensors
+        return groups
+
+    def _save(self) -> checkpoint.Saving:
+        return checkpoint.save(
+            self._checkpoints,
+            self.step,
+            self._tensors(),
+            {
+                "recipe": to_dict(self.recipe),
+                "loader": self.loader.state_dict(),
+                "trainer": {"step": self.step},
+            },
+            keep_last=self.recipe.checkpoint.keep_last,
+            keep_every=self.recipe.checkpoint.keep_every,
+        )
+
+    def _resume(self) -> None:
+        newest = checkpoint.latest(self._checkpoints)
+        if newest is None:
+            return
+        then = read_recipe(checkpoint.read_objects(newest)["recipe"], [], Recipe)
+        for part in ("model", "autoencoder", "text", "flow"):
+            changed = diff(getattr(then, part), getattr(self.recipe, part))
+            if changed:
+                raise UserError(
+                    f"{newest} was trained with another {part} ({part}.{changed[0]}); resume with "
+                    "the recipe as it was, or pass --fresh to begin a new run beside it"
+                )
+        objects = checkpoint.load(newest, self._tensors())
+        self.loader.load_state_dict(objects["loader"])
+        self.step = objects["trainer"]["step"]
+
+    def _set_old_run_aside(self) -> None:
+        if self.world.rank == 0 and self.run_dir.exists():
+            old = next(
+                path
+                for n in range(1, sys.maxsize)
+                if not (path := self.run_dir.with_name(f"{self.run_dir.name}-old{n}")).exists()
+            )
+            self.run_dir.rename(old)
+            print(f"the run that was in {self.run_dir} is now in {old}")
+        self.world.barrier()
+
+    # Numbers and lines -----------------------------------------------------------------------
+
+    def _introduce(self, log: RunLog) -> None:
+        recipe = self.recipe
+        if self.world.rank == 0:
+            (self.run_dir / "recipe.yaml").write_text(dump_yaml(recipe))
+        self.peak = peak(self.device, self.dtype)
+        count = parameters(recipe.model)
+        log.line(
+            f"{recipe.name}: {count / 1e6:,.1f} M parameters on {self.world.world} x "
+            f"{self.device.type} in {str(self.dtype).removeprefix('torch.')}; MFU of {self.peak}; "
+            f"run directory {self.run_dir}"
+        )
+        if self.step:
+            log.line(f"resumed at step {self.step} of {recipe.train.steps}")
+
+    def _speed(self, metrics: dict[str, Any], phases: dict[str, float]) -> dict[str, Any]:
+        work, ms = metrics.pop("work"), sum(phases.values())
+        seconds, ranks = ms / 1000, self.world.world
+        return {
+            **metrics,
+            "ms": ms,
+            "tokens_per_s": work.tokens * ranks / seconds,
+            "videos_per_s": work.videos * ranks / seconds,
+            "mfu": mfu(work.model_flops, seconds, self.peak),
+            "hfu": hfu(work.executed_flops, seconds, self.peak),
+            "data_ms": phases.get("data", 0.0),
+            "memory_gb": peak_memory_gb(self.device),
+            "bucket": work.bucket,
+            "phases": phases,
+        }
+
+    def _check_finite(self, loss: float, norm: float, batch: Batch) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        newest = checkpoint.latest(self._checkpoints)
+        raise UserError(
+            f"step {self.step + 1}: loss {loss:g}, gradient norm {norm:g}, on manifest rows "
+            f"{batch.keys[:8]} of epoch {batch.epoch}; nothing was updated. "
+            f"The newest checkpoint is {newest or 'none'}; try a lower optim.lr"
+        )
+
+    def _end_early(self, log: RunLog, received: signal.Signals) -> None:
+        command = " ".join(shlex.quote(word) for word in ["vidgen", *sys.argv[1:]])
+        log.line(
+            f"stopped by {received.name} after step {self.step}; everything is saved. "
+            f"To go on: {command}"
+        )
+        log.close()
+        if received is signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + received)
+
+    def _mean(self, value: Tensor) -> float:
+        if self.world.world > 1:
+            dist.all_reduce(value, op=dist.ReduceOp.SUM)
+            value = value / self.world.world
+        return float(value)
+
+    def _agree(self, wish: bool) -> bool:
+        """Whether any rank wishes to stop: all must do so after the same step."""
+        if self.world.world == 1:
+            return wish
+        flag = torch.tensor(int(wish), device=self.device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.world.world > 1 or self.dtype == torch.float32:
+            return nullcontext()  # sharded parameters are gathered in the compute dtype already
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+class _Work:
+    """What one step of one rank got through."""
+
+    def __init__(self) -> None:
+        self.tokens = self.videos = self.model_flops = self.executed_flops = 0
+        self.bucket = ""
+
+    def add(self, batch: Batch, example: Example, trainer: Trainer) -> None:
+        model, plan = trainer.recipe.model, trainer.recipe.recompute
+        videos = len(batch.keys)
+        one = flops(model, example.grid, trainer.text_length)
+        share = (min(plan.dual, model.depth) + min(plan.single, model.depth_single_blocks)) / (
+            model.depth + model.depth_single_blocks
+        )
+        self.videos += videos
+        self.tokens += videos * math.prod(example.grid)
+        self.model_flops += videos * one.training
+        self.executed_flops += videos * round(one.training + share * one.forward)
+        self.bucket = str(batch.bucket)
+
+
+def load_initial(model: MMDiT, path: str) -> None:
+    """Published weights, or the model of another run's step; an image model becomes a video one."""
+    if (Path(path) / "manifest.json").is_file():
+        load_weights(model, checkpoint.read_tensors(path, "model"), layout="vidgen", adapt=True)
+    else:
+        load_weights(model, path, adapt=True)
+
+
+def compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """Of matrix products: bf16 wherever the machine multiplies it fast."""
+    if wanted != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+    fast = device.type == "cuda" or cpu_has_bf16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def check_parts_fit(recipe: Recipe, autoencoder: Any, text: Any) -> None:
+    """The widths at which the parts of a recipe meet."""
+    model = recipe.model
+    for key, has, part, gives in (
+        (
+            "in_channels",
+            model.latent_channels,
+            "the autoencoder",
+            autoencoder.latent_channels,
+        ),
+        ("context_in_dim", model.context_in_dim, "text tokens", text.token_width),
+        ("vec_in_dim", model.vec_in_dim, "pooled text", text.pooled_width),
+    ):
+        if has != gives:
+            want = gives * model.patch_size**2 if key == "in_channels" else gives
+            raise UserError(
+                f"model.{key} does not fit: the model takes {has} channels from {part}, which "
+                f"gives {gives}; set model.{key}={want}"
+            )
