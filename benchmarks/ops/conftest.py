@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vidgen.runtime import ops
+from vidgen.runtime.observe.hardware import copy_bandwidth
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
@@ -101,22 +102,6 @@ class Bench:
         )
 
 
-_ruler: dict[tuple[torch.device, int], float] = {}
-
-
-def copy_bytes_per_s(device: torch.device, size: int) -> float:
-    """Bytes read and written a second by a copy of `size` bytes: the ruler."""
-    if (device, size) not in _ruler:
-        source = torch.ones(size // 4, dtype=torch.float32, device=device)
-        target = torch.ones_like(source)
-        from torch.utils.benchmark import Timer
-
-        timer = Timer("target.copy_(source)", globals={"source": source, "target": target})
-        timer.num_threads = torch.get_num_threads()
-        _ruler[device, size] = 2 * size / min(timer.repeat(repeat=10, number=3).times)
-    return _ruler[device, size]
-
-
 @pytest.fixture(params=["compiled", "triton", "eager", "torch.compile"])
 def bench(
     request: pytest.FixtureRequest,
@@ -127,7 +112,8 @@ def bench(
 ) -> Iterator[Bench]:
     implementation: str = request.param
     copied = size.tokens * size.width * dtype.itemsize
-    result = Bench(benchmark, implementation, device, copy_bytes_per_s(device, copied))
+    ruler = copy_bandwidth(device, copied, repeats=10)
+    result = Bench(benchmark, implementation, device, ruler)
     if implementation not in ("compiled", "triton"):
         yield result
         torch.compiler.reset()
