@@ -10,6 +10,7 @@ from vidgen.data.shapes import COLOURS, SHAPES, Scene, outline
 
 MIN_CHROMA = 0.25  # max - min channel, of 1: what counts as the shape rather than background
 MIN_AREA = 40  # pixels, in every frame looked at
+MAX_PART = 0.5  # of the picture: a shape leaves room around it
 MIN_TRAVEL = 5.0  # pixels between the first and the last frame
 
 
@@ -32,10 +33,13 @@ def judge(frames_THWC: NDArray[np.uint8]) -> Verdict:
     video = frames_THWC.astype(np.float64) / 255
     chroma = video.max(-1) - video.min(-1)
     mask = chroma > MIN_CHROMA
-    if (mask.sum((1, 2)) < MIN_AREA).any():
+    if (mask.sum((1, 2)) < MIN_AREA).any() or mask.mean() > MAX_PART:
+        return Verdict(None, None, None)
+    ink = np.median(video[mask], axis=0)
+    if ink.max() - ink.min() < MIN_CHROMA:  # of every colour, which is of none
         return Verdict(None, None, None)
     centres = np.stack([_centroid(m) for m in mask])
-    return Verdict(_colour(video[mask]), _shape(mask, centres), _direction(centres))
+    return Verdict(_colour(ink), _shape(mask, centres), _direction(centres))
 
 
 def _centroid(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -43,11 +47,11 @@ def _centroid(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.array([cols.mean(), rows.mean()])
 
 
-def _colour(pixels: NDArray[np.float64]) -> str | None:
+def _colour(ink: NDArray[np.float64]) -> str | None:
     def hue(rgb: NDArray[np.float64]) -> float:
         return 360 * colorsys.rgb_to_hsv(*rgb)[0]
 
-    seen = hue(np.median(pixels, axis=0))
+    seen = hue(ink)
     gaps = {}
     for name, rgb in COLOURS.items():
         gap = abs(seen - hue(np.array(rgb) / 255))

@@ -35,11 +35,7 @@ class Scene:
 SCENES = tuple(Scene(c, s, d) for c in COLOURS for s in SHAPES for d in DIRECTIONS)
 
 # Never shown in training, though each of their words is: whoever draws them has understood.
-HELD_OUT = tuple(
-    scene
-    for i, scene in enumerate(SCENES)
-    if (i // 12 + i // 4 % 3 + i % 4) % 6 == 0  # colour, shape and direction all differ
-)
+HELD_OUT = tuple(scene for i, scene in enumerate(SCENES) if (i // 12 + i // 4 % 3 + i % 4) % 6 == 0)
 TRAINED = tuple(scene for scene in SCENES if scene not in HELD_OUT)
 
 

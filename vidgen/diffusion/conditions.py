@@ -33,9 +33,9 @@ def frames_needed(name: ConditionName, ae: Autoencoder) -> int:
     """The shortest video a condition makes sense for: it must leave something to generate."""
     if name == "t2v":
         return 1
-    if name.startswith("i2v"):
-        return 1 + ae.compression[0]
-    return clip_frames(ae) + ae.compression[0]
+    first = 1 if ae.causal else 0
+    given = len(given_parts(name, ae)) if name.startswith("i2v") else CLIP_LATENTS + first
+    return given * ae.compression[0] + (1 if ae.causal else ae.compression[0])
 
 
 def given_parts(name: ConditionName, ae: Autoencoder) -> list[tuple[str, int]]:

@@ -47,7 +47,6 @@ def plan(
     grid: tuple[int, int, int],
     *,
     has_image: bool,
-    has_negative: bool = True,
     full: bool = False,
 ) -> list[Branches]:
     """Branches of every step over a (frames, rows, columns) token grid.
@@ -70,7 +69,7 @@ def _step(
     g_img = 1.0 if rest and config.oscillate_image else config.image
     image: float | Tensor = g_img
     if config.dynamic_image and has_image and g_img > 1:
-        # Rising over latent frames to an upper end that falls over steps.
+        # Rising over latent frames from 1 to an upper end that falls to 1 over steps.
         upper = g_img + (1.0 - g_img) * i / steps
         per_frame = torch.linspace(1.0, upper, grid[0], dtype=torch.float64)
         image = per_frame.repeat_interleave(grid[1] * grid[2])

@@ -20,20 +20,24 @@ class Autoencoder(Protocol):
     def decode(self, latent_BCTHW: Tensor) -> Tensor: ...
 
 
-def latent_grid(ae: Autoencoder, frames: int, height: int, width: int) -> tuple[int, int, int]:
-    """Latent (t, h, w) of a video; raises ValueError naming the nearest sizes it can take."""
+def latent_grid(
+    ae: Autoencoder, frames: int, height: int, width: int, patch: int = 1
+) -> tuple[int, int, int]:
+    """Latent (t, h, w) of a video; raises ValueError naming the nearest sizes it can take.
+
+    `patch` is the side, in latents, of the model's tokens: sides must divide into them.
+    """
     ct, ch, cw = ae.compression
-    for name, size, unit in (("height", height, ch), ("width", width, cw)):
+    for name, size, unit in (("height", height, ch * patch), ("width", width, cw * patch)):
         if size <= 0 or size % unit:
-            near = max(unit, round(size / unit) * unit)
-            raise ValueError(f"{name} {size} is not a multiple of {unit}; the nearest is {near}")
-    if frames == 1:
-        return 1, height // ch, width // cw
+            low = size // unit * unit
+            near = f"nearest are {low} and {low + unit}" if low > 0 else f"nearest is {unit}"
+            raise ValueError(f"{name} {size} is not a multiple of {unit}; the {near}")
     extra = 1 if ae.causal else 0
-    if frames < 1 or (frames - extra) % ct:
-        low = max(ct + extra, (frames - extra) // ct * ct + extra)
-        form = f"{ct}k+1" if ae.causal else f"a multiple of {ct}"
-        raise ValueError(
-            f"{frames} frames: this autoencoder takes {form}; the nearest are {low} and {low + ct}"
-        )
-    return (frames - extra) // ct + extra, height // ch, width // cw
+    if frames != 1 and (frames < 1 or (frames - extra) % ct):
+        form = f"{ct}k+1" if ae.causal else f"1 or a multiple of {ct}"
+        low = max(1, (frames - extra) // ct * ct + extra)
+        high = max(1, (frames - extra) // ct * ct + extra + ct)
+        near = f"nearest are {low} and {high}" if low < high else f"nearest is {low}"
+        raise ValueError(f"{frames} frames: this autoencoder takes {form}; the {near}")
+    return (frames - extra) // ct + extra if frames > 1 else 1, height // ch, width // cw

@@ -1,6 +1,7 @@
 """Turning a command into requests, and videos into files that say how they were made."""
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -34,6 +35,10 @@ def make_requests(
 
     A sample's seed does not depend on how many prompts or samples there are beside it.
     """
+    if (height is None) != (width is None):
+        raise UserError("height and width go together; or give a resolution and an aspect")
+    if height is not None and (resolution is not None or aspect is not None):
+        raise UserError("height and width, or resolution and aspect: not both")
     seen = largest_bucket(pipeline)
     if height is None or width is None:
         height, width = seen[1:]
@@ -61,7 +66,7 @@ def make_requests(
         Request(
             prompt=prompt,
             seed=seed + n,
-            frames=frames or seen[0],
+            frames=seen[0] if frames is None else frames,
             height=height,
             width=width,
             **settings,
@@ -72,7 +77,7 @@ def make_requests(
 
 
 def largest_bucket(pipeline: Pipeline) -> tuple[int, int, int]:
-    """Frames, height and width of the largest video the model was trained on."""
+    """Frames, height and width of the longest and largest videos trained on, nearest to 16:9."""
     ae = pipeline.autoencoder
     table = BucketTable(
         pipeline.system.data,
@@ -81,9 +86,9 @@ def largest_bucket(pipeline: Pipeline) -> tuple[int, int, int]:
         spatial_multiple=ae.compression[1] * pipeline.system.model.patch_size,
     )
     frames = max(bucket.frames for bucket in table.buckets)
-    fitting = [bucket for bucket in table.buckets if bucket.frames == frames]
-    best = max(fitting, key=lambda b: (b.height * b.width, b.width / b.height == 16 / 9))
-    return best.frames, best.height, best.width
+    shelf = next(shelf for shelf in table.shelves if frames in shelf.frames)  # by falling area
+    height, width = min(shelf.shapes, key=lambda s: abs(math.log(s[1] / s[0] * 9 / 16)))
+    return frames, height, width
 
 
 def batches(requests: Sequence[Request], size: int) -> Iterator[list[Request]]:

@@ -187,26 +187,27 @@ class Pipeline:
             oscillate_text=sample.oscillate_text,
             oscillate_image=sample.oscillate_img,
             oscillate_after=sample.oscillate_after,
-            dynamic_image=sample.dynamic_img,
+            # As published: for a given image, not for a given clip.
+            dynamic_image=sample.dynamic_img and request.condition.startswith("i2v"),
         )
         has_image = request.condition != "t2v"
         return plan(config, request.steps, tokens, has_image=has_image, full=full)
 
     def _check(self, request: Request) -> tuple[int, int, int]:
         try:
-            grid = latent_grid(self.autoencoder, request.frames, request.height, request.width)
+            grid = latent_grid(
+                self.autoencoder,
+                request.frames,
+                request.height,
+                request.width,
+                self.system.model.patch_size,
+            )
         except ValueError as error:
             raise UserError(str(error)) from None
-        patch = self.system.model.patch_size
-        for name, size, unit in zip(
-            ("height", "width"), grid[1:], self.autoencoder.compression[1:], strict=True
-        ):
-            if size % patch:
-                low = size // patch * patch * unit
-                raise UserError(
-                    f"{name} {size * unit} is not a multiple of {patch * unit}; the nearest are "
-                    f"{low} and {low + patch * unit}"
-                )
+        if request.steps < 1:
+            raise UserError(f"steps {request.steps}: expected 1 or more")
+        if not 0 < request.fps < math.inf:
+            raise UserError(f"fps {request.fps:g}: expected a number above 0")
         if request.condition != "t2v":
             if not self.system.model.cond_embed:
                 raise UserError(

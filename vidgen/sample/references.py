@@ -1,6 +1,7 @@
 """Reading the image or video that a condition is given."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -37,15 +38,15 @@ def read_references(
 
 
 def _read(path: str, end: str, frames: int, size: tuple[int, int], device: torch.device) -> Tensor:
+    if not Path(path).exists():
+        raise UserError(f"{path}: there is no such file")
     try:
         held = probe(path).num_frames
         if held < frames:
-            raise UserError(f"{path} has {held} frames; this condition needs {frames}")
+            raise UserError(f"{path} has {held} frame(s); this condition needs {frames}")
         first = 0 if end == "head" else held - frames
         pixels = read_clip(path, list(range(first, first + frames)), size=size)
     except BadClip as error:
         raise UserError(f"{path} {error}; expected an image or a video") from None
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
     batch = torch.from_numpy(np.ascontiguousarray(pixels))[None].to(device)
     return ops.video_to_input(batch, 0.5, 0.5, torch.float32)[0]

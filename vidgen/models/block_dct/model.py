@@ -70,7 +70,7 @@ class BlockDCT(nn.Module):
 
 
 def filters(config: BlockDCTConfig) -> Tensor:
-    """One for each colour plane and frequency kept; strided, they are the block transform."""
+    """One filter for each colour and frequency kept; strided, they are the block transform."""
     time, space = dct_matrix(FRAMES), dct_matrix(SIDE)
     planes = [
         torch.einsum(

@@ -279,6 +279,10 @@ class MMDiT(nn.Module):
             if given != wanted:
                 verb = "needs" if wanted else "does not take"
                 raise ValueError(f"this model {verb} `{name}` ({name}_embed is {wanted})")
+        # A condition of one token or one sample would be broadcast over the others.
+        wanted_cond = (*x.shape[:2], self.config.cond_channels)
+        if cond is not None and cond.shape != wanted_cond:
+            raise ValueError(f"cond {tuple(cond.shape)}: expected {wanted_cond}")
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

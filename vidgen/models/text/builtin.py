@@ -15,7 +15,7 @@ from vidgen.errors import UserError
 from vidgen.models.text.config import TextConfig
 from vidgen.models.text.encoder import TextFeatures
 
-WORD = re.compile(r"[a-z]+|\d+")
+WORD = re.compile(r"[^\W\d_]+|\d+")  # letters of any script, or digits
 
 
 class BuiltinText(nn.Module):

@@ -45,14 +45,6 @@ def attention(
     and ring attention need. Without keys the output is zero and the LSE is -inf.
     """
     _check(q_BLHD, k_BLHD, v_BLHD, mask)
-    if k_BLHD.shape[1] == 0 or q_BLHD.shape[1] == 0:
-        # An empty product keeps the graph connected: the gradients are zeros, not missing.
-        out = q_BLHD * 0.0 + (k_BLHD.sum() + v_BLHD.sum()) * 0.0
-        B, L, H, _ = q_BLHD.shape
-        wide = torch.promote_types(q_BLHD.dtype, torch.float32)
-        lse = torch.full((B, H, L), -torch.inf, dtype=wide, device=q_BLHD.device)
-        return (out, lse) if return_lse else out
-
     gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BLHD, k_BLHD, v_BLHD))
     needs = Needs(
         q_BLHD.device.type,
@@ -62,13 +54,31 @@ def attention(
         return_lse,
         mask.kinds if mask is not None else frozenset(),
     )
-    q, k, v = (x.transpose(1, 2) for x in (q_BLHD, k_BLHD, v_BLHD))
-    out, sums = choose(needs, backend).run(q, k, v, mask, return_lse)
+    chosen = choose(needs, backend)
+    if k_BLHD.shape[1] == 0 or q_BLHD.shape[1] == 0:
+        return _nothing(q_BLHD, k_BLHD, v_BLHD, return_lse)
+    # Kernels read a head's numbers as one run of memory, whatever the stride says.
+    q, k, v = (
+        (x if x.stride(-1) == 1 else x.contiguous()).transpose(1, 2)
+        for x in (q_BLHD, k_BLHD, v_BLHD)
+    )
+    out, sums = chosen.run(q, k, v, mask, return_lse)
     out_BLHD = out.transpose(1, 2)
     if not return_lse:
         return out_BLHD
     assert sums is not None
     return out_BLHD, sums.to(torch.promote_types(q.dtype, torch.float32))
+
+
+def _nothing(q: Tensor, k: Tensor, v: Tensor, return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
+    """No keys, or no queries: zeros even where q is not finite, and gradients that are zeros."""
+    everywhere = torch.ones((), dtype=torch.bool, device=q.device)
+    out = (q + (k.sum() + v.sum())).masked_fill(everywhere, 0.0)
+    if not return_lse:
+        return out
+    wide = torch.promote_types(q.dtype, torch.float32)
+    lse = q.sum(dim=-1, dtype=wide).transpose(1, 2).masked_fill(everywhere, -torch.inf)
+    return out, lse
 
 
 def choose(needs: Needs, backend: str = "auto") -> Backend:

@@ -40,10 +40,11 @@ class BlockMask:
     def check(self, batch: int, heads: int, q_length: int, k_length: int) -> None:
         if self.blocks is not None:
             rows, cols = -(-q_length // Q_BLOCK), -(-k_length // K_BLOCK)
-            b, h, *grid = self.blocks.shape
-            if b not in (1, batch) or h not in (1, heads) or grid != [rows, cols]:
+            shape = tuple(self.blocks.shape)
+            fits = len(shape) == 4 and shape[0] in (1, batch) and shape[1] in (1, heads)
+            if not fits or shape[2:] != (rows, cols) or self.blocks.dtype != torch.bool:
                 raise ValueError(
-                    f"mask blocks {tuple(self.blocks.shape)}: expected "
+                    f"mask blocks {self.blocks.dtype} {shape}: expected bool "
                     f"({batch} or 1, {heads} or 1, {rows}, {cols}) for {q_length} x {k_length}"
                 )
         if self.key_lengths_B is not None and self.key_lengths_B.shape != (batch,):
