@@ -243,6 +243,7 @@ class Quickstart:
             for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
         ]
         summary = {
+            "command": " ".join(["vidgen quickstart", *self.command[1:]]),
             "adherence": scores(prompted),
             "trained_on": scores([j for j in prompted if not j.held_out]),
             "held_out": scores([j for j in prompted if j.held_out]),
