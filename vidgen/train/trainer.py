@@ -79,6 +79,7 @@ class Trainer:
             causal=autoencoder.causal,
             spatial_multiple=autoencoder.compression[1] * recipe.model.patch_size,
         )
+        self._make_run_dir()
         self.step = 0
         newest = None if fresh else checkpoint.latest(self._checkpoints)
         self.model = self._build_model(resuming=newest is not None)
@@ -257,6 +258,14 @@ class Trainer:
         objects = checkpoint.load(newest, self._tensors())
         self.loader.load_state_dict(objects["loader"])
         self.step = objects["trainer"]["step"]
+
+    def _make_run_dir(self) -> None:
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"run_dir {self.run_dir} cannot be made: {error.strerror}; name another one"
+            ) from None
 
     def _set_old_run_aside(self) -> None:
         """All the run directory holds, but for the data, should that lie in there."""
