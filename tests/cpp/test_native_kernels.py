@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from vidgen.runtime import native
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -15,6 +17,9 @@ def build_and_run(build: Path, *options: str) -> None:
     if cmake is None or not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         pytest.skip("needs cmake and a C++ compiler")
     configure = [cmake, "-S", str(ROOT), "-B", str(build), "-DVIDGEN_PYTHON=OFF"]
+    module = native.load()
+    if module is not None:  # those this CPU cannot run need not be compiled again
+        configure.append(f"-DVIDGEN_CPU_VARIANTS={';'.join(module.cpu_variants())}")
     if shutil.which("ninja"):
         configure += ["-G", "Ninja"]
     commands = [
