@@ -115,7 +115,10 @@ def write_samples(
     from tqdm import tqdm
 
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot hold the videos: {error.strerror}") from None
     written: list[Path] = []
     records = []
     with tqdm(total=sum(r.steps for r in requests), unit="step", desc="sample") as bar:
