@@ -113,23 +113,23 @@ make_venv() {
 
 pip() { "$python" -m pip --disable-pip-version-check --no-input "$@"; }
 
+# shellcheck disable=SC2086
+requirements() { "$python" tools/requirements.py $1; }
+
 install_libraries() {
     local needed=$stamps/requirements.txt
-    # shellcheck disable=SC2086
-    "$python" tools/requirements.py $1 >"$needed"
+    requirements "$1" >"$needed"
     phase "installing torch" pip install \
         ${VIDGEN_TORCH_INDEX:+--index-url "$VIDGEN_TORCH_INDEX"} "$(grep '^torch\b' "$needed")"
     phase "installing libraries ($1)" pip install -r "$needed"
 }
 
-case "${1:-}" in
-    run) extras="video train" ;;
-    dev) extras="dev" ;;
-    *)
-        echo "usage: tools/bootstrap.sh run|dev" >&2
-        exit 2
-        ;;
-esac
+declare -A extras=([run]="video train" [dev]="dev") # dev holds all that run does
+wanted=${1:-}
+[ -n "${wanted:+${extras[$wanted]:-}}" ] || {
+    echo "usage: tools/bootstrap.sh run|dev" >&2
+    exit 2
+}
 
 if [ -n "${VIDGEN_PYTHON:-}" ]; then
     python=$VIDGEN_PYTHON stamps=build/stamps log=build/bootstrap.log
@@ -140,10 +140,10 @@ else
     python=.venv/bin/python stamps=.venv/stamps log=.venv/bootstrap.log
     [ "$(cat $stamps/home 2>/dev/null)" = "$PWD" ] && usable $python || make_venv
     install=(pip install --no-deps -e .)
-    libraries=$(fingerprint "" pyproject.toml tools/requirements.py)
-    if ! fresh dev "$libraries" && ! { [ "$1" = run ] && fresh run "$libraries"; }; then
-        install_libraries "$extras"
-        echo "$libraries" >"$stamps/$1"
+    if ! fresh dev "$(requirements "${extras[dev]}")" &&
+        ! fresh "$wanted" "$(requirements "${extras[$wanted]}")"; then
+        install_libraries "${extras[$wanted]}"
+        requirements "${extras[$wanted]}" >"$stamps/$wanted"
     fi
 fi
 

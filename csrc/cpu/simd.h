@@ -68,9 +68,17 @@ VIDGEN_INLINE Floats load(const float* at) {
 }
 
 VIDGEN_INLINE Floats load(const BFloat16* at) {
+#if defined(__AVX512F__)
+  const __m256i bits = _mm256_loadu_si256((const __m256i*)at);
+  return (Floats)_mm512_maskz_slli_epi32(kAll, _mm512_maskz_cvtepu16_epi32(kAll, bits), 16);
+#elif defined(__AVX2__)
+  const __m128i bits = _mm_loadu_si128((const __m128i*)at);
+  return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
+#else
   Halves bits;
   std::memcpy(&bits, at, sizeof bits);
   return bit_cast<Floats>(__builtin_convertvector(bits, Words) << 16);
+#endif
 }
 
 #if !defined(__AVX2__)

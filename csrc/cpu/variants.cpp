@@ -9,11 +9,9 @@ namespace vidgen::cpu {
   extern const Variant variant; \
   }
 VIDGEN_DECLARE(baseline)
-#if defined(__x86_64__)
 VIDGEN_DECLARE(avx2)
 VIDGEN_DECLARE(avx512)
 VIDGEN_DECLARE(avx512_bf16)
-#endif
 #undef VIDGEN_DECLARE
 
 namespace {
@@ -23,9 +21,13 @@ struct Usable {
   int count = 0;
 
   Usable() {
-#if defined(__x86_64__)
+#ifdef VIDGEN_HAS_avx512_bf16
     if (cpu_features().avx512_bf16) list[count++] = avx512_bf16::variant;
+#endif
+#ifdef VIDGEN_HAS_avx512
     if (cpu_features().avx512) list[count++] = avx512::variant;
+#endif
+#ifdef VIDGEN_HAS_avx2
     if (cpu_features().avx2) list[count++] = avx2::variant;
 #endif
     list[count++] = baseline::variant;

@@ -30,7 +30,8 @@ struct Forward {
   Vectors scale[2];
   Heads<T> out[2];
   const float *cos, *sin;
-  int64_t tokens, length, heads, pairs;
+  int64_t tokens, length, heads;
+  int pairs;
   float eps;
 };
 
@@ -41,7 +42,8 @@ struct Backward {
   Heads<T> grad_x[2];
   const float *cos, *sin;
   float* partials;
-  int64_t tokens, length, heads, pairs, tokens_per_block;
+  int64_t tokens, length, heads, tokens_per_block;
+  int pairs;
   float eps;
 };
 
@@ -60,20 +62,20 @@ struct Share {
   float value[kPacks][N];
 
   template <class Load>
-  __device__ __forceinline__ void load(int64_t pairs, Load&& from) {
+  __device__ __forceinline__ void load(int pairs, Load&& from) {
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
-      const int64_t j = int64_t{N} * (threadIdx.x % kWarp + p * kWarp);
+      const int j = N * (static_cast<int>(threadIdx.x % kWarp) + p * kWarp);
 #pragma unroll
       for (int n = 0; n < N; ++n) value[p][n] = 0.0f;
       if (j < pairs) from(j, value[p]);
     }
   }
   template <class T>
-  __device__ __forceinline__ void store(int64_t pairs, T* to) const {
+  __device__ __forceinline__ void store(int pairs, T* to) const {
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
-      const int64_t j = int64_t{N} * (threadIdx.x % kWarp + p * kWarp);
+      const int j = N * (static_cast<int>(threadIdx.x % kWarp) + p * kWarp);
       if (j < pairs) cuda::store<N>(to + j, value[p]);
     }
   }
@@ -93,17 +95,17 @@ struct Halves {
   Share<N> first, second;
 
   template <class T>
-  __device__ __forceinline__ void load_row(int64_t pairs, const T* row) {
+  __device__ __forceinline__ void load_row(int pairs, const T* row) {
     first.load(pairs, [&](int64_t j, float (&values)[N]) { cuda::load<N>(row + j, values); });
     second.load(pairs,
                 [&](int64_t j, float (&values)[N]) { cuda::load<N>(row + pairs + j, values); });
   }
-  __device__ __forceinline__ void load_vector(int64_t pairs, const Vectors& vector) {
+  __device__ __forceinline__ void load_vector(int pairs, const Vectors& vector) {
     first.load(pairs, [&](int64_t j, float (&values)[N]) { vector.load<N>(0, j, values); });
     second.load(pairs,
                 [&](int64_t j, float (&values)[N]) { vector.load<N>(0, pairs + j, values); });
   }
-  __device__ __forceinline__ float reciprocal_rms(int64_t pairs, float eps) const {
+  __device__ __forceinline__ float reciprocal_rms(int pairs, float eps) const {
     float squares = 0.0f;
     each<N>([&](int p, int n) {
       squares += first.value[p][n] * first.value[p][n];
@@ -145,10 +147,10 @@ __global__ void __launch_bounds__(kWarps* kWarp) forward_kernel(Forward<T> a) {
 
 template <class T, int N>
 __global__ void __launch_bounds__(kWarps* kWarp) backward_kernel(Backward<T> a) {
-  __shared__ float shared[kWarps][kMaxHeadWidth];
+  __shared__ __align__(16) float shared[kWarps][kMaxHeadWidth];
   const int side = static_cast<int>(blockIdx.y);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int64_t width = 2 * a.pairs;
+  const int width = 2 * a.pairs;
   const int64_t first_token = int64_t{blockIdx.x} * a.tokens_per_block;
   const int64_t end = first_token + a.tokens_per_block;
   const int64_t last_token = end < a.tokens ? end : a.tokens;
@@ -200,7 +202,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) backward_kernel(Backward<T> a) 
   sums.second.store(a.pairs, shared[warp] + a.pairs);
   __syncthreads();
   float* partial = a.partials + (int64_t{blockIdx.x} * 2 + side) * width;
-  for (int64_t i = threadIdx.x; i < width; i += kWarps * kWarp) {
+  for (int i = static_cast<int>(threadIdx.x); i < width; i += kWarps * kWarp) {
     float total = 0.0f;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) total += shared[w][i];
@@ -208,11 +210,16 @@ __global__ void __launch_bounds__(kWarps* kWarp) backward_kernel(Backward<T> a) 
   }
 }
 
-// body(T{}, Width<N>{}): two pairs at a time where every tensor allows, else one.
-template <class Body, class... Views>
-void with_pairs(DType dtype, Body&& body, const Views&... views) {
-  // Both halves of a head start on a pack's boundary when four elements do.
-  const bool two = (packs_fit(views, 4) && ...);
+// Whether two pairs at a time can be read: both halves of a head start on a boundary of two
+// elements when four elements fit the whole.
+template <class... Views>
+bool pairs_fit(const TensorView& cos, const TensorView& sin, const Views&... heads) {
+  return packs_fit(cos, 2) && packs_fit(sin, 2) && (packs_fit(heads, 4) && ...);
+}
+
+// body(T{}, Width<N>{}) with N the pairs read at a time.
+template <class Body>
+void with_pairs(DType dtype, bool two, Body&& body) {
   const auto choose = [&](auto element) {
     if (two) {
       body(element, Width<2>{});
@@ -244,25 +251,23 @@ void qk_norm_rope_forward(const QkNormRopeForward& a, const Launch& launch) {
   const int64_t tokens = a.q.size[0] * a.q.size[1];
   const int64_t heads = a.q.size[2];
   if (tokens * heads == 0) return;
-  with_pairs(
-      a.q.dtype,
-      [&](auto element, auto pack) {
-        using T = decltype(element);
-        constexpr int N = decltype(pack)::value;
-        const Forward<T> arguments{{Heads<const T>(a.q), Heads<const T>(a.k)},
-                                   {Vectors(a.q_scale), Vectors(a.k_scale)},
-                                   {Heads<T>(a.q_out), Heads<T>(a.k_out)},
-                                   static_cast<const float*>(a.cos.data),
-                                   static_cast<const float*>(a.sin.data),
-                                   tokens,
-                                   a.q.size[1],
-                                   heads,
-                                   a.q.size[3] / 2,
-                                   a.eps};
-        const dim3 grid(blocks((tokens * heads + kWarps - 1) / kWarps), 2);
-        forward_kernel<T, N><<<grid, kWarps * kWarp, 0, stream_of(launch)>>>(arguments);
-      },
-      a.q, a.k, a.q_scale, a.k_scale, a.q_out, a.k_out);
+  const bool two = pairs_fit(a.cos, a.sin, a.q, a.k, a.q_scale, a.k_scale, a.q_out, a.k_out);
+  with_pairs(a.q.dtype, two, [&](auto element, auto pack) {
+    using T = decltype(element);
+    constexpr int N = decltype(pack)::value;
+    const Forward<T> arguments{{Heads<const T>(a.q), Heads<const T>(a.k)},
+                               {Vectors(a.q_scale), Vectors(a.k_scale)},
+                               {Heads<T>(a.q_out), Heads<T>(a.k_out)},
+                               static_cast<const float*>(a.cos.data),
+                               static_cast<const float*>(a.sin.data),
+                               tokens,
+                               a.q.size[1],
+                               heads,
+                               static_cast<int>(a.q.size[3] / 2),
+                               a.eps};
+    const dim3 grid(blocks((tokens * heads + kWarps - 1) / kWarps), 2);
+    forward_kernel<T, N><<<grid, kWarps * kWarp, 0, stream_of(launch)>>>(arguments);
+  });
   expect_launched("qk_norm_rope_forward");
 }
 
@@ -276,28 +281,27 @@ void qk_norm_rope_backward(const QkNormRopeBackward& a, const Launch& launch) {
   const int64_t width = a.q.size[3];
   const TokenChunks chunks = chunks_of(a.q);
   if (tokens > 0) {
-    with_pairs(
-        a.q.dtype,
-        [&](auto element, auto pack) {
-          using T = decltype(element);
-          constexpr int N = decltype(pack)::value;
-          const Backward<T> arguments{{Heads<const T>(a.grad_q_out), Heads<const T>(a.grad_k_out)},
-                                      {Heads<const T>(a.q), Heads<const T>(a.k)},
-                                      {Vectors(a.q_scale), Vectors(a.k_scale)},
-                                      {Heads<T>(a.grad_q), Heads<T>(a.grad_k)},
-                                      static_cast<const float*>(a.cos.data),
-                                      static_cast<const float*>(a.sin.data),
-                                      launch.workspace,
-                                      tokens,
-                                      a.q.size[1],
-                                      a.q.size[2],
-                                      width / 2,
-                                      chunks.length,
-                                      a.eps};
-          const dim3 grid(blocks(chunks.count), 2);
-          backward_kernel<T, N><<<grid, kWarps * kWarp, 0, stream_of(launch)>>>(arguments);
-        },
-        a.grad_q_out, a.grad_k_out, a.q, a.k, a.q_scale, a.k_scale, a.grad_q, a.grad_k);
+    const bool two = pairs_fit(a.cos, a.sin, a.grad_q_out, a.grad_k_out, a.q, a.k, a.q_scale,
+                               a.k_scale, a.grad_q, a.grad_k);
+    with_pairs(a.q.dtype, two, [&](auto element, auto pack) {
+      using T = decltype(element);
+      constexpr int N = decltype(pack)::value;
+      const Backward<T> arguments{{Heads<const T>(a.grad_q_out), Heads<const T>(a.grad_k_out)},
+                                  {Heads<const T>(a.q), Heads<const T>(a.k)},
+                                  {Vectors(a.q_scale), Vectors(a.k_scale)},
+                                  {Heads<T>(a.grad_q), Heads<T>(a.grad_k)},
+                                  static_cast<const float*>(a.cos.data),
+                                  static_cast<const float*>(a.sin.data),
+                                  launch.workspace,
+                                  tokens,
+                                  a.q.size[1],
+                                  a.q.size[2],
+                                  chunks.length,
+                                  static_cast<int>(width / 2),
+                                  a.eps};
+      const dim3 grid(blocks(chunks.count), 2);
+      backward_kernel<T, N><<<grid, kWarps * kWarp, 0, stream_of(launch)>>>(arguments);
+    });
     expect_launched("qk_norm_rope_backward");
   }
   const SumResults results{{static_cast<float*>(a.grad_q_scale.data),

@@ -29,7 +29,7 @@ def test_report_shows_what_runs_and_why_not() -> None:
     found: dict[str, Any] = {
         "versions": {"vidgen": "1"},
         "tools": {"g++": "not found"},
-        "native": {"available": False, "reason": "is not built", "compiler": None},
+        "native": {"available": False, "reason": "is not built"},
         "cpu": {"name": "C", "cores": 4, "usable cores": 2, "features": {"avx2": True, "x": False}},
         "memory": {"total": 8 * 2**30, "available": 2**30, "lockable": None},
         "gpus": [{"name": "G", "capability": "sm_90", "memory": 2**37}],

@@ -24,7 +24,6 @@ def test_only_what_was_said_is_passed_on() -> None:
         "seed": 7,
         "guidance_img": 2.5,
         "samples": 1,
-        "out": "samples",
     }
 
 
@@ -100,16 +99,17 @@ def test_the_paths_of_the_videos_are_printed(
             return f"checkpoint {source}"
 
         @staticmethod
-        def from_weights(source: str, recipe: str) -> str:
-            return f"weights {source} {recipe}"
+        def from_weights(source: str, recipe: dict[str, Any]) -> str:
+            return f"weights {source} for {recipe['name']}"
 
     for stand_in in (make_requests, write_samples, Pipeline):
         assert hasattr(sample, stand_in.__name__)
         monkeypatch.setattr(sample, stand_in.__name__, stand_in)
-    more = ("--recipe", "r.yaml") if published else ()
+    recipe = Path(__file__).parents[2] / "recipes" / "stage2.yaml"
+    more = ("--recipe", str(recipe)) if published else ()
     argv = ("sample", "run", "--prompt", "x", "--steps", "4", "--batch", "2", *more)
     assert vidgen(*argv) == (0, "samples/0000.mp4\n", "")
-    loaded = "weights run r.yaml" if published else "checkpoint run"
+    loaded = "weights run for stage2" if published else "checkpoint run"
     assert calls == [
         (loaded, {"steps": 4, "samples": 1}),
         (["request for x"], "samples", 2, 18),

@@ -77,6 +77,14 @@ def test_encoding_samples_the_posterior_and_scales_it(plain: HunyuanVAE) -> None
     torch.testing.assert_close(first, expected)
 
 
+def test_a_sample_depends_on_its_own_seed_alone(plain: HunyuanVAE) -> None:
+    clips = torch.cat([video(5, 32, 32), -video(5, 32, 32)])
+    together = plain.encode(clips, seeds=[1, 2])
+    torch.testing.assert_close(together[1:], plain.encode(clips[1:], seeds=[2]))
+    with pytest.raises(ValueError, match="shorter"):
+        plain.encode(clips, seeds=[1])
+
+
 def test_decoding_undoes_the_scale(plain: HunyuanVAE) -> None:
     latent = torch.randn(1, 4, 2, 4, 4, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
@@ -128,8 +136,8 @@ def test_wrong_files_and_sizes_are_refused(
     with pytest.raises(UserError, match=r"none\.safetensors: cannot be read"):
         HunyuanVAE(replace(TINY, path=str(tmp_path / "none.safetensors")))
     with pytest.raises(ValueError, match="4 frames: this autoencoder takes 4k\\+1"):
-        plain.encode(video(4, 32, 32))
+        plain.encode(video(4, 32, 32), seeds=[0])
     with pytest.raises(ValueError, match="height 36 is not a multiple of 8"):
-        plain.encode(video(5, 36, 32))
+        plain.encode(video(5, 36, 32), seeds=[0])
     with pytest.raises(ValidationError, match="tile_size 100 is not a multiple of 32"):
         replace(TINY, tile_size=100)

@@ -43,5 +43,5 @@ def test_a_training_step_is_a_source_like_any_other(tmp_path: Path) -> None:
     assert torch.equal(loaded.img_in.weight, model.img_in.weight)
     with pytest.raises(UserError, match="axes_dim"):
         load_weights(MMDiT(PRESETS["tiny"]), step)
-    with pytest.raises(UserError, match="holds no 'average'; it holds model, ema"):
+    with pytest.raises(UserError, match="holds no 'average'; it holds ema, model"):
         convert(step, tmp_path / "x.safetensors", to="flux", group="average")

@@ -45,7 +45,8 @@ def examine(directory: Path, measure: bool = True) -> dict[str, Any]:
         "native": {
             "available": module is not None,
             "reason": "built" if module is not None else native.reason(),
-            "compiler": getattr(module, "compiler", None),
+            "cpu_variants": module.cpu_variants() if module else [],
+            "cuda_architectures": module.cuda_architectures if module else "",
         },
         "cpu": hardware.cpu(),
         "memory": hardware.memory(),
@@ -89,8 +90,9 @@ def report(found: dict[str, Any]) -> list[str]:
     section("tools", list(found["tools"].items()))
     native = found["native"]
     built = [("vidgen._native", ("yes: " if native["available"] else "no: ") + native["reason"])]
-    if native["compiler"]:
-        built.append(("compiler", str(native["compiler"])))
+    if native["available"]:
+        built.append(("cpu kernels", f"{', '.join(native['cpu_variants'])}; the first is used"))
+        built.append(("cuda kernels", native["cuda_architectures"] or "not built"))
     section("compiled module", built)
     cpu, memory = found["cpu"], found["memory"]
     have = [name for name, present in cpu["features"].items() if present]

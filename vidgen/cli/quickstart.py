@@ -4,6 +4,7 @@ import argparse
 import json
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -31,6 +32,11 @@ TARGETS = {"colour": 0.95, "direction": 0.90, "shape": 0.60}
 FRAMES = 17
 EXTRA_HELD_OUT = 2  # more videos of each held-out scene than of the others
 SAMPLE_BATCH = 16
+# What a quickstart leaves in its folder.
+PRODUCTS = (
+    *("data", "checkpoints", "metrics.jsonl", "recipe.yaml", "tensorboard"),
+    *("samples", "control", "summary.json", "report.html"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,9 +71,9 @@ class Quickstart:
         self.phases: list[tuple[str, float]] = []
 
     def run(self) -> None:
-        if (self.folder / "summary.json").exists():
+        if (self.folder / "report.html").exists():
             print(f"{self.folder} holds a finished quickstart; it is replaced")
-            shutil.rmtree(self.folder)
+            self.remove_products()
         with self.phase("data"):
             self.make_data()
         with self.phase("train, and be killed half way"):
@@ -87,6 +93,14 @@ class Quickstart:
         yield
         self.phases.append((name, time.monotonic() - began))
         print(f"[{len(self.phases)}/4] {name}: {self.phases[-1][1]:.0f} s", flush=True)
+
+    def remove_products(self) -> None:
+        """Nothing else: the folder is the user's to name."""
+        for path in (self.folder / name for name in PRODUCTS):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     # 1. Data
 
@@ -119,7 +133,7 @@ class Quickstart:
         child = self._start_training()
         with self._minding(child):
             while child.poll() is None:
-                time.sleep(0.5)
+                time.sleep(0.1)
                 if half in checkpoint.steps(saved) and self._last_step() > half:
                     child.kill()
                     child.wait()
@@ -144,7 +158,12 @@ class Quickstart:
 
     @contextmanager
     def _minding(self, child: "subprocess.Popen[bytes]") -> Iterator[None]:
-        """Ctrl-C reaches the child too: let it save before leaving."""
+        """Ctrl-C reaches the child too: let it save before leaving. SIGTERM is passed on."""
+
+        def leave(number: int, frame: object) -> None:
+            raise SystemExit(128 + number)
+
+        before = signal.signal(signal.SIGTERM, leave)
         try:
             yield
         except KeyboardInterrupt:
@@ -152,6 +171,7 @@ class Quickstart:
             print("the same `vidgen quickstart` goes on from there", flush=True)
             raise
         finally:
+            signal.signal(signal.SIGTERM, before)
             if child.poll() is None:
                 child.terminate()
                 child.wait()
@@ -223,6 +243,7 @@ class Quickstart:
             for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
         ]
         summary = {
+            "command": " ".join(["vidgen quickstart", *self.command[1:]]),
             "adherence": scores(prompted),
             "trained_on": scores([j for j in prompted if not j.held_out]),
             "held_out": scores([j for j in prompted if j.held_out]),

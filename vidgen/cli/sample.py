@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vidgen.cli.arguments import count
+from vidgen.config import read_recipe, to_dict
 from vidgen.errors import UserError
 
 EXAMPLE = """\
@@ -53,7 +54,10 @@ def run(args: argparse.Namespace) -> None:
     from vidgen.sample import Pipeline, make_requests, write_samples
 
     if args.recipe:
-        pipeline = Pipeline.from_weights(args.source, args.recipe)
+        from vidgen.train.config import Recipe
+
+        recipe = to_dict(read_recipe(args.recipe, [], Recipe))
+        pipeline = Pipeline.from_weights(args.source, recipe)
     else:
         pipeline = Pipeline.from_checkpoint(args.source)
     requests = make_requests(pipeline, **wanted)

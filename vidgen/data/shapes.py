@@ -56,7 +56,7 @@ def render(scene: Scene, frames: int, side: int, rng: np.random.Generator) -> ND
     travel = rng.uniform(0.40, 0.46) * side
     dx, dy = DIRECTIONS[scene.direction]
     along = rng.uniform(-0.02, 0.02) * side
-    across = rng.integers(-1, 2) * side / 8  # one of three lanes
+    across = rng.uniform(-0.04, 0.04) * side
     path = np.linspace(-0.5, 0.5, frames) * travel
     centre_x = side / 2 + along * abs(dx) + across * abs(dy) + dx * path
     centre_y = side / 2 + along * abs(dy) + across * abs(dx) + dy * path

@@ -20,7 +20,7 @@ class TrainedWeights:
         self.where = f"{step} ({group})"
         manifest = read_manifest(step)
         if group not in manifest.tensors:
-            has = ", ".join(manifest.tensors)
+            has = ", ".join(sorted(manifest.tensors))
             raise UserError(f"{step}: holds no '{group}'; it holds {has}")
         self._group = group
         self._entries = manifest.tensors[group]

@@ -1,16 +1,16 @@
 """From prompts to videos: text, noise, guided integration, decoding."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vidgen.config import read_recipe, to_dict
 from vidgen.diffusion import flow
 from vidgen.diffusion.conditions import (
     caption,
@@ -86,12 +86,13 @@ class Pipeline:
 
     @staticmethod
     def from_weights(
-        path: str | Path, recipe: str | Path, overrides: Sequence[str] = (), device: str = "auto"
+        path: str | Path, recipe: Mapping[str, Any], device: str = "auto"
     ) -> "Pipeline":
-        """Published weights (a file or a folder), with the recipe that names the other parts."""
-        from vidgen.train.config import Recipe
+        """Published weights (a file or a folder), and the recipe that names the other parts.
 
-        system = System.of(to_dict(read_recipe(recipe, list(overrides), Recipe)))
+        The recipe is given as plain mappings: `to_dict(read_recipe("stage2.yaml", [], Recipe))`.
+        """
+        system = System.of(recipe)
         return Pipeline._build(system, str(path), None, device, f"{system.name} {Path(path).name}")
 
     @staticmethod

@@ -17,7 +17,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 @config
 class OptimConfig:
-    """AdamW, with a warm-up and then piecewise constant learning rates or a linear decay."""
+    """AdamW; after a warm-up the rate is piecewise constant, or falls along half a cosine."""
 
     lr: PositiveFloat = 5e-5
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)

@@ -5,7 +5,9 @@ import math
 import shlex
 import signal
 import sys
+import time
 from contextlib import AbstractContextManager, nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,12 @@ from vidgen.data.loader import Batch
 from vidgen.diffusion import flow
 from vidgen.errors import UserError
 from vidgen.models.build import build_autoencoder, build_text
-from vidgen.models.mmdit import MMDiT, Seams, load_weights
+from vidgen.models.mmdit import MMDiT, Seams
 from vidgen.models.mmdit.flops import flops, parameters
 from vidgen.models.mmdit.model import Context, Stream, call_block
 from vidgen.models.mmdit.parallel import blocks
 from vidgen.runtime import checkpoint, parallel
 from vidgen.runtime.memory.recompute import recompute
-from vidgen.runtime.native import cpu_has_bf16
 from vidgen.runtime.observe.memory import peak_memory_gb
 from vidgen.runtime.observe.mfu import hfu, mfu, peak
 from vidgen.runtime.observe.timer import StepTimer
@@ -33,6 +34,7 @@ from vidgen.train.config import Recipe
 from vidgen.train.examples import Example, ExampleMaker
 from vidgen.train.log import RunLog
 from vidgen.train.optim import EMA, build_optimizer, learning_rate
+from vidgen.train.start import check_parts_fit, compute_dtype, launch_command, load_initial
 from vidgen.train.stopping import StopSignals
 
 COLLECT_EVERY = 200  # steps between garbage collections, which otherwise stop a step at random
@@ -42,25 +44,16 @@ class Trainer:
     """Trains what a recipe describes; goes on from the newest checkpoint of its run directory."""
 
     def __init__(self, recipe: Recipe, *, fresh: bool = False) -> None:
-        self.recipe = recipe
-        self.run_dir = Path(recipe.run_dir)
-        self.world = parallel.start(recipe.train.device)
         if recipe.parallel.context > 1:
             raise UserError(
                 f"parallel.context is {recipe.parallel.context}: the trainer does not split a "
                 "sample over ranks yet; set parallel.context=1"
             )
+        self.recipe = recipe
+        self.run_dir = Path(recipe.run_dir)
+        self.world = parallel.start(recipe.train.device)
         self.device = self.world.device
         self.dtype = compute_dtype(recipe.train.dtype, self.device)
-        if fresh:
-            self._set_old_run_aside()
-        if self.world.rank == 0:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-
-        self.model = self._build_model()
-        self.named = dict(self.model.named_parameters())
-        self.ema = EMA(self.named, recipe.train.ema_decay) if recipe.train.ema_decay else None
-        self.optimizer = build_optimizer(self.named.values(), recipe.optim)
         autoencoder = build_autoencoder(recipe.autoencoder, self.device, self.dtype)
         text = build_text(recipe.text, self.device, self.dtype)
         check_parts_fit(recipe, autoencoder, text)
@@ -75,7 +68,7 @@ class Trainer:
             dtype=self.dtype,
         )
         self.text_length = text.length
-        self.seams = Seams(run_block=self._run_block)
+        # Ahead of the model: a wrong manifest should not wait for 12 G parameters.
         self.loader = open_loader(
             recipe.data,
             seed=recipe.seed,
@@ -86,8 +79,18 @@ class Trainer:
             causal=autoencoder.causal,
             spatial_multiple=autoencoder.compression[1] * recipe.model.patch_size,
         )
+        self._make_run_dir()
         self.step = 0
-        self._resume()
+        newest = None if fresh else checkpoint.latest(self._checkpoints)
+        self.model = self._build_model(resuming=newest is not None)
+        self.named = dict(self.model.named_parameters())
+        self.ema = EMA(self.named, recipe.train.ema_decay) if recipe.train.ema_decay else None
+        self.optimizer = build_optimizer(self.named.values(), recipe.optim)
+        self.seams = Seams(run_block=self._run_block)
+        if newest is not None:
+            self._resume(newest)
+        elif fresh and self.world.rank == 0:
+            self._set_old_run_aside()
 
     # The loop -----------------------------------------------------------------------------------
 
@@ -101,7 +104,8 @@ class Trainer:
             log_every=recipe.train.log_every,
             enabled=self.world.rank == 0,
         )
-        timer, saving = StepTimer(self.device), None
+        timer = StepTimer(self.device)
+        saving: checkpoint.Saving | None = None
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -111,18 +115,21 @@ class Trainer:
                 stopping = False
                 while self.step < last and not stopping:
                     metrics = self._train_step(timer)
+                    # Before the save, whose time counts in the step after: a step that has a
+                    # checkpoint has its line of metrics too, whenever a crash comes.
+                    log.step(self.step, **self._speed(metrics, timer.lap()))
                     stopping = self._agree(stop.received is not None)
                     if self.step % recipe.checkpoint.every == 0 or self.step == last or stopping:
                         with timer.phase("checkpoint"):
                             saving = self._save()
                     if self.step % COLLECT_EVERY == 0:
                         gc.collect()
-                    log.step(self.step, **self._speed(metrics, timer.lap()))
-                if saving is not None:
-                    log.line(f"checkpoint {saving.wait()}")
+                self._conclude(log, saving)
                 if stopping:
                     self._end_early(log, stop.received or signal.SIGTERM)
         finally:
+            while saving is not None and not saving.done():
+                time.sleep(0.01)  # until then its ranks talk to each other
             if collecting:
                 gc.enable()
             self.loader.close()
@@ -134,22 +141,23 @@ class Trainer:
         lr = learning_rate(recipe.optim, self.step, recipe.train.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        losses, work = [], _Work()
+        losses: list[tuple[list[int], Tensor]] = []
+        work = _Work()
         for _ in range(recipe.train.accumulate):
             with timer.phase("data"):
                 batch = next(self.loader)
             with timer.phase("encode"):
                 example = self.make_example(batch)
             with timer.phase("forward"):
-                loss = self.loss(example) / recipe.train.accumulate
+                loss_B = self.sample_losses(example)
             with timer.phase("backward"):
-                loss.backward()
-            losses.append(loss.detach())
+                (loss_B.mean() / recipe.train.accumulate).backward()
+            losses.append((batch.keys, loss_B.detach()))
             work.add(batch, example, self)
         with timer.phase("optimizer"):
             norm = parallel.clip_grad_norm(self.named.values(), recipe.optim.clip)
-            mean_loss = self._mean(torch.stack(losses).sum())
-            self._check_finite(mean_loss, float(norm), batch)
+            mean_loss = self._mean(torch.stack([loss_B.mean() for _, loss_B in losses]).mean())
+            self._check_finite(mean_loss, float(norm), losses, batch.epoch)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.step += 1
@@ -157,7 +165,8 @@ class Trainer:
                 self.ema.update(self.step)
         return {"loss": mean_loss, "grad_norm": float(norm), "lr": lr, "work": work}
 
-    def loss(self, example: Example) -> Tensor:
+    def sample_losses(self, example: Example) -> Tensor:
+        """The loss of each sample, (B,)."""
         with self._autocast():
             predicted = self.model(
                 example.noisy_BVD,
@@ -169,7 +178,7 @@ class Trainer:
                 guidance=example.guidance_B,
                 seams=self.seams,
             )
-        return flow.loss_per_sample(predicted, example.target_BVD).mean()
+        return flow.loss_per_sample(predicted, example.target_BVD)
 
     def _run_block(self, index: int, block: nn.Module, stream: Stream, context: Context) -> Stream:
         dual = self.recipe.model.depth
@@ -181,15 +190,17 @@ class Trainer:
 
     # Building and state ----------------------------------------------------------------------
 
-    def _build_model(self) -> MMDiT:
+    def _build_model(self, resuming: bool) -> MMDiT:
         recipe = self.recipe
-        generator = torch.Generator().manual_seed(recipe.seed)
-        # Every rank fills whole parameters alike and then keeps its shard of them.
-        model = MMDiT(recipe.model)
-        if recipe.train.init_from and checkpoint.latest(self._checkpoints) is None:
+        with torch.device("meta"):
+            model = MMDiT(recipe.model)
+        # Every rank fills whole parameters alike, on the CPU so that a seed means the same on
+        # every device, and then keeps its shard of them.
+        if recipe.train.init_from and not resuming:
             load_initial(model, recipe.train.init_from)
         else:
-            model.init_weights(generator)
+            model.to_empty(device="cpu")
+            model.init_weights(torch.Generator().manual_seed(recipe.seed))
         model.to(self.device)
         if recipe.train.compile:
             for block in blocks(model):
@@ -235,10 +246,7 @@ class Trainer:
             keep_every=self.recipe.checkpoint.keep_every,
         )
 
-    def _resume(self) -> None:
-        newest = checkpoint.latest(self._checkpoints)
-        if newest is None:
-            return
+    def _resume(self, newest: Path) -> None:
         then = read_recipe(checkpoint.read_objects(newest)["recipe"], [], Recipe)
         for part in ("model", "autoencoder", "text", "flow"):
             changed = diff(getattr(then, part), getattr(self.recipe, part))
@@ -251,16 +259,30 @@ class Trainer:
         self.loader.load_state_dict(objects["loader"])
         self.step = objects["trainer"]["step"]
 
+    def _make_run_dir(self) -> None:
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"run_dir {self.run_dir} cannot be made: {error.strerror}; name another one"
+            ) from None
+
     def _set_old_run_aside(self) -> None:
-        if self.world.rank == 0 and self.run_dir.exists():
-            old = next(
-                path
-                for n in range(1, sys.maxsize)
-                if not (path := self.run_dir.with_name(f"{self.run_dir.name}-old{n}")).exists()
-            )
-            self.run_dir.rename(old)
-            print(f"the run that was in {self.run_dir} is now in {old}")
-        self.world.barrier()
+        """All the run directory holds, but for the data, should that lie in there."""
+        data = Path(self.recipe.data.manifest).resolve()
+        found = [
+            entry
+            for entry in (self.run_dir.iterdir() if self.run_dir.is_dir() else ())
+            if not data.is_relative_to(entry.resolve())
+        ]
+        if not found:
+            return
+        beside = (self.run_dir.with_name(f"{self.run_dir.name}-old{n}") for n in count(1))
+        old = next(path for path in beside if not path.exists())
+        old.mkdir()
+        for entry in found:
+            entry.rename(old / entry.name)
+        print(f"the run that was in {self.run_dir} is now in {old}")
 
     # Numbers and lines -----------------------------------------------------------------------
 
@@ -269,9 +291,9 @@ class Trainer:
         if self.world.rank == 0:
             (self.run_dir / "recipe.yaml").write_text(dump_yaml(recipe))
         self.peak = peak(self.device, self.dtype)
-        count = parameters(recipe.model)
+        millions = parameters(recipe.model) / 1e6
         log.line(
-            f"{recipe.name}: {count / 1e6:,.1f} M parameters on {self.world.world} x "
+            f"{recipe.name}: {millions:,.1f} M parameters on {self.world.world} x "
             f"{self.device.type} in {str(self.dtype).removeprefix('torch.')}; MFU of {self.peak}; "
             f"run directory {self.run_dir}"
         )
@@ -289,26 +311,43 @@ class Trainer:
             "mfu": mfu(work.model_flops, seconds, self.peak),
             "hfu": hfu(work.executed_flops, seconds, self.peak),
             "data_ms": phases.get("data", 0.0),
+            "replaced_clips": self.loader.replaced or None,
             "memory_gb": peak_memory_gb(self.device),
             "bucket": work.bucket,
             "phases": phases,
         }
 
-    def _check_finite(self, loss: float, norm: float, batch: Batch) -> None:
+    def _check_finite(
+        self, loss: float, norm: float, losses: list[tuple[list[int], Tensor]], epoch: int
+    ) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
+        rows = [row for keys, _ in losses for row in keys]
+        finite = torch.cat([loss_B for _, loss_B in losses]).isfinite().tolist()
+        bad = [row for row, good in zip(rows, finite, strict=True) if not good]
+        where = (
+            f"of manifest row(s) {_some(bad)}"
+            if bad
+            else f"in a batch of manifest rows {_some(rows)} whose losses are finite on this rank"
+        )
         newest = checkpoint.latest(self._checkpoints)
         raise UserError(
-            f"step {self.step + 1}: loss {loss:g}, gradient norm {norm:g}, on manifest rows "
-            f"{batch.keys[:8]} of epoch {batch.epoch}; nothing was updated. "
-            f"The newest checkpoint is {newest or 'none'}; try a lower optim.lr"
+            f"step {self.step + 1}: loss {loss:g}, gradient norm {norm:g}, {where}, epoch {epoch}; "
+            f"nothing was updated. The newest checkpoint is {newest or 'none'}; try a lower "
+            "optim.lr"
         )
 
+    def _conclude(self, log: RunLog, saving: checkpoint.Saving | None) -> None:
+        if bad := self.loader.bad_clips:
+            log.line(f"{len(bad)} clip(s) could not be read and were passed over")
+        if saving is not None:
+            log.line(f"checkpoint {saving.wait()}")
+
     def _end_early(self, log: RunLog, received: signal.Signals) -> None:
-        command = " ".join(shlex.quote(word) for word in ["vidgen", *sys.argv[1:]])
+        # The recipe as it was run, overrides and all: no --fresh, which would set the run aside.
         log.line(
-            f"stopped by {received.name} after step {self.step}; everything is saved. "
-            f"To go on: {command}"
+            f"stopped by {received.name} after step {self.step}; everything is saved. To go on: "
+            f"{launch_command(self.world.world)} {shlex.quote(str(self.run_dir / 'recipe.yaml'))}"
         )
         log.close()
         if received is signal.SIGINT:
@@ -353,41 +392,8 @@ class _Work:
         self.tokens += videos * math.prod(example.grid)
         self.model_flops += videos * one.training
         self.executed_flops += videos * round(one.training + share * one.forward)
-        self.bucket = str(batch.bucket)
+        self.bucket = f"{batch.bucket.frames}x{batch.bucket.height}x{batch.bucket.width}"
 
 
-def load_initial(model: MMDiT, path: str) -> None:
-    """Published weights, or the model of another run's step; an image model becomes a video one."""
-    if (Path(path) / "manifest.json").is_file():
-        load_weights(model, checkpoint.read_tensors(path, "model"), layout="vidgen", adapt=True)
-    else:
-        load_weights(model, path, adapt=True)
-
-
-def compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """Of matrix products: bf16 wherever the machine multiplies it fast."""
-    if wanted != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
-    fast = device.type == "cuda" or cpu_has_bf16()
-    return torch.bfloat16 if fast else torch.float32
-
-
-def check_parts_fit(recipe: Recipe, autoencoder: Any, text: Any) -> None:
-    """The widths at which the parts of a recipe meet."""
-    model = recipe.model
-    for key, has, part, gives in (
-        (
-            "in_channels",
-            model.latent_channels,
-            "the autoencoder",
-            autoencoder.latent_channels,
-        ),
-        ("context_in_dim", model.context_in_dim, "text tokens", text.token_width),
-        ("vec_in_dim", model.vec_in_dim, "pooled text", text.pooled_width),
-    ):
-        if has != gives:
-            want = gives * model.patch_size**2 if key == "in_channels" else gives
-            raise UserError(
-                f"model.{key} does not fit: the model takes {has} channels from {part}, which "
-                f"gives {gives}; set model.{key}={want}"
-            )
+def _some(rows: list[int]) -> str:
+    return ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")

@@ -47,8 +47,11 @@ class Laws:
         """max|op - fp64| <= 2 max|eager - fp64| + tiny.
 
         tiny is the rounding nobody can avoid: once to the result's type, and a few times in
-        float32 on the way, both of the largest number.
+        float32 on the way, both of the largest number. Which of two errors is larger is luck where
+        there are few numbers, so there the factor is 6.
         """
+        if self.implementation == "triton" and max(t.numel() for t in inputs) > 4000:
+            pytest.skip("too large for the interpreter")
         grads = self.grads(op, inputs)
         wide = [
             t.detach().double().requires_grad_(t.requires_grad)
@@ -64,7 +67,7 @@ class Laws:
             assert o.shape == e.shape
             if o.numel() == 0:
                 continue
-            allowed = 2 * (p.double() - e).abs().max()
+            allowed = (2 if o.numel() >= 32 else 6) * (p.double() - e).abs().max()
             tiny = torch.finfo(o.dtype).eps / 2 + 3 * torch.finfo(torch.float32).eps
             allowed += tiny * e.abs().max() + 1e-30
             error = (o.double() - e).abs().max()
@@ -118,12 +121,15 @@ def _why_not(implementation: str, op: str = "modulate") -> str:
 
 
 @pytest.fixture(params=["reference", "compiled", "triton"])
-def laws(request: pytest.FixtureRequest) -> Iterator[Laws]:
+def laws(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Laws]:
     implementation: str = request.param
     if implementation == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("run by test_triton.py, in a process with TRITON_INTERPRET=1")
     if why := _why_not(implementation):
         pytest.skip(why)
+    if implementation == "triton":
+        # Few programs, so that each has several tokens to add up.
+        monkeypatch.setattr("vidgen.runtime.ops.triton.rows._PROGRAMS", 5)
     with ops.use(implementation):
         yield Laws(implementation)
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from vidgen.runtime import ops
 
-SHAPES = [(1,), (7, 33), (2, 37, 101), (2, 3, 5, 64), (1, 3, 8193)]
+SHAPES = [(1,), (7, 33), (2, 9, 101), (2, 37, 101), (2, 3, 5, 64), (1, 3, 8193)]
 
 
 def eager(x):
@@ -31,8 +31,10 @@ def test_every_bfloat16(laws):
     x = x[x.isfinite() & (x.abs() < 1e12)]
     exact = eager(x.double())
     found = ops.gelu_tanh(x).double()
-    # The cubic's coefficients in float32 leave their mark only where the result is near 0.
-    assert torch.all((found - exact).abs() <= 2**-8 * exact.abs() + 1e-6)
+    # Triton's interpreter cuts bfloat16 off where a GPU rounds. The cubic's coefficients in float32
+    # leave their mark only where the result is near 0.
+    places = 7 if laws.implementation == "triton" else 8
+    assert torch.all((found - exact).abs() <= 2**-places * exact.abs() + 1e-6)
 
 
 def test_non_finite(laws, dtype):
@@ -47,7 +49,7 @@ def test_part_of_a_wider_row(laws):
 
 
 def test_transposed_input(laws):
-    x = torch.randn(5, 6, 7, 8).permute(3, 1, 0, 2).requires_grad_()
+    x = torch.randn(3, 4, 5, 6).permute(3, 1, 0, 2).requires_grad_()
     laws.error_rule(ops.gelu_tanh, eager, [x])
 
 

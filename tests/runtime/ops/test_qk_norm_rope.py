@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from vidgen.runtime import ops
 
 # batch, tokens, heads, head width
-SHAPES = [(1, 1, 1, 2), (2, 19, 3, 32), (1, 37, 24, 128), (2, 5, 2, 256), (1, 9, 40, 34)]
+SHAPES = [
+    (1, 1, 1, 2),
+    (2, 5, 3, 32),
+    (2, 19, 3, 32),
+    (1, 37, 24, 128),
+    (2, 5, 2, 256),
+    (1, 9, 40, 34),
+]
 
 
 def turned(x, scale, cos, sin, eps):

@@ -19,7 +19,7 @@ def test_kernels_under_the_interpreter():
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=550,
     )
     assert result.returncode == 0, result.stdout[-4000:]
     passed = re.search(r"(\d+) passed", result.stdout)

@@ -60,7 +60,8 @@ class HunyuanVAE(nn.Module):
         super().__init__()
         self.latent_channels = config.latent_channels
         self.scale = config.scale
-        self.vae = build(config).to(dtype)
+        self.vae = build(config)
+        nn.Module.to(self.vae, dtype)  # diffusers' own `to` warns of a case that is not here
         load_weights(self.vae, config.path if weights is None else weights, device)
         self.vae.eval().requires_grad_(False)
 

@@ -1,0 +1,54 @@
+"""Builds and runs the C++ tests of the kernels: without torch, and under the sanitizers."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vidgen.runtime import native
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def build_and_run(build: Path, *options: str) -> None:
+    cmake = shutil.which("cmake")
+    if cmake is None or not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        pytest.skip("needs cmake and a C++ compiler")
+    configure = [cmake, "-S", str(ROOT), "-B", str(build), "-DVIDGEN_PYTHON=OFF"]
+    module = native.load()
+    if module is not None:  # those this CPU cannot run need not be compiled again
+        configure.append(f"-DVIDGEN_CPU_VARIANTS={';'.join(module.cpu_variants())}")
+    if shutil.which("ninja"):
+        configure += ["-G", "Ninja"]
+    commands = [
+        [*configure, "-DVIDGEN_TESTS=ON", *options],
+        [cmake, "--build", str(build), "-j", str(os.cpu_count())],
+        [str(build / "vidgen_tests")],
+    ]
+    for command in commands:
+        result = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=500,
+            env={**os.environ, "VIDGEN_OWN_THREADS": "1"},
+        )
+        assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+
+
+def test_kernels():
+    # Kept between runs, so that only what changed is compiled.
+    build_and_run(ROOT / "build" / "cpp_tests", "-DCMAKE_BUILD_TYPE=Release")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["address", "thread", "undefined"])
+def test_kernels_under_sanitizer(sanitizer):
+    build_and_run(
+        ROOT / "build" / f"cpp_tests_{sanitizer}",
+        f"-DVIDGEN_SANITIZE={sanitizer}",
+        "-DCMAKE_BUILD_TYPE=None",
+        "-DCMAKE_CXX_FLAGS=-O1",
+    )

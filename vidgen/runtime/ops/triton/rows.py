@@ -1,0 +1,55 @@
+"""What the Triton kernels share: sums over tokens in two stages, and how rows are cut."""
+
+# A kernel's arguments have no Python types.
+# mypy: disable-error-code="no-untyped-def"
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# A function of the shape alone: a sum has the same bits on every GPU.
+_PROGRAMS = 528
+
+
+def chunks(samples: int, tokens: int) -> tuple[int, int]:
+    """How many tokens of one sample a program has, and how many programs a sample."""
+    length = max(1, triton.cdiv(samples * tokens, _PROGRAMS))
+    return length, triton.cdiv(tokens, length)
+
+
+def strides(tensor: Tensor) -> tuple[int, ...]:
+    """Of all dimensions but the last, which is contiguous."""
+    return tensor.stride()[:-1]
+
+
+@triton.jit
+def _add_chunks(partials, result, count, width, BLOCK: tl.constexpr) -> None:
+    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    sample = tl.program_id(1).to(tl.int64)
+    inside = columns < width
+    total = tl.zeros((BLOCK,), tl.float64)
+    for chunk in range(count):
+        at = (sample * count + chunk) * width + columns
+        total += tl.load(partials + at, mask=inside, other=0.0).to(tl.float64)
+    tl.store(result + sample * width + columns, total.to(tl.float32), mask=inside)
+
+
+def add_chunks(partials_BCD: Tensor, result_BD: Tensor) -> None:
+    """Adds up the chunks of every sample, in order."""
+    samples, count, width = partials_BCD.shape
+    if result_BD.numel():
+        grid = (triton.cdiv(width, 128), samples)
+        _add_chunks[grid](partials_BCD, result_BD, count, width, BLOCK=128)
+
+
+def partials(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+def row_options(width: int) -> dict[str, Any]:
+    """The block that holds a row, and the warps to share it."""
+    block = triton.next_power_of_2(width)
+    return {"BLOCK": block, "num_warps": min(16, max(1, block // 512))}

@@ -1,0 +1,58 @@
+"""What a run starts from: its launch, its dtype, its first weights, parts that fit together."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vidgen.errors import UserError
+from vidgen.models.mmdit import MMDiT, load_weights
+from vidgen.runtime import checkpoint
+from vidgen.runtime.native import cpu_has_bf16
+from vidgen.train.config import Recipe
+
+
+def load_initial(model: MMDiT, path: str) -> None:
+    """Published weights, or another run's newest or named step; an image model becomes a video
+    one."""
+    newest = checkpoint.latest(Path(path) / "checkpoints")
+    load_weights(model, newest or path, adapt=True)
+
+
+def launch_command(world: int) -> str:
+    """What starts this many ranks."""
+    if world == 1:
+        return "vidgen train"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    nodes = f"--nnodes {world // here} " if here < world else ""
+    return f"torchrun {nodes}--nproc-per-node {here} -m vidgen train"
+
+
+def compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """Of matrix products: bf16 wherever the machine multiplies it fast."""
+    if wanted != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+    fast = device.type == "cuda" or cpu_has_bf16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def check_parts_fit(recipe: Recipe, autoencoder: Any, text: Any) -> None:
+    """The widths at which the parts of a recipe meet."""
+    model = recipe.model
+    for key, has, part, gives in (
+        (
+            "in_channels",
+            model.latent_channels,
+            "the autoencoder",
+            autoencoder.latent_channels,
+        ),
+        ("context_in_dim", model.context_in_dim, "text tokens", text.token_width),
+        ("vec_in_dim", model.vec_in_dim, "pooled text", text.pooled_width),
+    ):
+        if has != gives:
+            want = gives * model.patch_size**2 if key == "in_channels" else gives
+            raise UserError(
+                f"model.{key} does not fit: the model takes {has} channels from {part}, which "
+                f"gives {gives}; set model.{key}={want}"
+            )
