@@ -34,6 +34,11 @@ def test_a_fixed_shift_and_another_line() -> None:
     assert flow.shift_alpha(line, (4, 20, 30)) == pytest.approx(3.0 * 2)
 
 
+def test_a_line_through_one_point_is_refused() -> None:
+    with pytest.raises(ValueError, match="must lie below shift_high"):
+        FlowConfig(shift_low=(256, 1.0), shift_high=(256, 3.0))
+
+
 def test_times_fall_from_one_to_zero_and_dwell_in_noise() -> None:
     assert flow.timesteps(4, 1.0) == [1.0, 0.75, 0.5, 0.25, 0.0]
     times = flow.timesteps(5, 3.0)

@@ -18,6 +18,13 @@ class FlowConfig:
     shift_low: tuple[PositiveFloat, PositiveFloat] = (256, 1.0)  # (tokens a frame, alpha)
     shift_high: tuple[PositiveFloat, PositiveFloat] = (4096, 3.0)
 
+    def __post_init__(self) -> None:
+        if not (self.shift_low[0] < self.shift_high[0] and self.shift_low[1] <= self.shift_high[1]):
+            raise ValueError(
+                f"shift_low {self.shift_low} must lie below shift_high {self.shift_high}: "
+                f"(tokens a frame, alpha) each"
+            )
+
 
 def _text_only() -> dict[ConditionName, float]:
     return {"t2v": 1.0}

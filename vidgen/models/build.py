@@ -5,9 +5,11 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
+from vidgen.errors import UserError
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.block_dct.config import BlockDCTConfig
 from vidgen.models.hunyuan_vae.config import HunyuanVAEConfig
+from vidgen.models.mmdit.config import MMDiTConfig
 from vidgen.models.text.config import TextConfig
 from vidgen.models.text.encoder import TextEncoder
 
@@ -34,3 +36,18 @@ def build_text(config: TextConfig, device: torch.device, dtype: torch.dtype) -> 
     from vidgen.models.text.t5_clip import T5ClipText
 
     return T5ClipText(config, device=device, dtype=dtype)
+
+
+def check_parts_fit(model: MMDiTConfig, autoencoder: Autoencoder, text: TextEncoder) -> None:
+    """The widths at which the parts of a recipe meet."""
+    for key, has, part, gives in (
+        ("in_channels", model.latent_channels, "the autoencoder", autoencoder.latent_channels),
+        ("context_in_dim", model.context_in_dim, "text tokens", text.token_width),
+        ("vec_in_dim", model.vec_in_dim, "pooled text", text.pooled_width),
+    ):
+        if has != gives:
+            want = gives * model.patch_size**2 if key == "in_channels" else gives
+            raise UserError(
+                f"model.{key} does not fit: the model takes {has} channels from {part}, which "
+                f"gives {gives}; set model.{key}={want}"
+            )

@@ -23,7 +23,7 @@ from vidgen.diffusion.guidance import Branches, GuidanceConfig, plan
 from vidgen.diffusion.sampler import SOLVERS, Progress
 from vidgen.errors import UserError
 from vidgen.models.autoencoder import Autoencoder, latent_grid
-from vidgen.models.build import build_autoencoder, build_text
+from vidgen.models.build import build_autoencoder, build_text, check_parts_fit
 from vidgen.models.mmdit import MMDiT, load_weights, patchify, unpatchify
 from vidgen.models.mmdit.layouts import Layout
 from vidgen.models.text.encoder import TextEncoder
@@ -68,6 +68,7 @@ class Pipeline:
         dtype: torch.dtype,
         source: str,
     ) -> None:
+        check_parts_fit(system.model, autoencoder, text)
         self.system, self.model = system, model.eval().requires_grad_(False)
         self.autoencoder, self.text = autoencoder, text
         self.device, self.dtype, self.source = device, dtype, source

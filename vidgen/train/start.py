@@ -2,15 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from vidgen.errors import UserError
 from vidgen.models.mmdit import MMDiT, load_weights
 from vidgen.runtime import checkpoint
 from vidgen.runtime.native import cpu_has_bf16
-from vidgen.train.config import Recipe
 
 
 def load_initial(model: MMDiT, path: str) -> None:
@@ -35,24 +32,3 @@ def compute_dtype(wanted: str, device: torch.device) -> torch.dtype:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
     fast = device.type == "cuda" or cpu_has_bf16()
     return torch.bfloat16 if fast else torch.float32
-
-
-def check_parts_fit(recipe: Recipe, autoencoder: Any, text: Any) -> None:
-    """The widths at which the parts of a recipe meet."""
-    model = recipe.model
-    for key, has, part, gives in (
-        (
-            "in_channels",
-            model.latent_channels,
-            "the autoencoder",
-            autoencoder.latent_channels,
-        ),
-        ("context_in_dim", model.context_in_dim, "text tokens", text.token_width),
-        ("vec_in_dim", model.vec_in_dim, "pooled text", text.pooled_width),
-    ):
-        if has != gives:
-            want = gives * model.patch_size**2 if key == "in_channels" else gives
-            raise UserError(
-                f"model.{key} does not fit: the model takes {has} channels from {part}, which "
-                f"gives {gives}; set model.{key}={want}"
-            )

@@ -20,7 +20,7 @@ from vidgen.data import open_loader
 from vidgen.data.loader import Batch
 from vidgen.diffusion import flow
 from vidgen.errors import UserError
-from vidgen.models.build import build_autoencoder, build_text
+from vidgen.models.build import build_autoencoder, build_text, check_parts_fit
 from vidgen.models.mmdit import MMDiT, Seams
 from vidgen.models.mmdit.flops import flops, parameters
 from vidgen.models.mmdit.model import Context, Stream, call_block
@@ -34,7 +34,7 @@ from vidgen.train.config import Recipe
 from vidgen.train.examples import Example, ExampleMaker
 from vidgen.train.log import RunLog
 from vidgen.train.optim import EMA, build_optimizer, learning_rate
-from vidgen.train.start import check_parts_fit, compute_dtype, launch_command, load_initial
+from vidgen.train.start import compute_dtype, launch_command, load_initial
 from vidgen.train.stopping import StopSignals
 
 COLLECT_EVERY = 200  # steps between garbage collections, which otherwise stop a step at random
@@ -56,7 +56,7 @@ class Trainer:
         self.dtype = compute_dtype(recipe.train.dtype, self.device)
         autoencoder = build_autoencoder(recipe.autoencoder, self.device, self.dtype)
         text = build_text(recipe.text, self.device, self.dtype)
-        check_parts_fit(recipe, autoencoder, text)
+        check_parts_fit(recipe.model, autoencoder, text)
         self.make_example = ExampleMaker(
             recipe.model,
             autoencoder,
