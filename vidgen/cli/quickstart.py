@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vidgen.cli.arguments import count
 from vidgen.config import dump_yaml, read_recipe
 from vidgen.errors import UserError
+from vidgen.version import __version__
 
 if TYPE_CHECKING:
     from vidgen.data.judge import Verdict
@@ -32,9 +33,9 @@ TARGETS = {"colour": 0.95, "direction": 0.90, "shape": 0.60}
 FRAMES = 17
 EXTRA_HELD_OUT = 2  # more videos of each held-out scene than of the others
 SAMPLE_BATCH = 16
-# What a quickstart leaves in its folder.
+# What a quickstart leaves in its folder, besides the data.
 PRODUCTS = (
-    *("data", "checkpoints", "metrics.jsonl", "recipe.yaml", "tensorboard"),
+    *("checkpoints", "metrics.jsonl", "recipe.yaml", "tensorboard"),
     *("samples", "control", "summary.json", "report.html"),
 )
 
@@ -47,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clips", metavar="N", type=count, default=16, help="17-frame clips of each scene"
     )
+    parser.add_argument(
+        "--fresh", action="store_true", help="begin anew where an interrupted one could go on"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -58,14 +62,21 @@ def run(args: argparse.Namespace) -> None:
     from vidgen.train.config import Recipe
 
     recipe = read_recipe(args.recipe, args.overrides, Recipe)
-    Quickstart(recipe, args.recipe, args.overrides, args.clips).run()
+    Quickstart(recipe, args.recipe, args.overrides, args.clips, args.fresh).run()
 
 
 class Quickstart:
     """Each phase prints one line when it begins and one when it ends, with its seconds."""
 
-    def __init__(self, recipe: "Recipe", path: str, overrides: Sequence[str], clips: int) -> None:
-        self.recipe, self.clips = recipe, clips
+    def __init__(
+        self,
+        recipe: "Recipe",
+        path: str,
+        overrides: Sequence[str],
+        clips: int,
+        fresh: bool = False,
+    ) -> None:
+        self.recipe, self.clips, self.fresh = recipe, clips, fresh
         self.command = [path, *overrides]
         self.folder = Path(recipe.run_dir)
         self.phases: list[tuple[str, float]] = []
@@ -73,6 +84,8 @@ class Quickstart:
     def run(self) -> None:
         if (self.folder / "report.html").exists():
             print(f"{self.folder} holds a finished quickstart; it is replaced")
+            self.remove_products()
+        elif self.fresh:
             self.remove_products()
         with self.phase("data"):
             self.make_data()
@@ -110,9 +123,16 @@ class Quickstart:
         from vidgen.data.shapes import HELD_OUT, SCENES, write_dataset
 
         manifest = Path(self.recipe.data.manifest)
+        note = manifest.with_name("quickstart.json")  # beside data of our own making
+        asked = {"clips": self.clips, "seed": self.recipe.seed, "vidgen": __version__}
         if manifest.exists():
-            print(f"{manifest} is there already")
-            return
+            made = json.loads(note.read_text()) if note.exists() else None
+            if made in (asked, None):
+                print(f"{manifest} is there already{'' if made else '; it is used as it is'}")
+                return
+            manifest.unlink()
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(asked))
         clips = ((17, self.clips), (33, max(1, self.clips // 5)))
         total = (len(SCENES) - len(HELD_OUT)) * sum(n for _, n in clips)
         with tqdm(total=total, unit="clip", desc="write clips") as bar:
