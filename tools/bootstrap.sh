@@ -81,7 +81,7 @@ check_python() {
 
 # CXX may carry a launcher or flags ("ccache g++"), so it is split into words.
 # shellcheck disable=SC2086
-compiles() { echo 'int main() {}' | $1 -std=c++17 -x c++ - -o /dev/null 2>/dev/null; }
+compiles() { $1 -std=c++17 -x c++ - -o /dev/null 2>/dev/null <<<'int main() {}'; }
 
 check_compiler() {
     if [ -n "${CXX:-}" ]; then
