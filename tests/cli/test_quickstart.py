@@ -128,7 +128,7 @@ def test_data_is_made_once_and_again_when_something_else_is_asked(
     assert "is there already\n" in capsys.readouterr().out
     quickstart.clips = 5
     quickstart.make_data()
-    assert written[1:] == [((17, 5), (33, 2))]
+    assert written[1:] == [((17, 5), (33, 1))]
     # Another's data is neither removed nor overwritten.
     (quickstart.folder / "data" / "quickstart.json").unlink()
     quickstart.clips = 1

@@ -35,11 +35,13 @@ OVERRIDES = (
 )
 
 # What other instruction sets and libraries may change. Sums in fp32 come out 1e-7 apart in another
-# order, and AdamW makes much of it: where a gradient is all rounding, its sign decides on a whole
-# step of the learning rate. Measured over the 20 steps, between this machine's kernels and its
-# SSE ones, and between the reference ops and the compiled ones: TOLERANCE_MEASURED.
-# A changed formula shows at 1e-2 within a few steps.
+# order, and so did these losses between AVX2 and SSE kernels; but AdamW can make much of it: where
+# a gradient is all rounding, its sign decides on a whole step of the learning rate. A changed
+# formula shows at 1e-2 within a few steps.
 TOLERANCE = 2e-3
+# A codec of another version may encode the clips a little differently. Moving the shapes of every
+# clip by some pixels changed the losses by 2e-2.
+OTHER_PIXELS = 5e-2
 
 
 def machine() -> str:
@@ -96,10 +98,13 @@ def test_twenty_steps(
 
 
 def _close(losses: list[float], golden: dict[str, Any], name: str, pixels: str) -> None:
+    same = golden["first_batch"] == pixels
     data = (
         "the decoded pixels are the same, so the numerics differ"
-        if golden["first_batch"] == pixels
+        if same
         else "the decoded pixels differ too: another codec version, or changed data"
     )
     worst = max(abs(a / b - 1) for a, b in zip(losses, golden["loss"], strict=True))
-    assert worst < TOLERANCE, f"losses are {worst:.1e} from those of {name}; {data}"
+    print(f"losses are {worst:.1e} from those of {name}")
+    limit = TOLERANCE if same else OTHER_PIXELS
+    assert worst < limit, f"losses are {worst:.1e} from those of {name}; {data}"
