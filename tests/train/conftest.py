@@ -117,8 +117,9 @@ def start() -> Iterator[Start]:
 
     yield begin
     for child in children:
-        child.kill()
-        child.communicate()
+        if child.poll() is None:
+            child.kill()
+            child.communicate()
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from vidgen.data import open_loader
+from vidgen.runtime.ops.dispatch import use
 from vidgen.train import Trainer
 from vidgen.train.config import Recipe
 from vidgen.train.metrics import read_metrics
@@ -68,13 +68,11 @@ def first_batch(recipe: Recipe) -> str:
     return hashlib.sha256(words + batch.video_BTHWC.numpy().tobytes()).hexdigest()
 
 
-def test_twenty_steps(
-    tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("VIDGEN_OPS", "reference")
+def test_twenty_steps(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = tiny(*OVERRIDES)
     pixels = first_batch(recipe)
-    Trainer(recipe).run()
+    with use("reference"):
+        Trainer(recipe).run()
     records = read_metrics(tmp_path / "run")
     losses = [record["loss"] for record in records]
     norms = [record["grad_norm"] for record in records]
