@@ -254,10 +254,10 @@ def test_too_many_bad_clips_stop_the_run(clip_set: Any, tmp_path: Path) -> None:
     for i in range(len(clip_set.rows)):
         (tmp_path / f"{i}.mp4").touch()
     write_manifest(tmp_path / "clips.parquet", clip_set.rows)
-    for workers in (0, 2):
+    for workers in (0, 2):  # two may each find one before the run stops
         with (
             opened(tmp_path / "clips.parquet", workers=workers, bad_clip_limit=3) as loader,
-            pytest.raises(UserError, match=r"4 clips cannot be read, more than data.bad_clip_lim"),
+            pytest.raises(UserError, match=r"[45] clips cannot be read, more than data.bad_"),
         ):
             next(loader)
         with (

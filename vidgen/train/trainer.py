@@ -81,6 +81,7 @@ class Trainer:
         )
         self._make_run_dir()
         self.step = 0
+        self._saving: checkpoint.Saving | None = None
         newest = None if fresh else checkpoint.latest(self._checkpoints)
         self.model = self._build_model(resuming=newest is not None)
         self.named = dict(self.model.named_parameters())
@@ -105,7 +106,6 @@ class Trainer:
             enabled=self.world.rank == 0,
         )
         timer = StepTimer(self.device)
-        saving: checkpoint.Saving | None = None
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -121,15 +121,14 @@ class Trainer:
                     stopping = self._agree(stop.received is not None)
                     if self.step % recipe.checkpoint.every == 0 or self.step == last or stopping:
                         with timer.phase("checkpoint"):
-                            saving = self._save()
+                            self._saving = self._save()
                     if self.step % COLLECT_EVERY == 0:
                         gc.collect()
-                self._conclude(log, saving)
+                self._conclude(log)
                 if stopping:
                     self._end_early(log, stop.received or signal.SIGTERM)
         finally:
-            while saving is not None and not saving.done():
-                time.sleep(0.01)  # until then its ranks talk to each other
+            self._wait_for_checkpoint()  # until then its ranks talk to each other
             if collecting:
                 gc.enable()
             self.loader.close()
@@ -330,6 +329,7 @@ class Trainer:
             if bad
             else f"in a batch of manifest rows {_some(rows)} whose losses are finite on this rank"
         )
+        self._wait_for_checkpoint()
         newest = checkpoint.latest(self._checkpoints)
         raise UserError(
             f"step {self.step + 1}: loss {loss:g}, gradient norm {norm:g}, {where}, epoch {epoch}; "
@@ -337,11 +337,16 @@ class Trainer:
             "optim.lr"
         )
 
-    def _conclude(self, log: RunLog, saving: checkpoint.Saving | None) -> None:
+    def _wait_for_checkpoint(self) -> None:
+        """Until the one being written is committed, or has failed."""
+        while self._saving is not None and not self._saving.done():
+            time.sleep(0.01)
+
+    def _conclude(self, log: RunLog) -> None:
         if bad := self.loader.bad_clips:
             log.line(f"{len(bad)} clip(s) could not be read and were passed over")
-        if saving is not None:
-            log.line(f"checkpoint {saving.wait()}")
+        if self._saving is not None:
+            log.line(f"checkpoint {self._saving.wait()}")
 
     def _end_early(self, log: RunLog, received: signal.Signals) -> None:
         # The recipe as it was run, overrides and all: no --fresh, which would set the run aside.
