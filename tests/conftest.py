@@ -3,10 +3,14 @@
 import os
 import random
 import sys
+import tempfile
 import zlib
 
-# Before torch is imported: tests run side by side, one thread each.
+# Before torch is imported: tests run side by side, one thread each, and what torch compiles is
+# theirs alone. In the common cache a run that was killed leaves half files that fail every later one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+compiled = tempfile.TemporaryDirectory(prefix="vidgen-compiled-", ignore_cleanup_errors=True)
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled.name
 
 import pytest
 from hypothesis import settings
