@@ -14,9 +14,7 @@ from torch import Tensor
 # (q, k, v) -> out (B, L, H, D), lse (B, H, L)
 Forward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 # (dout, q, k, v, out, lse) -> dq, dk, dv
-Backward = Callable[
-    [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]
-]
+Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,7 @@ def block_kernel(q_BLHD: Tensor) -> BlockKernel:
 
 def _heads_first(*tensors_BLHD: Tensor) -> list[Tensor]:
     """As kernels want it; a head's numbers lie side by side."""
-    return [
-        (x if x.stride(-1) == 1 else x.contiguous()).transpose(1, 2) for x in tensors_BLHD
-    ]
+    return [(x if x.stride(-1) == 1 else x.contiguous()).transpose(1, 2) for x in tensors_BLHD]
 
 
 def _tokens_first(*tensors_BHLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Where a process stands in a run: its rank, its device, the meshes that join it to others."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from vidgen.errors import UserError
+from vidgen.runtime.parallel.context import ContextGroup
 
 _LAUNCH = "torchrun --nproc-per-node=2 --no-python vidgen train ..."
 
@@ -23,23 +25,56 @@ class World:
     local_rank: int
     device: torch.device
 
-    def mesh(self, context: int = 1) -> DeviceMesh:
-        """Ranks as (data, context): each row of `context` neighbouring ranks shares its samples."""
-        if context < 1 or self.world % context:
-            fitting = [n for n in range(1, self.world + 1) if self.world % n == 0]
-            raise UserError(
-                f"{self.world} ranks cannot be split into context-parallel groups of {context}; "
-                f"set it to one of {', '.join(map(str, fitting))}, or start another number of ranks"
-            )
+    def mesh(self, context: int = 1, tensor: int = 1) -> DeviceMesh:
+        """Ranks as (data, context, tensor), neighbours last: `context` ranks share a sample's
+        tokens, and `tensor` ranks the heads and features of the same tokens."""
+        self._check_divides(context * tensor, "context x tensor parallel groups")
+        data = self.world // (context * tensor)
+        return self._grid({"data": data, "context": context, "tensor": tensor})
+
+    def shard_mesh(self, copies: int = 1, tensor: int = 1) -> DeviceMesh:
+        """Ranks as (copies, shard, tensor): parameters are divided over `shard`, which context
+        groups are part of, and `copies` of the division are kept equal."""
+        self._check_divides(copies * tensor, "copies x tensor parallel groups")
+        shard = self.world // (copies * tensor)
+        return self._grid({"copies": copies, "shard": shard, "tensor": tensor})
+
+    def context_group(
+        self, context: int, tensor: int = 1, degrees: Sequence[int] | None = None
+    ) -> ContextGroup:
+        """This rank's group, with the grids for these Ulysses degrees (default: all that fit)."""
+        group = self.mesh(context, tensor).get_group("context")
+        grids = {}
+        for degree in _divisors(context) if degrees is None else degrees:
+            if context % degree:
+                raise UserError(
+                    f"{degree} neighbours are to exchange heads in context-parallel groups of "
+                    f"{context}; set parallel.ulysses to one of {_listed(_divisors(context))}"
+                )
+            if 1 < degree < context:
+                grid = self._grid(
+                    {
+                        "data": self.world // (context * tensor),
+                        "ring": context // degree,
+                        "ulysses": degree,
+                        "tensor": tensor,
+                    }
+                )
+                grids[degree] = grid.get_group("ring"), grid.get_group("ulysses")
+        return ContextGroup(group, grids)
+
+    def _grid(self, sizes: dict[str, int]) -> DeviceMesh:
         self._ensure_group()
         return init_device_mesh(
-            self.device.type, (self.world // context, context), mesh_dim_names=("data", "context")
+            self.device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes)
         )
 
-    def flat_mesh(self) -> DeviceMesh:
-        """All ranks in one row: parameters are sharded over every rank, context groups included."""
-        self._ensure_group()
-        return init_device_mesh(self.device.type, (self.world,), mesh_dim_names=("all",))
+    def _check_divides(self, size: int, what: str) -> None:
+        if size < 1 or self.world % size:
+            raise UserError(
+                f"{self.world} ranks cannot be split into {what} of {size}; set it to one of "
+                f"{_listed(_divisors(self.world))}, or start another number of ranks"
+            )
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -98,6 +133,14 @@ def start(device: str = "auto", *, timeout_s: float = 600.0) -> World:
 
 def _backend(device: torch.device) -> str:
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _environment(name: str, default: int) -> int:

@@ -137,7 +137,7 @@ class _RunningSums:
 
 
 class _Given:
-    """What every block's backward shares: the queries, and output, LSE and gradient of the whole."""
+    """What every block's backward shares: queries; output, its gradient and LSE over all keys."""
 
     def __init__(
         self, kernel: BlockKernel, dout: Tensor, q: Tensor, out: Tensor, lse_BHL: Tensor
