@@ -38,6 +38,7 @@ class ParallelConfig:
     text: Literal["sharded", "replicated"] = "sharded"  # over a context group
     tensor: PositiveInt = 1  # ranks that share every block's heads and hidden features
     copies: PositiveInt = 1  # of the sharded parameters: hybrid sharding
+    timeout_s: PositiveFloat = 600  # after which a rank that does not move ends all of them
 
 
 @config

@@ -30,6 +30,7 @@ from vidgen.runtime.memory.recompute import recompute
 from vidgen.runtime.observe.memory import peak_memory_gb
 from vidgen.runtime.observe.mfu import hfu, mfu, peak
 from vidgen.runtime.observe.timer import StepTimer
+from vidgen.runtime.parallel import flight
 from vidgen.train.config import Recipe
 from vidgen.train.examples import Example, ExampleMaker
 from vidgen.train.log import RunLog
@@ -47,7 +48,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, *, fresh: bool = False) -> None:
         self.recipe = recipe
         self.run_dir = Path(recipe.run_dir)
-        self.world = parallel.start(recipe.train.device)
+        self.world = parallel.start(recipe.train.device, timeout_s=recipe.parallel.timeout_s)
         self.device = self.world.device
         self.dtype = compute_dtype(recipe.train.dtype, self.device)
         self.ranks = Ranks(recipe.parallel, self.world, recipe.model, self.dtype)
@@ -95,6 +96,10 @@ class Trainer:
 
     def run(self, stop_after: int | None = None) -> int:
         """Train to the recipe's last step, or to `stop_after`; returns the steps completed."""
+        with self.world.watch():
+            return self._run(stop_after)
+
+    def _run(self, stop_after: int | None) -> int:
         recipe, last = self.recipe, min(self.recipe.train.steps, stop_after or sys.maxsize)
         log = RunLog(
             self.run_dir,
@@ -118,7 +123,7 @@ class Trainer:
                     log.step(self.step, **self._speed(metrics, timer.lap()))
                     stopping = self._agree(stop.received is not None)
                     if self.step % recipe.checkpoint.every == 0 or self.step == last or stopping:
-                        with timer.phase("checkpoint"):
+                        with self._phase(timer, "checkpoint"):
                             self._saving = self._save()
                     if self.step % COLLECT_EVERY == 0:
                         gc.collect()
@@ -143,17 +148,17 @@ class Trainer:
         for micro in range(recipe.train.accumulate):
             last = micro + 1 == recipe.train.accumulate
             parallel.synchronise_gradients(self.model, last)
-            with timer.phase("data"):
+            with self._phase(timer, "data"):
                 batch = next(self.loader)
-            with timer.phase("encode"):
+            with self._phase(timer, "encode"):
                 example = self.make_example(batch)
-            with timer.phase("forward"):
+            with self._phase(timer, "forward"):
                 loss_B = self.sample_losses(example)
-            with timer.phase("backward"):
+            with self._phase(timer, "backward"):
                 (loss_B.mean() / recipe.train.accumulate).backward()
             losses.append((batch.keys, loss_B.detach()))
             work.add(batch, example, self)
-        with timer.phase("optimizer"):
+        with self._phase(timer, "optimizer"):
             self.ranks.finish_gradients(self.named)
             norm = parallel.clip_grad_norm(self.named.values(), recipe.optim.clip)
             mean_loss = self._mean(torch.stack([loss_B.mean() for _, loss_B in losses]).mean())
@@ -164,6 +169,10 @@ class Trainer:
             if self.ema is not None:
                 self.ema.update(self.step)
         return {"loss": mean_loss, "grad_norm": float(norm), "lr": lr, "work": work}
+
+    def _phase(self, timer: StepTimer, name: str) -> AbstractContextManager[None]:
+        flight.note(name, step=self.step + 1)
+        return timer.phase(name)
 
     def sample_losses(self, example: Example) -> Tensor:
         """The loss of each sample, (B,)."""

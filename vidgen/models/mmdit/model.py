@@ -62,7 +62,7 @@ class Part:
         return torch.cat((text[self.text], video[self.video]))
 
 
-def whole(text_length: int, video_length: int) -> Part:
+def whole(batch: int, text_length: int, video_length: int) -> Part:
     """Every token here: one process to a sample."""
     return Part(slice(0, text_length), slice(0, video_length), None, lambda video: video)
 
@@ -74,13 +74,13 @@ class Seams:
     `attention` takes q, k, v (B, L, H, head) and picks backend and mask. `run_block` is called for
     every block in order: recompute, offload, caching, capture or injection of the residual.
     `modulation` gives a modulation layer's output, which a `ModulationTable` holds ready. `split`
-    takes the numbers of text and of video tokens and says which of them are computed here.
+    takes the numbers of samples, text and video tokens; it says which tokens are computed here.
     """
 
     attention: Callable[[Tensor, Tensor, Tensor], Tensor] = attention
     run_block: Callable[[int, nn.Module, Stream, Context], Stream] = call_block
     modulation: Callable[[nn.Module, Tensor], Tensor] = compute_modulation
-    split: Callable[[int, int], Part] = whole
+    split: Callable[[int, int, int], Part] = whole
 
 
 PLAIN = Seams()
@@ -273,7 +273,7 @@ class MMDiT(nn.Module):
         `guidance_embed`.
         """
         self._check(x_BVD, grid, cond, guidance)
-        part = seams.split(txt.shape[1], x_BVD.shape[1])
+        part = seams.split(*txt.shape[:2], x_BVD.shape[1])
         img = self.img_in(x_BVD[:, part.video])
         if cond is not None:
             img = img + self.cond_in(cond[:, part.video])

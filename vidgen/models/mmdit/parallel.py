@@ -19,14 +19,15 @@ def blocks(model: MMDiT) -> list[nn.Module]:
 
 def split_over(
     group: ContextGroup, degree: Callable[[int], int], text: TextPlan = "sharded"
-) -> Callable[[int, int], Part]:
+) -> Callable[[int, int, int], Part]:
     """The seam by which a context group computes one sample together.
 
     Every rank gives the model the whole sample and gets all of the velocity. `degree` says, for a
     number of tokens, how many neighbours exchange heads (see `ContextGroup`).
     """
 
-    def split(text_length: int, video_length: int) -> Part:
+    def split(batch: int, text_length: int, video_length: int) -> Part:
+        group.agree("(batch, text tokens, video tokens)", (batch, text_length, video_length))
         plan = split_tokens(text_length, video_length, group.size, text)
         counts = plan.video_lengths
 

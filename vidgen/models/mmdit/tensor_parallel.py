@@ -6,26 +6,91 @@ equal cuts are right; checkpoints hold them in the model's own order.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    ParallelStyle,
-    RowwiseParallel,
-    parallelize_module,
-)
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from torch.nn import functional as F
 
 from vidgen.errors import UserError
 from vidgen.models.mmdit.config import MMDiTConfig
 from vidgen.models.mmdit.model import MMDiT
+from vidgen.runtime.parallel import flight
 from vidgen.runtime.parallel.zero import fill, local
 
-INTO = ("img_attn.qkv", "txt_attn.qkv", "img_mlp.0", "txt_mlp.0", "linear1")
-OUT_OF = ("img_attn.proj", "txt_attn.proj", "img_mlp.2", "txt_mlp.2", "linear2")
+# By name within a block: rows (outputs) are divided on the way in, columns on the way out.
+ROWS = ("img_attn.qkv", "txt_attn.qkv", "img_mlp.0", "txt_mlp.0", "linear1")
+COLUMNS = ("img_attn.proj", "txt_attn.proj", "img_mlp.2", "txt_mlp.2", "linear2")
+
+
+class RowsLinear(nn.Module):
+    """This rank's outputs of a linear layer, from inputs that all ranks have."""
+
+    def __init__(self, whole: nn.Linear, mesh: DeviceMesh) -> None:
+        super().__init__()
+        self._group = mesh.get_group()
+        self.weight = _divided(whole.weight, mesh, Shard(0))
+        self.bias = None if whole.bias is None else _divided(whole.bias, mesh, Shard(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        same: Tensor = _SameInput.apply(x, self._group)
+        return F.linear(same, local(self.weight), None if self.bias is None else local(self.bias))
+
+
+class ColumnsLinear(nn.Module):
+    """A linear layer of which each rank has some inputs; all get the sum of their parts."""
+
+    def __init__(self, whole: nn.Linear, mesh: DeviceMesh) -> None:
+        super().__init__()
+        self._group = mesh.get_group()
+        self.weight = _divided(whole.weight, mesh, Shard(1))
+        self.bias = _divided(whole.bias, mesh, Replicate())
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = _Sum.apply(F.linear(x, local(self.weight)), self._group)
+        return total + local(self.bias)
+
+
+class _SameInput(torch.autograd.Function):
+    """Nothing on the way in; the gradient is the sum of what each rank's outputs ask for."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _summed(gradients[0], ctx.group), None
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of the ranks' parts; each part's gradient is that of the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        return _summed(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0], None
+
+
+def _summed(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    flight.note("sum in the tensor-parallel group")
+    total = x.contiguous().clone()
+    if total.numel():  # a rank without tokens: none of the group has any
+        dist.all_reduce(total, group=group)
+    return total
+
+
+def _divided(parameter: Tensor, mesh: DeviceMesh, placement: Placement) -> nn.Parameter:
+    return nn.Parameter(
+        distribute_tensor(parameter.detach(), mesh, [placement], src_data_rank=None)
+    )
 
 
 @torch.no_grad()
@@ -38,13 +103,10 @@ def divide(model: MMDiT, mesh: DeviceMesh) -> None:
             dim, order = packed
             parameter.copy_(parameter.index_select(dim, order.to(parameter.device)))
     for block in (*model.double_blocks, *model.single_blocks):
-        plan: dict[str, ParallelStyle] = {
-            name: style
-            for names, style in ((INTO, ColwiseParallel()), (OUT_OF, RowwiseParallel()))
-            for name in names
-            if _has(block, name)
-        }
-        parallelize_module(block, mesh, plan, src_data_rank=None)
+        for names, kind in ((ROWS, RowsLinear), (COLUMNS, ColumnsLinear)):
+            for name in names:
+                if (linear := _find(block, name)) is not None:
+                    block.set_submodule(name, kind(linear, mesh))
         for module in block.modules():
             if hasattr(module, "num_heads"):
                 module.num_heads = model.config.num_heads // ways
@@ -148,9 +210,6 @@ def _parameter_of(name: str) -> str:
     return name
 
 
-def _has(block: nn.Module, name: str) -> bool:
-    try:
-        block.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
+def _find(block: nn.Module, name: str) -> nn.Linear | None:
+    found = dict(block.named_modules()).get(name)
+    return found if isinstance(found, nn.Linear) else None

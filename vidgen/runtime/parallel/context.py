@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vidgen.errors import UserError
 from vidgen.runtime.parallel import flight
 from vidgen.runtime.parallel.ring import ring_attention
 from vidgen.runtime.parallel.ulysses import (
@@ -18,6 +19,11 @@ from vidgen.runtime.parallel.ulysses import (
     shares,
     ulysses_attention,
 )
+
+
+class RanksDisagree(UserError):
+    """Ranks that must do the same were about to do different things."""
+
 
 TextPlan = Literal["sharded", "replicated"]
 
@@ -113,6 +119,25 @@ class ContextGroup:
             )
 
         return attend
+
+    def agree(self, what: str, value: Sequence[int]) -> None:
+        """Raise, naming ranks, if not all of the group say the same.
+
+        A collective of different shapes would hang or take bytes for what they are not.
+        """
+        flight.note(f"agreeing on {what}")
+        mine = torch.tensor(value, dtype=torch.int64)  # on the CPU: a GPU is not waited for
+        everyone = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(everyone, mine, group=self.group)
+        said = [tuple(each.tolist()) for each in everyone]
+        usual = max(said, key=said.count)
+        if odd := [rank for rank, each in enumerate(said) if each != usual]:
+            names = dist.get_process_group_ranks(self.group)
+            different = "; ".join(f"rank {names[rank]} has {said[rank]}" for rank in odd)
+            raise RanksDisagree(
+                f"step {flight.now().step}: ranks of one context-parallel group differ in {what}: "
+                f"{different}, the others {usual}; give them the same recipe, data and code"
+            )
 
     def gather(self, part_BLD: Tensor, lengths: Sequence[int]) -> Tensor:
         """All ranks' parts in one, for a loss that every rank then computes alike.

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -12,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from vidgen.errors import UserError
 from vidgen.runtime.parallel.context import ContextGroup
+from vidgen.runtime.parallel.watch import Watch
 
 _LAUNCH = "torchrun --nproc-per-node=2 --no-python vidgen train ..."
 
@@ -24,6 +26,14 @@ class World:
     world: int
     local_rank: int
     device: torch.device
+    timeout_s: float = 600.0
+    store: dist.Store | None = None  # what the ranks met at; None for a single process
+
+    def watch(self) -> AbstractContextManager[object]:
+        """While open, a rank that is lost or stands still ends all with a line that names it."""
+        if self.store is None:
+            return nullcontext()
+        return Watch(self.store, self.rank, self.world, self.timeout_s)
 
     def mesh(self, context: int = 1, tensor: int = 1) -> DeviceMesh:
         """Ranks as (data, context, tensor), neighbours last: `context` ranks share a sample's
@@ -117,18 +127,23 @@ def start(device: str = "auto", *, timeout_s: float = 600.0) -> World:
         for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
     chosen = choose_device(device, local_rank)
+    store: dist.Store | None = None
     if world > 1:
         address = _address(world)
+        timeout = timedelta(seconds=timeout_s)
         try:
+            store, rank, world = next(dist.rendezvous("env://", rank, world, timeout=timeout))
+            store.set_timeout(timeout)
             dist.init_process_group(
                 _backend(chosen),
+                store=dist.PrefixStore("vidgen", store),
                 rank=rank,
                 world_size=world,
-                timeout=timedelta(seconds=timeout_s),
+                timeout=timeout,
             )
         except (dist.DistNetworkError, dist.DistStoreError) as error:
             raise _unreachable(error, address, world, timeout_s) from error
-    return World(rank, world, local_rank, chosen)
+    return World(rank, world, local_rank, chosen, timeout_s, store)
 
 
 def _backend(device: torch.device) -> str:
