@@ -273,7 +273,7 @@ class MMDiT(nn.Module):
         `guidance_embed`.
         """
         self._check(x_BVD, grid, cond, guidance)
-        part = seams.split(*txt.shape[:2], x_BVD.shape[1])
+        part = seams.split(txt.shape[0], txt.shape[1], x_BVD.shape[1])
         img = self.img_in(x_BVD[:, part.video])
         if cond is not None:
             img = img + self.cond_in(cond[:, part.video])

@@ -54,7 +54,8 @@ class Watch:
         timeout_s: float,
         beat_s: float | None = None,
     ) -> None:
-        self._store = store.clone()  # the main thread may be waiting in the other one
+        # A connection of its own: the main thread may be waiting in the other.
+        self._store: dist.Store = store.clone()  # type: ignore[attr-defined]
         self._rank, self._world, self._timeout_s = rank, world, timeout_s
         self._beat_s = min(2.0, timeout_s / 20) if beat_s is None else beat_s
         self._store.set_timeout(timedelta(seconds=max(1.0, self._beat_s)))
@@ -65,6 +66,7 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="rank watch", daemon=True)
 
     def __enter__(self) -> "Watch":
+        self._tell()  # a rank that has been here and falls silent is missed
         self._thread.start()
         return self
 
