@@ -6,7 +6,6 @@ equal cuts are right; checkpoints hold them in the model's own order.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 from vidgen.errors import UserError
 from vidgen.models.mmdit.config import MMDiTConfig
 from vidgen.models.mmdit.model import MMDiT
-from vidgen.runtime.parallel import flight
+from vidgen.runtime.parallel.split import same_input, sum_parts
 from vidgen.runtime.parallel.zero import fill, local
 
 # By name within a block: rows (outputs) are divided on the way in, columns on the way out.
@@ -36,7 +35,7 @@ class RowsLinear(nn.Module):
         self.bias = None if whole.bias is None else _divided(whole.bias, mesh, Shard(0))
 
     def forward(self, x: Tensor) -> Tensor:
-        same: Tensor = _SameInput.apply(x, self._group)
+        same = same_input(x, self._group)
         return F.linear(same, local(self.weight), None if self.bias is None else local(self.bias))
 
 
@@ -50,41 +49,8 @@ class ColumnsLinear(nn.Module):
         self.bias = _divided(whole.bias, mesh, Replicate())
 
     def forward(self, x: Tensor) -> Tensor:
-        total: Tensor = _Sum.apply(F.linear(x, local(self.weight)), self._group)
+        total = sum_parts(F.linear(x, local(self.weight)), self._group)
         return total + local(self.bias)
-
-
-class _SameInput(torch.autograd.Function):
-    """Nothing on the way in; the gradient is the sum of what each rank's outputs ask for."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return _summed(gradients[0], ctx.group), None
-
-
-class _Sum(torch.autograd.Function):
-    """The sum of the ranks' parts; each part's gradient is that of the sum."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        return _summed(x, group)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return gradients[0], None
-
-
-def _summed(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    flight.note("sum in the tensor-parallel group")
-    total = x.contiguous().clone()
-    if total.numel():  # a rank without tokens: none of the group has any
-        dist.all_reduce(total, group=group)
-    return total
 
 
 def _divided(parameter: Tensor, mesh: DeviceMesh, placement: Placement) -> nn.Parameter:
