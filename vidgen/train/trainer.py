@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from vidgen.train.examples import Example, ExampleMaker
 from vidgen.train.log import RunLog
 from vidgen.train.optim import EMA, build_optimizer, learning_rate
 from vidgen.train.ranks import Ranks
+from vidgen.train.run_dir import make_run_dir, set_old_run_aside
 from vidgen.train.start import compute_dtype, launch_command, load_initial
 from vidgen.train.stopping import StopSignals
 
@@ -78,7 +78,7 @@ class Trainer:
             causal=autoencoder.causal,
             spatial_multiple=autoencoder.compression[1] * recipe.model.patch_size,
         )
-        self._make_run_dir()
+        make_run_dir(self.run_dir)
         self.step = 0
         self._saving: checkpoint.Saving | None = None
         newest = None if fresh else checkpoint.latest(self._checkpoints)
@@ -90,7 +90,7 @@ class Trainer:
         if newest is not None:
             self._resume(newest)
         elif fresh and self.world.rank == 0:
-            self._set_old_run_aside()
+            set_old_run_aside(self.run_dir, keep=recipe.data.manifest)
 
     # The loop -----------------------------------------------------------------------------------
 
@@ -270,31 +270,6 @@ class Trainer:
         self.ranks.from_checkpoint(tensors, stored)
         self.loader.load_state_dict(objects["loader"])
         self.step = objects["trainer"]["step"]
-
-    def _make_run_dir(self) -> None:
-        try:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"run_dir {self.run_dir} cannot be made: {error.strerror}; name another one"
-            ) from None
-
-    def _set_old_run_aside(self) -> None:
-        """All the run directory holds, but for the data, should that lie in there."""
-        data = Path(self.recipe.data.manifest).resolve()
-        found = [
-            entry
-            for entry in (self.run_dir.iterdir() if self.run_dir.is_dir() else ())
-            if not data.is_relative_to(entry.resolve())
-        ]
-        if not found:
-            return
-        beside = (self.run_dir.with_name(f"{self.run_dir.name}-old{n}") for n in count(1))
-        old = next(path for path in beside if not path.exists())
-        old.mkdir()
-        for entry in found:
-            entry.rename(old / entry.name)
-        print(f"the run that was in {self.run_dir} is now in {old}")
 
     # Numbers and lines -----------------------------------------------------------------------
 
