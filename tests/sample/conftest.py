@@ -12,6 +12,7 @@ from vidgen.data.video import write_image, write_video
 from vidgen.models.build import build_autoencoder, build_text
 from vidgen.models.mmdit import MMDiT
 from vidgen.sample import Pipeline
+from vidgen.sample.parts import Part
 from vidgen.sample.system import System
 
 RECIPE: dict[str, Any] = {
@@ -63,12 +64,12 @@ def make_pipeline() -> Callable[..., Pipeline]:
         cpu = torch.device("cpu")
         return Pipeline(
             system,
-            model,
-            build_autoencoder(system.autoencoder, cpu, torch.float32),
-            build_text(system.text, cpu, torch.float32),
-            cpu,
-            torch.float32,
-            "small step-000000007",
+            Part.of(model.eval().requires_grad_(False)),
+            Part.of(build_autoencoder(system.autoencoder, cpu, torch.float32)),
+            Part.of(build_text(system.text, cpu, torch.float32)),
+            device=cpu,
+            dtype=torch.float32,
+            source="small step-000000007",
         )
 
     return make

@@ -32,7 +32,6 @@ EXAMPLE = """\
 TARGETS = {"colour": 0.95, "direction": 0.90, "shape": 0.60}
 FRAMES = 17
 EXTRA_HELD_OUT = 2  # more videos of each held-out scene than of the others
-SAMPLE_BATCH = 16
 # What a quickstart leaves in its folder, besides the data.
 PRODUCTS = (
     *("checkpoints", "metrics.jsonl", "recipe.yaml", "tensorboard"),
@@ -233,7 +232,8 @@ class Quickstart:
         from tqdm import tqdm
 
         from vidgen.data.judge import judge
-        from vidgen.sample.files import batches, make_requests, write_sample
+        from vidgen.sample import make_requests
+        from vidgen.sample.files import write_sample
 
         requests = [
             make_requests(pipeline, [prompt], seed=number, frames=FRAMES)[0]
@@ -241,13 +241,12 @@ class Quickstart:
         ]
         judged: list[Judged] = []
         with tqdm(total=len(requests), unit="video", desc=name) as bar:
-            for group in batches(requests, SAMPLE_BATCH):
-                for request, video in zip(group, pipeline.generate(group), strict=True):
-                    scene = scenes[len(judged)]
-                    path = self.folder / name / f"{len(judged):02d}.mp4"
-                    write_sample(path, video, request, pipeline.source)
-                    judged.append(Judged(scene, request, path, judge(video)))
-                bar.update(len(group))
+            for scene, request in zip(scenes, requests, strict=True):
+                (video,) = pipeline.generate([request])
+                path = self.folder / name / f"{len(judged):02d}.mp4"
+                write_sample(path, video, request, pipeline.source, pipeline.weights_hash)
+                judged.append(Judged(scene, request, path, judge(video)))
+                bar.update()
         return judged
 
     # 5. What came of it

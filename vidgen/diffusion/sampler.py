@@ -62,3 +62,15 @@ def evaluations(branches: Sequence[Branches], solver: str = "euler") -> int:
     """How many passes of the model a run takes."""
     counts = SOLVERS[solver].counts(len(branches))
     return sum(n * len(step.weights) for n, step in zip(counts, branches, strict=True))
+
+
+def passes(times: Sequence[float], solver: str = "euler") -> list[tuple[float, int]]:
+    """(time, step) of every guided velocity a run asks for, in order."""
+    asked: list[tuple[float, int]] = []
+
+    def velocity(x: Tensor, t: float, step: int) -> Tensor:
+        asked.append((t, step))
+        return x
+
+    SOLVERS[solver].solve(velocity, torch.zeros(()), times, lambda *told: None)
+    return asked
