@@ -35,7 +35,9 @@ class Branches:
 
     def on(self, x: Tensor) -> "Branches":
         """The same, weights of tokens being of the kind of `x`."""
-        return Branches({name: w.to(x) if isinstance(w, Tensor) else w for name, w in self.weights.items()})
+        return Branches(
+            {name: w.to(x) if isinstance(w, Tensor) else w for name, w in self.weights.items()}
+        )
 
     def combine(self, velocity: dict[str, Tensor]) -> Tensor:
         terms = []

@@ -112,9 +112,7 @@ class Denoiser:
             state=state,
         )
 
-    def _modulation(
-        self, inputs: Inputs, device: torch.device
-    ) -> Callable[[float, str], LookUp]:
+    def _modulation(self, inputs: Inputs, device: torch.device) -> Callable[[float, str], LookUp]:
         """Modulation of every pass, tabulated: its weights, a quarter of all, are read once."""
 
         def key(t: float, branch: str) -> tuple[float, str]:

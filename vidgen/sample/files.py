@@ -60,9 +60,9 @@ def write_samples(
     quiet = not team.leads or team.index != 0
     with tqdm(total=total, unit="pass", desc="sample", disable=quiet) as bar:
         for (request, path), cost in zip(mine, costs, strict=True):
-            look = projection and PreviewFile(projection, path.with_suffix(".preview.png"))
-            if not team.leads:
-                look = None
+            look = None
+            if projection is not None and team.leads:
+                look = PreviewFile(projection, path.with_suffix(".preview.png"))
             try:
                 video = pipeline.video(
                     request,

@@ -50,9 +50,7 @@ def draw_first_frames(
     ]
 
 
-def _picture(
-    painter: Pipeline, request: Request, resolution: str, guidance: float
-) -> Request:
+def _picture(painter: Pipeline, request: Request, resolution: str, guidance: float) -> Request:
     """The video's prompt, seed and aspect ratio."""
     area, _ = parse_resolution(resolution)
     unit = painter.autoencoder.compression[1] * painter.system.model.patch_size

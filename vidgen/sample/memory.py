@@ -40,9 +40,7 @@ def activation_bytes(
     return (video + text_length) * widths * itemsize + state
 
 
-def decoder_bytes(
-    config: AutoencoderConfig, video: tuple[int, int, int], itemsize: int
-) -> int:
+def decoder_bytes(config: AutoencoderConfig, video: tuple[int, int, int], itemsize: int) -> int:
     """An estimate of what decoding a video (frames, height, width) takes."""
     frames, height, width = video
     pixels = 3 * frames * height * width * (itemsize + 4)  # the video itself, and as fp32

@@ -100,7 +100,9 @@ class Pipeline:
         step = _find_step(Path(path))
         system = System.of(checkpoint.read_objects(step)["recipe"])
         group = "ema" if "ema" in checkpoint.groups(step) else "model"
-        return Pipeline._build(system, str(step), group, device, f"{system.name} {step.name}", memory)
+        return Pipeline._build(
+            system, str(step), group, device, f"{system.name} {step.name}", memory
+        )
 
     @staticmethod
     def from_weights(
@@ -283,7 +285,13 @@ class Pipeline:
             return self._decode(latents, request.frames)
 
     def _inputs(
-        self, request: Request, grid: Grid, mask: Tensor, given: Tensor, features: Features, full: bool
+        self,
+        request: Request,
+        grid: Grid,
+        mask: Tensor,
+        given: Tensor,
+        features: Features,
+        full: bool,
     ) -> Inputs:
         config = self.system.model
         said, unsaid = (features[caption] for caption in self._captions(request))

@@ -35,9 +35,7 @@ def read_references(
     ]
 
 
-def check_references(
-    condition: ConditionName, paths: Sequence[str], ae: Autoencoder
-) -> list[str]:
+def check_references(condition: ConditionName, paths: Sequence[str], ae: Autoencoder) -> list[str]:
     """The file of each piece; refuses in one line a file that cannot give it."""
     parts = given_parts(condition, ae)
     if len(paths) not in {min(1, len(parts)), len(parts)}:

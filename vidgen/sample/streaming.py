@@ -125,11 +125,9 @@ class BlockStream:
     def _arrived(self, index: int) -> dict[str, Tensor]:
         if not self._slots:
             raise ValueError("keep() says how much memory the blocks may take; call it first")
-        for block, ticket in self._in_slot.values():
-            if block == index:
-                break
-        else:  # the first pass, or a block before this one was left out
-            ticket = self._fetch(index, slot=0)
+        # Not there on the first pass, or when a block before this one was left out.
+        found = [ticket for block, ticket in self._in_slot.values() if block == index]
+        ticket = found[0] if found else self._fetch(index, slot=0)
         return self._views(index, ticket.read(self._consumer()))
 
     def _fetch_after(self, index: int) -> None:

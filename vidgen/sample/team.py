@@ -6,6 +6,7 @@ B batch, T text tokens, V video tokens, D width; a small letter is this rank's p
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -112,14 +113,19 @@ def split_tokens(
         here = text[rank + 1] - text[rank]
         video_BVD = _gather(group, stream[0][:, here:], video)
         # Nothing reads the text any more.
-        return (torch.cat([video_BVD.new_zeros(len(video_BVD), text_length, video_BVD.shape[2]), video_BVD], dim=1),)
+        return (
+            torch.cat(
+                [video_BVD.new_zeros(len(video_BVD), text_length, video_BVD.shape[2]), video_BVD],
+                dim=1,
+            ),
+        )
 
     return run_block
 
 
 def _gather(group: Group, part_BvD: Tensor, starts: list[int]) -> Tensor:
     """The parts of all ranks, one after another."""
-    sizes = [end - start for start, end in zip(starts, starts[1:], strict=False)]
+    sizes = [end - start for start, end in pairwise(starts)]
     room = part_BvD.new_zeros(len(part_BvD), max(sizes), part_BvD.shape[2])
     room[:, : part_BvD.shape[1]] = part_BvD
     parts = [torch.empty_like(room) for _ in sizes]
