@@ -83,10 +83,16 @@ def plan_memory(
     text_length: int,
     video: tuple[int, int, int],
     around_bytes: int,
+    table_bytes: int,
     dtype: torch.dtype,
 ) -> MemoryPlan:
-    """`grid` counts tokens; `around_bytes` are weights that stay: embedders, table, autoencoder."""
-    taken = around_bytes + activation_bytes(model, grid, text_length, dtype.itemsize) + _RESERVE
+    """`grid` counts tokens; `around_bytes` are weights that always stay: embedders, autoencoder."""
+    taken = (
+        around_bytes
+        + table_bytes
+        + activation_bytes(model, grid, text_length, dtype.itemsize)
+        + _RESERVE
+    )
     return MemoryPlan(
         limit, int(limit - taken), tiled(autoencoder, video, limit - around_bytes, dtype)
     )

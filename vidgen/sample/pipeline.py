@@ -376,7 +376,8 @@ class Pipeline:
             grid=grid.tokens,
             text_length=self.system.text.length,
             video=(request.frames, request.height, request.width),
-            around_bytes=around + table_bytes(model, request.steps, self.dtype.itemsize),
+            around_bytes=around,
+            table_bytes=table_bytes(model, request.steps, self.dtype.itemsize),
             dtype=self.dtype,
         )
         if fitted.autoencoder != self._autoencoder_config:
