@@ -124,8 +124,9 @@ def test_the_paths_of_the_videos_are_printed(
         def check(self, request: str) -> None:
             pass
 
-        def painter(self, weights: str, autoencoder: str) -> "Pipeline":
-            return Pipeline(f"painter {Path(weights).name} {Path(autoencoder).name}")
+        def painter(self, weights: str, autoencoder: dict[str, str]) -> "Pipeline":
+            assert autoencoder["kind"] == "flux_ae"
+            return Pipeline(f"painter {Path(weights).name} {Path(autoencoder['path']).name}")
 
         def close(self) -> None:
             calls.append(f"closed {self}")

@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> None:
         if args.image_model:
             for one in requests:
                 pipeline.check(one)
-            painter = pipeline.painter(args.image_model, args.image_ae)
+            autoencoder = {"kind": "flux_ae", "path": args.image_ae}
+            painter = pipeline.painter(args.image_model, autoencoder)
             requests = draw_first_frames(
                 painter, requests, args.out, resolution=args.image_resolution, team=team
             )

@@ -156,14 +156,17 @@ class Pipeline:
             pipeline.model  # noqa: B018  weights that do not fit are refused before text is read
         return pipeline
 
-    def painter(self, weights: str | Path, autoencoder: str | Path) -> "Pipeline":
-        """FLUX.1's image model in the same transformer, reading the same text as this model."""
+    def painter(self, weights: str | Path, autoencoder: Mapping[str, Any]) -> "Pipeline":
+        """FLUX.1's image model in the same transformer, reading the same text as this model.
+
+        `autoencoder` is as in a recipe: {"kind": "flux_ae", "path": "ae.safetensors"}.
+        """
         own = to_dict(self.system)
         recipe = {
             **{key: own[key] for key in ("text", "data", "flow")},
             "name": "flux",
             "model": "flux_dev",
-            "autoencoder": {"kind": "flux_ae", "path": str(autoencoder)},
+            "autoencoder": dict(autoencoder),
             "conditions": {"suffix": False},  # an image has no frame rate
         }
         return Pipeline._build(
