@@ -1,4 +1,4 @@
-"""The README's own lines for sampling, from the quickstart's recipe with weights not yet trained."""
+"""The README's own lines for sampling, from the quickstart's recipe with untrained weights."""
 
 import re
 import shlex

@@ -8,7 +8,7 @@ import torch
 
 from vidgen.data.video import read_clip, read_metadata
 from vidgen.errors import UserError
-from vidgen.models.mmdit import MMDiT, PRESETS, save_weights
+from vidgen.models.mmdit import PRESETS, MMDiT, save_weights
 from vidgen.sample import Pipeline, draw_first_frames, make_requests, write_samples
 
 

@@ -5,6 +5,7 @@ import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def test_parts_cover_every_token_whatever_their_number() -> None:
         for size in (1, 2, 3, 4, 8):
             starts = bounds(length, size)
             assert (starts[0], starts[-1], len(starts)) == (0, length, size + 1)
-            parts = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+            parts = [b - a for a, b in pairwise(starts)]
             assert max(parts) - min(parts) <= 1
 
 

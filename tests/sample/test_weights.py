@@ -14,7 +14,7 @@ def test_layout_and_precision_do_not_matter(pipeline: Pipeline, tmp_path: Path) 
     assert len(name) == 16
     for layout in ("open-sora", "flux", "vidgen"):
         path = tmp_path / f"{layout}.safetensors"
-        save_weights(pipeline.model, path, layout)  # type: ignore[arg-type]
+        save_weights(pipeline.model, path, layout)
         model = MMDiT(pipeline.system.model).to(torch.bfloat16)
         load_weights(model, path)
         assert fingerprint(model) == name
