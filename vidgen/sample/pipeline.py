@@ -219,6 +219,8 @@ class Pipeline:
         if self.memory is not None:
             del encoder
             self._text.drop()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
         return found
 
     def generate(

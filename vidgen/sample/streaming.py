@@ -82,9 +82,8 @@ class BlockStream:
         self._streamed = streamed
         for number in range(len(self.sizes)):
             if number not in streamed:
-                ticket = self._lane.to_device(
-                    self._host[number], producer=HOST, lease=self._leases[number]
-                )
+                here = torch.empty(self.sizes[number], dtype=torch.uint8, device=self.device)
+                ticket = self._copy(number, here)
                 self._resident[number] = self._views(number, ticket.read(self._consumer()))
         if streamed:
             room = max(self.sizes[number] for number in streamed)
@@ -101,6 +100,8 @@ class BlockStream:
         self._slots.clear()
         self._resident.clear()
         self._streamed = []
+        if self._on_gpu:
+            torch.cuda.empty_cache()  # in pieces of other sizes what comes next could not use it
 
     def close(self) -> None:
         self.release()
@@ -142,16 +143,15 @@ class BlockStream:
         self._fetch(coming, slot=1 - running[0] if running else 0)
 
     def _fetch(self, index: int, slot: int) -> Ticket:
-        # Behind everything queued so far on the device: the block that last ran from this slot.
-        producer = torch.cuda.current_stream(self.device) if self._on_gpu else HOST
-        ticket = self._lane.copy(
-            self._host[index],
-            self._slots[slot][: self.sizes[index]],
-            producer=producer,
-            lease=self._leases[index],
-        )
+        ticket = self._copy(index, self._slots[slot][: self.sizes[index]])
         self._in_slot[slot] = (index, ticket)
         return ticket
+
+    def _copy(self, index: int, here: Tensor) -> Ticket:
+        # Behind everything queued so far on the device, which may still use that memory.
+        return self._lane.copy(
+            self._host[index], here, producer=self._consumer(), lease=self._leases[index]
+        )
 
     @property
     def _on_gpu(self) -> bool:
