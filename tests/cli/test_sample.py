@@ -3,19 +3,29 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from vidgen.cli import sample
 from vidgen.cli.main import parse
 from vidgen.cli.sample import request
+from vidgen.diffusion.config import ConditionName
+from vidgen.diffusion.solvers import SOLVERS
 from vidgen.errors import UserError
+from vidgen.sample.config import SampleConfig
 
 
 def asked(*argv: str) -> dict[str, Any]:
     args, _ = parse("sample", ["run", *argv])
     assert isinstance(args, argparse.Namespace)
     return request(args)
+
+
+def test_the_choices_are_those_there_are() -> None:
+    """Listed in the command itself, so that asking for help loads nothing."""
+    assert tuple(SOLVERS) == sample.SOLVERS == get_args(get_type_hints(SampleConfig)["solver"])
+    assert sample.CONDITIONS == get_args(ConditionName)
 
 
 def test_only_what_was_said_is_passed_on() -> None:
@@ -91,7 +101,7 @@ def test_the_paths_of_the_videos_are_printed(
     vidgen: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, published: bool
 ) -> None:
     """The calls into vidgen.sample, with a stand-in for a trained model."""
-    import vidgen.sample as sample
+    import vidgen.sample as package
 
     calls: list[Any] = []
 
@@ -142,8 +152,8 @@ def test_the_paths_of_the_videos_are_printed(
             return Pipeline(f"weights {source} for {recipe['name']} {memory}")
 
     for stand_in in (make_requests, write_samples, draw_first_frames, Pipeline):
-        assert hasattr(sample, stand_in.__name__)
-        monkeypatch.setattr(sample, stand_in.__name__, stand_in)
+        assert hasattr(package, stand_in.__name__)
+        monkeypatch.setattr(package, stand_in.__name__, stand_in)
     recipe = Path(__file__).parents[2] / "recipes" / "stage2.yaml"
     flux, ae = tmp_path / "flux.safetensors", tmp_path / "ae.safetensors"
     flux.touch()

@@ -181,8 +181,8 @@ class Pipeline:
 
     def close(self) -> None:
         """Give all memory back."""
-        self._model.drop()
-        self._text.drop()
+        for part in (self._model, self._autoencoder, self._text):
+            part.drop()
         if self.stream is not None:
             self.stream.close()
             self.stream = None
