@@ -25,7 +25,7 @@ def asked(*argv: str) -> dict[str, Any]:
 def test_the_choices_are_those_there_are() -> None:
     """Listed in the command itself, so that asking for help loads nothing."""
     assert tuple(SOLVERS) == sample.SOLVERS == get_args(get_type_hints(SampleConfig)["solver"])
-    assert sample.CONDITIONS == get_args(ConditionName)
+    assert get_args(ConditionName) == sample.CONDITIONS
 
 
 def test_only_what_was_said_is_passed_on() -> None:
