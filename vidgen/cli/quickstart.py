@@ -32,6 +32,7 @@ EXAMPLE = """\
 TARGETS = {"colour": 0.95, "direction": 0.90, "shape": 0.60}
 FRAMES = 17
 EXTRA_HELD_OUT = 2  # more videos of each held-out scene than of the others
+SAMPLE_BATCH = 16
 # What a quickstart leaves in its folder, besides the data.
 PRODUCTS = (
     *("checkpoints", "metrics.jsonl", "recipe.yaml", "tensorboard"),
@@ -241,12 +242,15 @@ class Quickstart:
         ]
         judged: list[Judged] = []
         with tqdm(total=len(requests), unit="video", desc=name) as bar:
-            for scene, request in zip(scenes, requests, strict=True):
-                (video,) = pipeline.generate([request])
-                path = self.folder / name / f"{len(judged):02d}.mp4"
-                write_sample(path, video, request, pipeline.source, pipeline.weights_hash)
-                judged.append(Judged(scene, request, path, judge(video)))
-                bar.update()
+            for start in range(0, len(requests), SAMPLE_BATCH):
+                group = requests[start : start + SAMPLE_BATCH]
+                videos = pipeline.generate(group, together=True)
+                for request, video in zip(group, videos, strict=True):
+                    scene = scenes[len(judged)]
+                    path = self.folder / name / f"{len(judged):02d}.mp4"
+                    write_sample(path, video, request, pipeline.source, pipeline.weights_hash)
+                    judged.append(Judged(scene, request, path, judge(video)))
+                bar.update(len(group))
         return judged
 
     # 5. What came of it

@@ -21,7 +21,8 @@ LookUp = Callable[[nn.Module, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the passes of one request share; B is 1, so that no request rounds another's."""
+    """What the passes of a request share. B is 1, so that no request rounds another's, but where
+    requests alike in all but text, seed and references are asked to be made together."""
 
     grid: tuple[int, int, int]  # tokens
     times: Sequence[float]
@@ -31,7 +32,7 @@ class Inputs:
     text: Mapping[str, Tensor]
     pooled: Mapping[str, Tensor]
     cond: Mapping[str, Tensor | None]
-    guidance: Tensor | None  # (1,), for a distilled model
+    guidance: Tensor | None  # (B,), for a distilled model
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Denoiser:
             grid=inputs.grid,
             txt=inputs.text[moment.branch],
             vec=inputs.pooled[moment.branch],
-            t=torch.full((1,), moment.t, device=x_BVD.device),
+            t=torch.full((len(x_BVD),), moment.t, device=x_BVD.device),
             cond=inputs.cond[moment.branch],
             guidance=inputs.guidance,
             seams=Seams(run_block=run, modulation=modulation),
@@ -123,18 +124,20 @@ class Denoiser:
         for t, step in passes(inputs.times, inputs.solver):
             for branch in inputs.branches[step].weights:
                 rows.setdefault(key(t, branch), len(rows))
+        batch = len(inputs.pooled["text"])
+        times = torch.tensor([t for t, _ in rows], device=device)
         table = ModulationTable.of(
             self.model,
             self.model.conditioning(
                 torch.cat([inputs.pooled[branch] for _, branch in rows]),
-                torch.tensor([t for t, _ in rows], device=device),
-                None if inputs.guidance is None else inputs.guidance.expand(len(rows)),
+                times.repeat_interleave(batch),
+                None if inputs.guidance is None else inputs.guidance.repeat(len(rows)),
             ),
         )
 
         def look_up(t: float, branch: str) -> LookUp:
             row = rows[key(t, branch)]
-            return table.rows(slice(row, row + 1))
+            return table.rows(slice(row * batch, (row + 1) * batch))
 
         return look_up
 

@@ -227,22 +227,30 @@ class Pipeline:
         self,
         requests: Sequence[Request],
         *,
+        together: bool = False,
         progress: Progress | None = None,
         full_guidance: bool = False,
     ) -> list[Video]:
         """Videos (T, H, W, 3) of any requests, one after another.
 
         A video depends on its own request alone: the same bits whatever is made beside it.
+        `together` makes requests that differ in text, seed and references only in common passes:
+        a small model is then several times as fast, and its videos are the same to rounding.
         """
         for request in requests:
             self.check(request)
+        if together and len({request.shared() for request in requests}) > 1:
+            raise ValueError("requests made together may differ in text, seed and references only")
         features = self.features(requests)
+        groups = [list(requests)] if together and requests else [[request] for request in requests]
         return [
-            self.video(request, features, progress=progress, full_guidance=full_guidance)
-            for request in requests
+            video
+            for group in groups
+            for video in self._videos(
+                group, features, progress=progress, full_guidance=full_guidance
+            )
         ]
 
-    @torch.no_grad()
     def video(
         self,
         request: Request,
@@ -252,16 +260,34 @@ class Pipeline:
         preview: Preview | None = None,
         timer: StepTimer | None = None,
         team: Team = ALONE,
-        full_guidance: bool = False,
     ) -> Video:
         """One video, its captions encoded beforehand."""
-        grid = self.check(request)
+        (video,) = self._videos(
+            [request], features, progress=progress, preview=preview, timer=timer, team=team
+        )
+        return video
+
+    @torch.no_grad()
+    def _videos(
+        self,
+        requests: Sequence[Request],
+        features: Features,
+        *,
+        progress: Progress | None = None,
+        preview: Preview | None = None,
+        timer: StepTimer | None = None,
+        team: Team = ALONE,
+        full_guidance: bool = False,
+    ) -> list[Video]:
+        one = requests[0]
+        grid = self.check(one)
 
         def phase(name: str) -> AbstractContextManager[None]:
             return contextlib.nullcontext() if timer is None else timer.phase(name)
 
         with phase("references"):
-            mask, given = self._references(request, grid)
+            pairs = [self._references(request, grid) for request in requests]
+            mask, given = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         with phase("load"):
             denoiser = Denoiser(
                 self.model,
@@ -269,7 +295,7 @@ class Pipeline:
                 team,
                 self.hooks,
                 self.states,
-                self._fit(request, grid) or call_block,
+                self._fit(one, grid) or call_block,
             )
         patch = self.system.model.patch_size
 
@@ -279,42 +305,48 @@ class Pipeline:
                 preview(done, torch.where(mask.bool(), given, latent)[0])
 
         with phase("denoise"):
-            noise = normal_noise(request.seed, (1, self.autoencoder.latent_channels, *grid.latent))
-            inputs = self._inputs(request, grid, mask, given, features, full_guidance)
+            shape = (self.autoencoder.latent_channels, *grid.latent)
+            noise = torch.stack([normal_noise(request.seed, shape) for request in requests])
+            inputs = self._inputs(requests, grid, mask, given, features, full_guidance)
             x = denoiser.run(inputs, patchify(noise.to(self.device), patch), progress, watch)
             latents = unpatchify(x, grid.tokens, patch)
             latents = torch.where(mask.bool(), given, latents)  # what was given stays as it is
         with phase("decode"):
             if self.stream is not None:
                 self.stream.release()
-            return self._decode(latents, request.frames)
+            return [self._decode(latent[None], one.frames) for latent in latents]
 
     def _inputs(
         self,
-        request: Request,
+        requests: Sequence[Request],
         grid: Grid,
         mask: Tensor,
         given: Tensor,
         features: Features,
         full: bool,
     ) -> Inputs:
-        config = self.system.model
-        said, unsaid = (features[caption] for caption in self._captions(request))
+        config, one = self.system.model, requests[0]
+        captions = [self._captions(request) for request in requests]
+        said, unsaid = ([features[c] for c in column] for column in zip(*captions, strict=True))
         by_branch = {"text": said, "image": unsaid, "none": unsaid}
+
+        def placed(tensors: list[Tensor]) -> Tensor:
+            return torch.cat(tensors).to(self.device, self.dtype)
+
         cond: dict[str, Tensor | None] = dict.fromkeys(by_branch)
         if config.cond_embed:
             shown = patchify(condition_channels(mask, given), config.patch_size).to(self.dtype)
             cond = {"text": shown, "image": shown, "none": torch.zeros_like(shown)}
         scale = None
         if config.guidance_embed:
-            scale = torch.full((1,), request.guidance, device=self.device)
+            scale = torch.full((len(requests),), one.guidance, device=self.device)
         return Inputs(
             grid=grid.tokens,
-            times=flow.timesteps(request.steps, flow.shift_alpha(self.system.flow, grid.latent)),
-            branches=self.branches(request, grid.tokens, full=full),
-            solver=request.solver,
-            text={n: f.tokens_BLD.to(self.device, self.dtype) for n, f in by_branch.items()},
-            pooled={n: f.pooled_BD.to(self.device, self.dtype) for n, f in by_branch.items()},
+            times=flow.timesteps(one.steps, flow.shift_alpha(self.system.flow, grid.latent)),
+            branches=self.branches(one, grid.tokens, full=full),
+            solver=one.solver,
+            text={name: placed([f.tokens_BLD for f in fs]) for name, fs in by_branch.items()},
+            pooled={name: placed([f.pooled_BD for f in fs]) for name, fs in by_branch.items()},
             cond=cond,
             guidance=scale,
         )

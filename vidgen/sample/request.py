@@ -35,6 +35,10 @@ class Request:
     ref: tuple[str, ...] = ()
     solver: str = "euler"
 
+    def shared(self) -> "Request":
+        """What requests that are made together have in common."""
+        return replace(self, prompt="", seed=0, negative="", ref=())
+
     def record(self) -> str:
         """As `vidgen sample --like` reads it: keyword arguments of `make_requests`."""
         record = asdict(self)
