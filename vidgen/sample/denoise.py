@@ -20,6 +20,14 @@ LookUp = Callable[[nn.Module, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Sizes of one request in latents and in tokens: frames, rows, columns."""
+
+    latent: tuple[int, int, int]
+    tokens: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
 class Inputs:
     """What the passes of a request share. B is 1, so that no request rounds another's, but where
     requests alike in all but text, seed and references are asked to be made together."""

@@ -4,7 +4,6 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from vidgen.models.mmdit.model import call_block
 from vidgen.models.text.encoder import TextEncoder, TextFeatures
 from vidgen.runtime import checkpoint, parallel
 from vidgen.runtime.observe.timer import StepTimer
-from vidgen.sample.denoise import Denoiser, Inputs, normal_noise, table_bytes, token_grid
+from vidgen.sample.denoise import Denoiser, Grid, Inputs, normal_noise, table_bytes, token_grid
 from vidgen.sample.memory import plan_memory
 from vidgen.sample.parts import Part
 from vidgen.sample.references import read_references
@@ -41,20 +40,12 @@ from vidgen.sample.seams import NO_HOOKS, Hooks, RunBlock, StateStore
 from vidgen.sample.streaming import BlockStream
 from vidgen.sample.system import System
 from vidgen.sample.team import ALONE, Team
-from vidgen.sample.weights import fingerprint
+from vidgen.sample.weights import find_step, fingerprint
 
 Video = NDArray[np.uint8]  # (T, H, W, 3)
 # Told after each step: steps done, and the latents (C, t, h, w) the video would end at from there.
 Preview = Callable[[int, Tensor], None]
 Features = Mapping[str, TextFeatures]  # by caption, in host memory, a batch of one each
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Sizes of one request in latents and in tokens: frames, rows, columns."""
-
-    latent: tuple[int, int, int]
-    tokens: tuple[int, int, int]
 
 
 class Pipeline:
@@ -97,7 +88,7 @@ class Pipeline:
         The moving average of the weights is used where the run kept one. `memory` is the most
         bytes of the device to use.
         """
-        step = _find_step(Path(path))
+        step = find_step(Path(path))
         system = System.of(checkpoint.read_objects(step)["recipe"])
         group = "ema" if "ema" in checkpoint.groups(step) else "model"
         return Pipeline._build(
@@ -451,15 +442,3 @@ class Pipeline:
         pixels = ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         result: Video = pixels.permute(1, 2, 3, 0).cpu().numpy()
         return result
-
-
-def _find_step(path: Path) -> Path:
-    for root in (path / "checkpoints", path):
-        if newest := checkpoint.latest(root):
-            return newest
-    if (path / "manifest.json").is_file():
-        return path
-    raise UserError(
-        f"{path} is no run and no checkpoint: expected a run directory (with checkpoints/step-...)"
-        " or one step's directory; for published weights add --recipe recipes/stage3.yaml"
-    )
