@@ -39,6 +39,8 @@ part "benchmarks on $gpu" "$python" -m pytest benchmarks -n 0 -o python_files="b
 part "loading 7.6 GB of weights" "$python" benchmarks/bench_load.py --depth 6 --single 12 --rounds 1
 part "forward and backward of stage 1" "$python" -m vidgen bench mfu recipes/stage1.yaml \
     --bucket "256px x 129" --out "$results/mfu.json"
+part "one pass of sampling, and within 24 GB" "$python" benchmarks/bench_sampling.py \
+    --shapes 256px --rounds 2
 part "what this machine is" "$python" -m vidgen doctor
 
 [ ${#failed[@]} -eq 0 ] || refuse "failed after $SECONDS s: ${failed[*]}"
