@@ -155,7 +155,7 @@ class Watch:
     def _diagnose(self, mine: Report) -> str:
         """Who holds the others up: one that is gone, else the one that has come least far."""
         if gone := self._gone():
-            line = f"{_named(gone)} ended or froze; {mine} waited for it"
+            line = f"{_named(gone)}, when last heard of, ended or froze; {mine} waited for it"
         else:
             reports = self._reports() or [mine]
             least = min(report.count for report in reports)
@@ -167,7 +167,7 @@ class Watch:
                 )
             else:
                 still = max(report.still_s for report in behind)
-                line = f"{_named(behind)} has not moved for {still:.0f} s; {mine} waited for it"
+                line = f"{_named(behind)} has not moved for {still:.0f} s; the others waited for it"
         return self._publish(line)
 
     def _publish(self, line: str) -> str:
