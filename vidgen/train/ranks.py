@@ -52,6 +52,24 @@ class Ranks:
         """Ranks that work on the same sample."""
         return self.world.world // self.data_world
 
+    def describe(self) -> str:
+        """One line: who shares what, and the rates that the arrangement of attention rests on."""
+        c = self.config
+        line = (
+            f"ranks: data {self.data_world} x context {c.context} x tensor {c.tensor}; parameters "
+            f"over {self.world.world // (c.copies * c.tensor)} ranks, ZeRO-{c.zero}"
+        )
+        if self._rates is None:
+            return line
+        hops, exchanges = (
+            ", ".join(f"{rate / 1e9:.3g} ({degree})" for degree, rate in sorted(rates.items()))
+            for rates in (self._rates.hop, self._rates.exchange)
+        )
+        return (
+            f"{line}; measured: attention {self._rates.flops / 1e12:.3g} TFLOP/s, GB/s by "
+            f"neighbours that exchange heads: ring hops {hops}, exchanges {exchanges}"
+        )
+
     def seams(self, seams: Seams) -> Seams:
         """With the tokens of a sample split over the context group, if there is one."""
         if self.context is None:
