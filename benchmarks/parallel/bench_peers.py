@@ -11,6 +11,7 @@ attention, divided by hand with nothing sent: a rank's queries over all keys.
 import argparse
 import multiprocessing
 import os
+import re
 import tempfile
 import time
 import traceback
@@ -136,6 +137,7 @@ def one_case(rank: int, ranks: int, name: str, heads: int, kind: str, folder: st
         result = examine(make, heads, lengths, rank)
     except Exception as error:
         said = (str(error).strip() or traceback.format_exc()).splitlines()[0]
+        said = re.sub(r"\[/[^\]]*\] *", "", said)  # where in its sources
         result = {"refuses": f"{type(error).__name__}: {said}"[:120]}
     torch.save(result, os.path.join(folder, f"{rank}.pt"))
     os._exit(0)
