@@ -1,5 +1,6 @@
 """How a run's ranks are arranged: who shares a sample, who shares parameters, who shares heads."""
 
+import math
 from dataclasses import replace
 from functools import lru_cache
 
@@ -28,10 +29,12 @@ class Ranks:
     ) -> None:
         self.config, self.world, self._model = config, world, model
         together = config.context * config.tensor  # ranks that work on the same sample
-        if world.world % (together * config.copies) or world.world % together:
+        unit = math.lcm(together, config.copies * config.tensor)
+        if world.world % unit:
             raise UserError(
-                f"{world.world} ranks do not divide into parallel.context {config.context} x "
-                f"tensor {config.tensor}, and copies {config.copies}; start a multiple of them"
+                f"{world.world} rank(s) do not divide into parallel.context {config.context} x "
+                f"tensor {config.tensor}, and copies {config.copies}: start a multiple of {unit} "
+                "with torchrun, or set parallel.context=1"
             )
         tensor_parallel.check_divides(model, config.tensor)
         self.data_rank, self.data_world = world.rank // together, world.world // together
