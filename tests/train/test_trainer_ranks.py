@@ -101,6 +101,20 @@ def test_ranks_that_share_a_sample_train_as_one(
     close(curve(run_dir), curve(tmp_path / "one"))
 
 
+def test_heads_divided_over_ranks_are_whole_in_a_checkpoint(
+    start_ranks: StartRanks, tiny: Callable[..., Recipe], recipe_file: Path, tmp_path: Path
+) -> None:
+    """Two ranks hold half the heads each, then one holds all, then two again: one curve."""
+    Trainer(tiny("train.steps=6", run="one")).run()
+    expected = curve(tmp_path / "one")
+    run_dir = tmp_path / "turns"
+    two = (f"run_dir={run_dir}", "train.steps=6", "parallel.tensor=2", "parallel.zero=3")
+    finish(start_ranks(2, "train", recipe_file, *two, "--stop-after", "2"))
+    Trainer(tiny("train.steps=6", run="turns")).run(stop_after=4)
+    finish(start_ranks(2, "train", recipe_file, *two))
+    close(curve(run_dir), expected)
+
+
 def test_a_rank_that_is_told_to_stop_stops_all_at_one_step(
     start_ranks: StartRanks, recipe_file: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """How a run's ranks are arranged: who shares a sample, who shares parameters, who shares heads."""
 
+import math
 from dataclasses import replace
 from functools import lru_cache
 
@@ -28,10 +29,12 @@ class Ranks:
     ) -> None:
         self.config, self.world, self._model = config, world, model
         together = config.context * config.tensor  # ranks that work on the same sample
-        if world.world % (together * config.copies) or world.world % together:
+        unit = math.lcm(together, config.copies * config.tensor)
+        if world.world % unit:
             raise UserError(
-                f"{world.world} ranks do not divide into parallel.context {config.context} x "
-                f"tensor {config.tensor}, and copies {config.copies}; start a multiple of them"
+                f"{world.world} rank(s) do not divide into parallel.context {config.context} x "
+                f"tensor {config.tensor}, and copies {config.copies}: start a multiple of {unit} "
+                "with torchrun, or set parallel.context=1"
             )
         tensor_parallel.check_divides(model, config.tensor)
         self.data_rank, self.data_world = world.rank // together, world.world // together
@@ -51,6 +54,24 @@ class Ranks:
     def together(self) -> int:
         """Ranks that work on the same sample."""
         return self.world.world // self.data_world
+
+    def describe(self) -> str:
+        """One line: who shares what, and the rates that the arrangement of attention rests on."""
+        c = self.config
+        line = (
+            f"ranks: data {self.data_world} x context {c.context} x tensor {c.tensor}; parameters "
+            f"over {self.world.world // (c.copies * c.tensor)} ranks, ZeRO-{c.zero}"
+        )
+        if self._rates is None:
+            return line
+        hops, exchanges = (
+            ", ".join(f"{rate / 1e9:.3g} ({degree})" for degree, rate in sorted(rates.items()))
+            for rates in (self._rates.hop, self._rates.exchange)
+        )
+        return (
+            f"{line}; measured: attention {self._rates.flops / 1e12:.3g} TFLOP/s, GB/s by "
+            f"neighbours that exchange heads: ring hops {hops}, exchanges {exchanges}"
+        )
 
     def seams(self, seams: Seams) -> Seams:
         """With the tokens of a sample split over the context group, if there is one."""

@@ -284,6 +284,8 @@ class Trainer:
             f"{self.device.type} in {str(self.dtype).removeprefix('torch.')}; MFU of {self.peak}; "
             f"run directory {self.run_dir}"
         )
+        if self.world.world > 1:
+            log.line(self.ranks.describe())
         if self.step:
             log.line(f"resumed at step {self.step} of {recipe.train.steps}")
 

@@ -71,6 +71,10 @@ class World:
                     }
                 )
                 grids[degree] = grid.get_group("ring"), grid.get_group("ulysses")
+        # Communicators are made by a first operation that all of a group take part in; in a ring, a
+        # rank with nothing to send does not.
+        for each in (group, *(member for pair in grids.values() for member in pair)):
+            dist.all_reduce(torch.zeros(1, device=self.device), group=each)
         return ContextGroup(group, grids)
 
     def _grid(self, sizes: dict[str, int]) -> DeviceMesh:

@@ -21,7 +21,8 @@ from vidgen.runtime.parallel import flight
 
 ENDED = 75  # exit status of a rank that another one's end has ended: worth another try
 _PREFIX = "vidgen-watch"
-_BEATS_MISSED = 5  # before a rank that says nothing counts as gone
+_LEAVING_S = 60.0  # that rank 0 waits for the others at the end
+_BEATS_MISSED = 5  # before a rank that says nothing counts as gone, once a connection broke
 
 
 class RankLost(UserError):
@@ -58,7 +59,9 @@ class Watch:
         self._store: dist.Store = store.clone()  # type: ignore[attr-defined]
         self._rank, self._world, self._timeout_s = rank, world, timeout_s
         self._beat_s = min(2.0, timeout_s / 20) if beat_s is None else beat_s
-        self._store.set_timeout(timedelta(seconds=max(1.0, self._beat_s)))
+        self._store.set_timeout(
+            timedelta(seconds=timeout_s)
+        )  # of a busy one; a dead one answers at once
         self._heard: dict[int, tuple[int, float]] = {}  # rank: its last beat, and when it was new
         self._beat = 0
         self._closing = threading.Event()
@@ -76,14 +79,24 @@ class Watch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        clean = error is None or isinstance(error, KeyboardInterrupt | SystemExit)
+        if clean:
+            self._say(f"{_PREFIX}/left/{self._rank}", "")
+            if self._rank == 0:
+                self._outlast_others()
         self._closing.set()
         self._thread.join()
-        if error is None or isinstance(error, KeyboardInterrupt | SystemExit):
-            self._say(f"{_PREFIX}/left/{self._rank}", "")
-            return
-        verdict = self._verdict_on(error)
-        if verdict is not None:
+        if error is not None and not clean and (verdict := self._verdict_on(error)) is not None:
             raise RankLost(verdict) from error
+
+    def _outlast_others(self) -> None:
+        """Rank 0 may keep the store: were it gone first, the others would take it for lost."""
+        deadline = time.monotonic() + min(self._timeout_s, _LEAVING_S)
+        others = [f"{_PREFIX}/left/{rank}" for rank in range(1, self._world)]
+        while time.monotonic() < deadline and self._hear_failure() is None:
+            if all(self._ask(key) is not None for key in others):
+                return
+            time.sleep(0.01)
 
     # The thread ---------------------------------------------------------------------------------
 
@@ -104,9 +117,10 @@ class Watch:
             return line
         if mine is None:
             return "rank 0, which keeps the run's store, has ended"
-        if mine.still_s < self._timeout_s and not self._gone():
+        gone = self._gone(self._timeout_s)
+        if mine.still_s < self._timeout_s and not gone:
             return None
-        return self._diagnose(mine)
+        return self._diagnose(mine, gone)
 
     def _tell(self) -> Report | None:
         self._beat += 1
@@ -137,25 +151,25 @@ class Watch:
         texts = [self._ask(f"{_PREFIX}/{rank}") for rank in range(self._world)]
         return [Report(**json.loads(text)) for text in texts if text]
 
-    def _gone(self) -> list[Report]:
-        """Ranks whose thread has said nothing for some beats, and that did not take leave."""
+    def _gone(self, silence_s: float) -> list[Report]:
+        """Ranks whose thread has said nothing for so long, and that did not take leave."""
         now, gone = time.monotonic(), []
         for report in self._reports():
             beat, since = self._heard.get(report.rank, (-1, now))
             if beat != report.beat:
                 self._heard[report.rank] = report.beat, now
                 continue
-            silent = now - since > _BEATS_MISSED * self._beat_s and report.rank != self._rank
+            silent = now - since > silence_s and report.rank != self._rank
             if silent and self._ask(f"{_PREFIX}/left/{report.rank}") is None:
                 gone.append(report)
         return gone
 
     # The line -----------------------------------------------------------------------------------
 
-    def _diagnose(self, mine: Report) -> str:
+    def _diagnose(self, mine: Report, gone: list[Report]) -> str:
         """Who holds the others up: one that is gone, else the one that has come least far."""
-        if gone := self._gone():
-            line = f"{_named(gone)} ended or froze; {mine} waited for it"
+        if gone:
+            line = f"{_named(gone)}, when last heard of, ended or froze; {mine} waited for it"
         else:
             reports = self._reports() or [mine]
             least = min(report.count for report in reports)
@@ -167,7 +181,7 @@ class Watch:
                 )
             else:
                 still = max(report.still_s for report in behind)
-                line = f"{_named(behind)} has not moved for {still:.0f} s; {mine} waited for it"
+                line = f"{_named(behind)} has not moved for {still:.0f} s; the others waited for it"
         return self._publish(line)
 
     def _publish(self, line: str) -> str:
@@ -190,14 +204,15 @@ class Watch:
                 f"{type(error).__name__}: {first}"
             )
             return None
-        deadline = time.monotonic() + 2 * _BEATS_MISSED * self._beat_s
+        silence = _BEATS_MISSED * self._beat_s  # a broken connection makes a silent rank suspect
+        deadline = time.monotonic() + 2 * silence
         while time.monotonic() < deadline:
             if (line := self._hear_failure()) is not None:
                 return line
             if mine is None:
                 return f"rank 0, which keeps the run's store, has ended; {flight.now().operation}"
-            if self._gone():
-                return self._diagnose(mine)
+            if gone := self._gone(silence):
+                return self._diagnose(mine, gone)
             time.sleep(self._beat_s)
             mine = self._tell()
         moment = flight.now()
