@@ -22,6 +22,9 @@ OPS = (
     "gated_residual",
     "gated_residual_modulate",
     "qk_norm_rope",
+    "joint_qkv",
+    "split_streams",
+    "attention_mlp",
     "gelu_tanh",
     "video_to_input",
 )
