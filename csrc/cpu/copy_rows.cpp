@@ -11,7 +11,7 @@ void copy_rows_forward(const CopyRows& a, int threads) {
   const int64_t run = (side_by_side ? a.x.size[2] * width : width) * bytes;
   const int64_t length = a.x.size[1];
   const int64_t tokens = a.x.size[0] * length;
-  const int64_t per_chunk = rows_per_chunk(a.x.size[2] * width);
+  const int64_t per_chunk = rows_per_chunk(tokens, a.x.size[2] * width, threads);
   const auto at = [bytes](const TensorView& view, int64_t b, int64_t l, int64_t h) {
     const int64_t element = b * view.stride[0] + l * view.stride[1] + h * view.stride[2];
     return static_cast<char*>(view.data) + element * bytes;
