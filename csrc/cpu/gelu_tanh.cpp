@@ -14,35 +14,33 @@ template <>
 constexpr bool kCoarse<BFloat16> = true;
 
 // The power of 2 that t is.
-VIDGEN_INLINE Floats exponent(Floats x) {
+VIDGEN_INLINE Pair exponent(Pair x) {
   constexpr float kScale = -2.0f * kSlope * 1.44269504f;
   return x * (x * x * (kScale * kCubic) + kScale);
 }
 
+template <class T>
+VIDGEN_INLINE Pair reciprocal_for(Pair x) {
+  if constexpr (kCoarse<T>) return reciprocal_coarse(x);
+  return reciprocal(x);
+}
+
 // Of -infinity t is infinity and the result NaN, as torch's.
 template <class T>
-VIDGEN_INLINE Floats gelu(Floats x) {
-  const Floats t = exp2<kCoarse<T>>(at_most(128.0f, at_least(-126.0f, exponent(x))));
-  if constexpr (kCoarse<T>) return x * reciprocal_coarse(1.0f + t);
-  return x / (1.0f + t);
+VIDGEN_INLINE Pair gelu(Pair x) {
+  const Pair t = exp2<kCoarse<T>>(at_most(128.0f, at_least(-126.0f, exponent(x))));
+  return x * reciprocal_for<T>(t + 1.0f);
 }
 
 template <class T>
-VIDGEN_INLINE Floats gelu_derivative(Floats x) {
+VIDGEN_INLINE Pair gelu_derivative(Pair x) {
   // Beyond 10 it is 0 or 1 and t in range.
-  const Floats inside = at_most(10.0f, at_least(-10.0f, x));
-  const Floats t = exp2<kCoarse<T>>(exponent(inside));
-  const Floats divisor = 1.0f + t;
-  Floats logistic;
-  if constexpr (kCoarse<T>) {
-    logistic = reciprocal_coarse(divisor);
-    logistic = logistic * (2.0f - divisor * logistic);  // the terms below may cancel: more digits
-  } else {
-    logistic = 1.0f / divisor;
-  }
-  const Floats twice_du = (2.0f * kSlope * 3.0f * kCubic) * inside * inside + 2.0f * kSlope;
-  const Floats not_finite = x - x;  // NaN of an infinity, else 0
-  return logistic + inside * twice_du * (t * logistic * logistic) + not_finite;
+  const Pair inside = at_most(10.0f, at_least(-10.0f, x));
+  const Pair t = exp2<kCoarse<T>>(exponent(inside));
+  const Pair logistic = reciprocal_for<T>(t + 1.0f);
+  const Pair twice_du = inside * inside * (2.0f * kSlope * 3.0f * kCubic) + 2.0f * kSlope;
+  const Pair not_finite = x - x;  // NaN of an infinity, else 0
+  return inside * twice_du * (t * logistic * logistic) + logistic + not_finite;
 }
 
 }  // namespace
@@ -55,7 +53,7 @@ void gelu_tanh_forward(const GeluTanhForward& a, int threads) {
       T* to = row<T>(a.out, b, l);
       over<T>(a.x.size[2], [&](auto at, int) VIDGEN_LAMBDA {
         const Pair x = at.load(from);
-        at.store_approximate(to, {gelu<T>(x.a), gelu<T>(x.b)});
+        at.store_approximate(to, gelu<T>(x));
       });
     });
   });
@@ -70,8 +68,7 @@ void gelu_tanh_backward(const GeluTanhBackward& a, int threads) {
       T* to = row<T>(a.grad_x, b, l);
       over<T>(a.x.size[2], [&](auto at, int) VIDGEN_LAMBDA {
         const Pair x = at.load(from);
-        at.store_approximate(
-            to, at.load(grad) * Pair{gelu_derivative<T>(x.a), gelu_derivative<T>(x.b)});
+        at.store_approximate(to, at.load(grad) * gelu_derivative<T>(x));
       });
     });
   });

@@ -47,7 +47,6 @@ VIDGEN_INLINE void token_forward(const TensorView& x, const TensorView& out, int
                                  const Turn& turn, float eps) {
   const int64_t heads = x.size[2];
   const int64_t pairs = x.size[3] / 2;
-  const int64_t ahead = x.stride[1];  // the next token
   for (int64_t first = 0; first < heads; first += kHeadsAtOnce) {
     const int64_t count = smaller(kHeadsAtOnce, heads - first);
     float rstd[kHeadsAtOnce] = {};
@@ -65,8 +64,6 @@ VIDGEN_INLINE void token_forward(const TensorView& x, const TensorView& out, int
       const T* head = row<const T>(x, b, l, first + h);
       T* to = row<T>(out, b, l, first + h);
       over<T>(pairs, [&](auto at, int) VIDGEN_LAMBDA {
-        at.want(head + ahead);
-        at.want(head + pairs + ahead);
         const Pair x1 = at.load(head) * rstd[h];
         const Pair x2 = at.load(head + pairs) * rstd[h];
         at.store(to, x1 * at.beside(turn.cos1) - x2 * at.beside(turn.sin2));
@@ -89,19 +86,34 @@ struct HeadSums {
 
 template <class T>
 VIDGEN_INLINE HeadSums head_sums(const T* grad, const T* x, const Turn& turn, int64_t pairs) {
-  Sums squares;
-  Sums dot;
-  over<T>(pairs, [&](auto at, int part) VIDGEN_LAMBDA {
+  Pair squares = {};
+  Pair dot = {};
+  over<T>(pairs, [&](auto at, int) VIDGEN_LAMBDA {
     const Pair x1 = at.load(x);
     const Pair x2 = at.load(x + pairs);
     const Pair g1 = at.load(grad);
     const Pair g2 = at.load(grad + pairs);
-    squares.part[part] = squares.part[part] + x1 * x1 + x2 * x2;
+    squares = squares + x1 * x1 + x2 * x2;
     const Pair w1 = g1 * at.beside(turn.cos1) + g2 * at.beside(turn.sin1);
     const Pair w2 = g2 * at.beside(turn.cos2) - g1 * at.beside(turn.sin2);
-    dot.part[part] = dot.part[part] + w1 * x1 + w2 * x2;
+    dot = dot + w1 * x1 + w2 * x2;
   });
-  return {squares.total(), dot.total()};
+  return {sum(squares.a + squares.b), sum(dot.a + dot.b)};
+}
+
+// What one vector of each half of a head becomes, and adds to the gradient of the scale.
+struct Turned {
+  Floats out1, out2, of_scale1, of_scale2;
+};
+
+VIDGEN_INLINE Turned turn_back(Floats g1, Floats g2, Floats x1, Floats x2, Floats c, Floats s,
+                               Floats scale1, Floats scale2, float rstd, float w_normal) {
+  const Floats before1 = g1 * c + g2 * s;
+  const Floats before2 = g2 * c - g1 * s;
+  const Floats normal1 = x1 * rstd;
+  const Floats normal2 = x2 * rstd;
+  return {(before1 * scale1 - normal1 * w_normal) * rstd,
+          (before2 * scale2 - normal2 * w_normal) * rstd, before1 * normal1, before2 * normal2};
 }
 
 template <class T>
@@ -111,7 +123,6 @@ VIDGEN_INLINE void token_backward(const Side& side, int64_t b, int64_t l, const 
   const int64_t pairs = side.x->size[3] / 2;
   const int64_t room = whole_pairs(pairs);
   float* grad_scale2 = grad_scale + room;
-  const float* scale2 = side.scale + room;
   Turn turn;  // with the scale, and without it in `plain`
   Turn plain;
   prepare<T>(side.scale, cos, sin, pairs, turn);
@@ -139,16 +150,20 @@ VIDGEN_INLINE void token_backward(const Side& side, int64_t b, int64_t l, const 
       over<T>(pairs, [&](auto at, int) VIDGEN_LAMBDA {
         const Pair c = at.beside(plain.cos1);
         const Pair s = at.beside(plain.sin1);
+        const Pair scale1 = at.beside(side.scale);
+        const Pair scale2 = at.beside(side.scale + room);
         const Pair g1 = at.load(grad);
         const Pair g2 = at.load(grad + pairs);
-        const Pair before1 = g1 * c + g2 * s;
-        const Pair before2 = g2 * c - g1 * s;
-        const Pair normal1 = at.load(x) * rstd;
-        const Pair normal2 = at.load(x + pairs) * rstd;
-        at.put_beside(grad_scale, at.beside(grad_scale) + before1 * normal1);
-        at.put_beside(grad_scale2, at.beside(grad_scale2) + before2 * normal2);
-        at.store(out, (before1 * at.beside(side.scale) - normal1 * w_normal) * rstd);
-        at.store(out + pairs, (before2 * at.beside(scale2) - normal2 * w_normal) * rstd);
+        const Pair x1 = at.load(x);
+        const Pair x2 = at.load(x + pairs);
+        const Turned a =
+            turn_back(g1.a, g2.a, x1.a, x2.a, c.a, s.a, scale1.a, scale2.a, rstd, w_normal);
+        const Turned b =
+            turn_back(g1.b, g2.b, x1.b, x2.b, c.b, s.b, scale1.b, scale2.b, rstd, w_normal);
+        at.put_beside(grad_scale, at.beside(grad_scale) + Pair{a.of_scale1, b.of_scale1});
+        at.put_beside(grad_scale2, at.beside(grad_scale2) + Pair{a.of_scale2, b.of_scale2});
+        at.store(out, {a.out1, b.out1});
+        at.store(out + pairs, {a.out2, b.out2});
       });
     }
   }

@@ -267,26 +267,39 @@ VIDGEN_INLINE Floats at_most(float bound, Floats x) {
 #endif
 }
 
+VIDGEN_INLINE Pair at_least(float bound, Pair x) {
+  return {at_least(bound, x.a), at_least(bound, x.b)};
+}
+
+VIDGEN_INLINE Pair at_most(float bound, Pair x) {
+  return {at_most(bound, x.a), at_most(bound, x.b)};
+}
+
+// x times two to the power of the integer in the last bits of `shifted`; its other bits are
+// dropped.
+VIDGEN_INLINE Floats scaled(Floats x, Floats shifted) {
+  return bit_cast<Floats>(bit_cast<Ints>(x) + (bit_cast<Ints>(shifted) << 23));
+}
+
 // 2^x of x from -126 to 128, where it is infinity; to 24 bits, or to 13 where that is enough.
 template <bool kCoarse>
-VIDGEN_INLINE Floats exp2(Floats x) {
-  const Floats magic = fill(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
-  const Floats shifted = x + magic;
-  const Floats r = x - (shifted - magic);
-  Floats p;
+VIDGEN_INLINE Pair exp2(Pair x) {
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
+  const Pair shifted = x + magic;
+  const Pair r = x - (shifted - magic);
+  Pair p;
   if constexpr (kCoarse) {
-    p = fill(0.055008888f) * r + 0.242210990f;
+    p = r * 0.055008888f + 0.242210990f;
     p = p * r + 0.693282935f;
   } else {
-    p = fill(1.53533617e-4f) * r + 1.33988758e-3f;
+    p = r * 1.53533617e-4f + 1.33988758e-3f;
     p = p * r + 9.61843737e-3f;
     p = p * r + 5.55033247e-2f;
     p = p * r + 2.40226479e-1f;
     p = p * r + 6.93147203e-1f;
   }
   p = p * r + 1.0f;
-  // The integer is in the last bits of `shifted`; the shift drops the others.
-  return bit_cast<Floats>(bit_cast<Ints>(p) + (bit_cast<Ints>(shifted) << 23));
+  return {scaled(p.a, shifted.a), scaled(p.b, shifted.b)};
 }
 
 VIDGEN_INLINE Floats root(Floats x) {
@@ -300,6 +313,8 @@ VIDGEN_INLINE Floats root(Floats x) {
 #endif
 }
 
+VIDGEN_INLINE Pair reciprocal(Pair x) { return {1.0f / x.a, 1.0f / x.b}; }
+
 // To 11 bits at least.
 VIDGEN_INLINE Floats reciprocal_coarse(Floats x) {
 #if defined(__AVX512F__)
@@ -309,6 +324,10 @@ VIDGEN_INLINE Floats reciprocal_coarse(Floats x) {
 #else
   return 1.0f / x;
 #endif
+}
+
+VIDGEN_INLINE Pair reciprocal_coarse(Pair x) {
+  return {reciprocal_coarse(x.a), reciprocal_coarse(x.b)};
 }
 
 // ---- loops over a row ----
@@ -326,8 +345,6 @@ struct Whole {
   VIDGEN_INLINE void store_approximate(T* row, Pair value) const {
     VIDGEN_ISA::store_approximate(row + i, value);
   }
-  // Asks for what will be loaded soon; the row may lie outside of any tensor.
-  VIDGEN_INLINE void want(const T* row) const { __builtin_prefetch(row + i); }
   VIDGEN_INLINE Pair beside(const float* row) const { return VIDGEN_ISA::load(row + i); }
   VIDGEN_INLINE void put_beside(float* row, Pair value) const { VIDGEN_ISA::store(row + i, value); }
   VIDGEN_INLINE Pair plain(const float* row) const {
@@ -345,7 +362,6 @@ template <class T>
 struct Part {
   int64_t i;
   int64_t count;
-  VIDGEN_INLINE void want(const T*) const {}
   VIDGEN_INLINE Pair load(const T* row) const {
     T lanes[kPair] = {};
     std::memcpy(lanes, row + i, std::size_t(count) * sizeof(T));
