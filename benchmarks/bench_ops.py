@@ -3,6 +3,7 @@
     python benchmarks/bench_ops.py                             # the CPU at 4,096 tokens
     python benchmarks/bench_ops.py --tokens 8960 76544         # a GPU: CUDA and Triton
     python benchmarks/bench_ops.py --op gelu_tanh --dtype bfloat16
+    python benchmarks/bench_ops.py --tokens 8960 76544 --choose    # auto takes the faster
 
 The ruler, the peers and ours take turns, so that a machine that slows down slows all of them; the
 best of each is kept. Bytes are those that must be read and written, each tensor once, and the ruler
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from vidgen.runtime import ops
 from vidgen.runtime.observe import results
+from vidgen.runtime.ops import faster
 
 NAMES = sorted(path.stem[6:] for path in (Path(__file__).parent / "ops").glob("bench_*.py"))
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -182,6 +184,9 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", choices=["eager", "torch.compile"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--choose", action="store_true", help="keep the faster of CUDA and Triton in faster.json"
+    )
     parser.add_argument("--out", help="where to keep the results")
     args = parser.parse_args()
     args.peers = ["eager", "torch.compile"] if args.peers is None else args.peers
@@ -197,6 +202,8 @@ def main() -> None:
         rows += host_rows(device)
     print(results.table(rows))
     settings = {"width": args.width, "heads": args.heads, "device": str(device)}
+    if args.choose:
+        faster.keep(results.machine_name(), faster.of_rows(rows))
     print(results.write("ops", rows, settings=settings, out=args.out))
 
 

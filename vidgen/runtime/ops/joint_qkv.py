@@ -96,7 +96,7 @@ def reference(
 
 def _heads(packed: Tensor, heads: int, width: int) -> tuple[Tensor, ...]:
     """Views of q, k and v in a packed projection."""
-    return packed[..., : 3 * heads * width].unflatten(-1, (3, heads, width)).unbind(2)
+    return torch.unflatten(packed[..., : 3 * heads * width], -1, (3, heads, width)).unbind(2)
 
 
 def _forward(
