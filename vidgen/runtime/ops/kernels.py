@@ -9,7 +9,7 @@ from torch import Tensor
 from vidgen.runtime import native
 from vidgen.runtime.ops import dispatch
 
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}
+_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3, torch.int32: 4}
 
 
 def run(op: str, direction: str, *arguments: Any) -> None:
