@@ -64,7 +64,9 @@ def _examine(backend: Backend, needs: Needs) -> str:
     except Exception as error:  # of a package we know nothing of
         return f"it fails: {str(error).splitlines()[0] if str(error) else repr(error)}"
     exact = by_definition(
-        *(x.double() for x in (q, k, v)),
+        q.double(),
+        k.double(),
+        v.double(),
         mask,
         scale,
         grad_out.double(),
@@ -78,12 +80,12 @@ def _examine(backend: Backend, needs: Needs) -> str:
         if not torch.equal(a.isinf(), c.isinf()) or a.isnan().any():
             return f"{name} is not finite where it should be"
         here, there, truth = (x.double().masked_fill(c.isinf(), 0.0) for x in (a, b, c))
-        error, allowed = float((here - truth).abs().max()), float((there - truth).abs().max())
+        off, allowed = float((here - truth).abs().max()), float((there - truth).abs().max())
         # Once the result's own rounding, and that of the sums of unit numbers on the way to it.
         wide = torch.finfo(torch.promote_types(needs.dtype, torch.float32)).eps
         tiny = torch.finfo(needs.dtype).eps / 2 * float(truth.abs().max()) + 64 * wide
-        if not error <= 2 * allowed + tiny:
-            return f"{name} is off by {error:.1e}, plain {needs.dtype} by {allowed:.1e}"
+        if not off <= 2 * allowed + tiny:
+            return f"{name} is off by {off:.1e}, plain {needs.dtype} by {allowed:.1e}"
     return ""
 
 
