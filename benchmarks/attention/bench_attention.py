@@ -1,10 +1,10 @@
 """Attention: every backend that runs here, beside a large matmul of the same run.
 
-    python benchmarks/attention/bench_attention.py              # CPU (1, 2048, 24, 128), or the
-    python benchmarks/attention/bench_attention.py --short      # GPU lengths; --short: the first two
+    python benchmarks/attention/bench_attention.py            all lengths of this device
+    python benchmarks/attention/bench_attention.py --short    the first two
 
-FLOPs are 4 L^2 D a head forward and 2.5 times that backward (the scores are made anew). The ruler is
-the best of the large matmuls in bf16 and fp32: on a CPU without bf16 arithmetic that is fp32.
+FLOPs are 4 L^2 D a head forward and 2.5 times that backward (the scores are made anew). The ruler
+is the best of the large matmuls in bf16 and fp32: on a CPU without bf16 arithmetic that is fp32.
 """
 
 import argparse
