@@ -101,6 +101,7 @@ def test_the_table_says_what_runs_and_why_not() -> None:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, float]]:
     """A GPU as far as the choice can tell: backends able and sound, times as told."""
     monkeypatch.setattr(measured, "machine", lambda: "a GPU, versions")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(soundness, "_found", {})
     monkeypatch.setattr(choice, "fault", lambda backend, needs: "")
 
@@ -132,6 +133,8 @@ def test_a_gpu_measures_once_and_remembers(gpu: Callable[..., dict[str, float]])
     assert counted["cudnn"] == 1
     assert choose(GPU, shape=(1, 100, 9000, 20)).name == "cudnn"
     assert counted["cudnn"] == 2
+    assert choose(GPU).name == "cudnn"  # of unknown lengths, as while torch.compile traces
+    assert choose(replace(GPU, lse=True)).name == "flash3"  # of which nothing is remembered
     assert measured.path().is_file()
     assert list(measured.path().parent.iterdir()) == [measured.path()]
 
@@ -171,7 +174,7 @@ def test_a_distributed_run_measures_nothing(
     assert not counted
 
     def from_rank_0(told: list[object], **options: object) -> None:
-        told[0] = {measured.case(GPU, SHAPE): "cudnn"}
+        told[0] = {measured.case(GPU, SHAPE): {"fastest": "cudnn", "scores": 1}}
 
     monkeypatch.setattr(torch.distributed, "get_rank", lambda group: 1)
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", from_rank_0)

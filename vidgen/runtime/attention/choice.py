@@ -8,7 +8,8 @@ versions. A backend that "auto" has not used before must first compute a small c
 All ranks of a distributed run must choose alike, and no rank may wait for another in the middle of
 a call. So in such a run nothing is measured: the table's order decides, unless `agree()` was called
 on every rank; from then on what rank 0 remembers decides. While torch.compile traces, nothing is
-measured either: what is remembered decides, else the table's order.
+measured either: what is remembered of the largest such call decides (`vidgen doctor` measures one),
+else the table's order.
 """
 
 import os
@@ -27,7 +28,7 @@ from vidgen.runtime.attention.table import TABLE
 Shape = tuple[int, int, int, int]
 
 _decided: dict[tuple[Any, ...], Backend] = {}
-_of_rank_0: dict[str, str] | None = None
+_of_rank_0: dict[str, Any] | None = None
 
 
 def choose(needs: Needs, backend: str = "auto", shape: Shape | None = None) -> Backend:
@@ -74,14 +75,16 @@ def _automatic(needs: Needs, shape: Shape | None) -> Backend:
         return next((b for b in able if _sound(b, needs)), able[-1])
     able = [b for b in able if _sound(b, needs)] or able[-1:]
     rivals = [b for b in able if not b.last_resort]
-    if len(rivals) < 2 or shape is None:
+    if len(rivals) < 2:
         return able[0]
-    case = measured.case(needs, shape)
+    case = None if shape is None else measured.case(needs, shape)
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     if several:
-        name = None if _of_rank_0 is None else _of_rank_0.get(case)
+        name = measured.known(_of_rank_0 or {}, needs, case)
     else:
-        name = measured.remembered(case) or measured.fastest(rivals, needs, shape, case)
+        name = measured.known(measured.remembered(), needs, case)
+        if name is None and shape is not None and case is not None:
+            name = measured.fastest(rivals, needs, shape, case)
     return next((b for b in rivals if b.name == name), rivals[0])
 
 
@@ -95,7 +98,7 @@ def _sound(backend: Backend, needs: Needs) -> bool:
 def agree(group: dist.ProcessGroup | None = None) -> None:
     """Called once by every rank of a distributed run: what rank 0 has measured decides for all."""
     global _of_rank_0
-    told: list[Any] = [measured.all_remembered() if dist.get_rank(group) == 0 else None]
+    told: list[Any] = [measured.remembered() if dist.get_rank(group) == 0 else None]
     dist.broadcast_object_list(told, group=group, group_src=0)
     _of_rank_0 = told[0]
     _decided.clear()

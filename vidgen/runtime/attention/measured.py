@@ -38,12 +38,15 @@ def case(needs: Needs, shape: tuple[int, int, int, int]) -> str:
     """The kind of a call: lengths and heads up to the next power of two."""
     batch, queries, keys, heads = shape
     lengths = (1 << (min(n, _LONGEST) - 1).bit_length() for n in (queries, keys, batch * heads))
-    wants = [("forward and backward" if needs.gradient else "forward")]
+    return "{} x {}, {} heads, ".format(*lengths) + _kind(needs)
+
+
+def _kind(needs: Needs) -> str:
+    wants = ["forward and backward" if needs.gradient else "forward"]
     wants += ["lse"] if needs.lse else []
     wants += [f"{kind} mask" for kind in sorted(needs.mask)]
     dtype = str(needs.dtype).removeprefix("torch.")
-    sizes = "{} x {}, {} heads of ".format(*lengths)
-    return f"{dtype} {sizes}{needs.head_dim}, {', '.join(wants)}"
+    return f"{dtype}, head dim {needs.head_dim}, {', '.join(wants)}"
 
 
 @cache
@@ -74,15 +77,20 @@ def _here() -> dict[str, Any]:
     return entries if isinstance(entries, dict) else {}
 
 
-def remembered(case: str) -> str | None:
-    entry = _here().get(case)
-    return entry.get("fastest") if isinstance(entry, dict) else None
-
-
-def all_remembered() -> dict[str, str]:
+def remembered() -> dict[str, Any]:
+    """Of each kind of call that was measured here: the fastest backend, and how large the call."""
     if not torch.cuda.is_available():
         return {}
-    return {case: name for case in _here() if (name := remembered(case))}
+    return dict(_here())
+
+
+def known(entries: dict[str, Any], needs: Needs, case: str | None) -> str | None:
+    """The fastest backend for a case; where its lengths are not known, for the largest one."""
+    if case is not None:
+        entry = entries.get(case)
+        return entry.get("fastest") if isinstance(entry, dict) else None
+    alike = [entry for name, entry in entries.items() if name.endswith(" heads, " + _kind(needs))]
+    return max(alike, key=lambda entry: entry["scores"])["fastest"] if alike else None
 
 
 def fastest(
@@ -98,7 +106,7 @@ def fastest(
         _log.warning("attention: too little memory to measure %s; the table's order decides", case)
         return None
     name = min(times, key=lambda name: times[name])
-    _here()[case] = {"fastest": name, "ms": times}
+    _here()[case] = {"fastest": name, "ms": times, "scores": shape[1] * shape[2]}
     _write(case)
     _log.info("attention, %s: %s is the fastest of %s", case, name, times)
     return name
