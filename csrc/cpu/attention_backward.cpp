@@ -155,7 +155,8 @@ VIDGEN_INLINE void pass(const Memory& m, const Runs& runs, int64_t first, int64_
     const int64_t last = runs.list[runs.count - 1].count;
     const int64_t end = column - whole_panels(last) + last;
     for (int64_t r = 0; r < rows && end % 2 != 0; ++r) {
-      reinterpret_cast<BFloat16*>(m.scores + r * m.score_stride)[end] = BFloat16{0};
+      BFloat16* row = reinterpret_cast<BFloat16*>(m.scores + r * m.score_stride);
+      std::memset(row + end, 0, sizeof(BFloat16));
     }
   } else {
     score_gradients(m, first, rows, column);

@@ -147,16 +147,18 @@ void product(const float* a, int64_t a_stride, const float* b, int64_t b_panel, 
              int64_t columns, int64_t depth, float* c, int64_t c_stride,
              const float* factor = nullptr) {
   const int64_t a_step = kOrder == Order::kRows ? a_stride : 1;
+  const auto factors = [&](int64_t r)
+                           VIDGEN_LAMBDA { return factor == nullptr ? nullptr : factor + r; };
   for (int64_t column = 0; column < columns; column += kPanel) {
     int64_t r = 0;
     for (; r + kTileRows <= rows; r += kTileRows) {
       tile<kPairs, kTileRows, kOrder, kInto>(a + r * a_step, a_stride, b, depth,
-                                             c + r * c_stride + column, c_stride, factor + r);
+                                             c + r * c_stride + column, c_stride, factors(r));
     }
     if (r < rows) {
       tail_tile<kPairs, kTileRows - 1, kOrder, kInto>(rows - r, a + r * a_step, a_stride, b, depth,
                                                       c + r * c_stride + column, c_stride,
-                                                      factor + r);
+                                                      factors(r));
     }
     b += b_panel;
   }
