@@ -39,6 +39,8 @@ part "the ops beside a copy and their peers" "$python" benchmarks/bench_ops.py \
 part "loading 7.6 GB of weights" "$python" benchmarks/bench_load.py --depth 6 --single 12 --rounds 1
 part "forward and backward of stage 1" "$python" -m vidgen bench mfu recipes/stage1.yaml \
     --bucket "256px x 129" --out "$results/mfu.json"
+part "attention on $gpu" "$python" benchmarks/attention/bench_attention.py --short \
+    --out "$results/attention.json"
 part "one pass of sampling, and within 24 GB" "$python" benchmarks/bench_sampling.py \
     --shapes 256px --rounds 2
 part "a ring of simulated ranks beside one kernel" "$python" benchmarks/parallel/bench_ring.py \

@@ -34,6 +34,7 @@ VIDGEN_INLINE void with_type(DType dtype, Body&& body) {
     case DType::f16:
       return body(Float16{});
     case DType::u8:
+    case DType::i32:
       return;
   }
 }

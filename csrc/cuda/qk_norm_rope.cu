@@ -235,6 +235,7 @@ void with_pairs(DType dtype, bool two, Body&& body) {
     case DType::f16:
       return choose(__half{});
     case DType::u8:
+    case DType::i32:
       throw std::invalid_argument("q: is not of a floating-point type");
   }
 }

@@ -130,6 +130,7 @@ void with_packs(DType dtype, Body&& body, const Views&... views) {
     case DType::f16:
       return choose(__half{}, Width<8>{});
     case DType::u8:
+    case DType::i32:
       throw std::invalid_argument("tokens: are not of a floating-point type");
   }
 }

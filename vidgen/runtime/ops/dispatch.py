@@ -29,6 +29,7 @@ OPS = (
     "attention_mlp",
     "gelu_tanh",
     "video_to_input",
+    "merge",
 )
 IMPLEMENTATIONS = ("reference", "compiled", "triton")
 KERNEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
