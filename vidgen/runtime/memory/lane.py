@@ -20,11 +20,12 @@ class _Host:
 HOST: Final = _Host()
 
 
-class Ticket:
-    """A copy under way; its destination is had only through `read`, which is the second edge."""
+class Pending:
+    """A copy under way. What it brings is there for whoever has waited, on the host or on a
+    stream."""
 
-    def __init__(self, work: Any, dst: Tensor) -> None:
-        self.native, self._dst = work, dst
+    def __init__(self, work: Any) -> None:
+        self.native = work
 
     def done(self) -> bool:
         finished: bool = self.native.done()
@@ -34,8 +35,8 @@ class Ticket:
         """Hold the calling thread until the copy is complete; raises what made it fail."""
         self.native.wait()
 
-    def read(self, consumer: "torch.cuda.Stream | _Host") -> Tensor:
-        """The destination, for use on `consumer`: a stream is made to wait on the device and this
+    def wait_on(self, consumer: "torch.cuda.Stream | _Host") -> None:
+        """Let `consumer` go on after the copy: a stream is made to wait on the device and this
         returns at once; HOST holds the calling thread."""
         if isinstance(consumer, _Host):
             self.wait()
@@ -44,16 +45,28 @@ class Ticket:
                 self.native.wait_on_stream(consumer.cuda_stream)
             except ValueError as error:
                 raise TypeError(str(error)) from None
-            if self._dst.is_cuda:
-                # Where its memory belongs to the lane's stream, the allocator must know of this
-                # one.
-                self._dst.record_stream(consumer)
         else:
             raise TypeError(f"the consumer is a CUDA stream or HOST; got {consumer!r}")
+
+
+class Ticket(Pending):
+    """A copy to a tensor, which is had only through `read`: the second edge."""
+
+    def __init__(self, work: Any, dst: Tensor) -> None:
+        super().__init__(work)
+        self._dst = dst
+
+    def read(self, consumer: "torch.cuda.Stream | _Host") -> Tensor:
+        """The destination, for use on `consumer`, which is made to wait as by `wait_on`."""
+        self.wait_on(consumer)
+        if self._dst.is_cuda and isinstance(consumer, torch.cuda.Stream):
+            # Where its memory belongs to the lane's stream, the allocator must know of this one.
+            self._dst.record_stream(consumer)
         return self._dst
 
 
-Producer = torch.cuda.Stream | Ticket | _Host
+Producer = torch.cuda.Stream | Pending | _Host
+Consumer = torch.cuda.Stream | _Host
 
 
 class Lane:
@@ -104,30 +117,42 @@ class Lane:
                 f"{self.name}: copy of {_text(src)} with strides {src.stride()} to "
                 f"{dst.stride()}; a lane moves bytes as they lie, make it contiguous first"
             )
+        work = self._submit(
+            dst.data_ptr(), src.data_ptr(), src.nbytes, producer, lease, keep=(src, dst)
+        )
+        return Ticket(work, dst)
+
+    def copy_bytes(
+        self, dst: int, src: int, nbytes: int, *, producer: Producer, lease: Lease | None
+    ) -> Pending:
+        """`copy` between addresses. The caller keeps both alive until the copy is complete, or
+        until whatever uses their memory next waits for it."""
+        return Pending(self._submit(dst, src, nbytes, producer, lease, keep=None))
+
+    def _submit(
+        self, dst: int, src: int, nbytes: int, producer: Producer, lease: Lease | None, keep: Any
+    ) -> Any:
         stream, ticket = edge(producer)
         if stream is not None and self.stream is None:
             raise TypeError("a lane without a CUDA device cannot wait for a stream")
-        work = self.native.copy(
-            dst.data_ptr(),
-            src.data_ptr(),
-            src.nbytes,
-            stream,
-            ticket,
-            None if lease is None else lease._native,
-            (src, dst),
-        )
-        return Ticket(work, dst)
+        piece = None if lease is None else lease._native
+        return self.native.copy(dst, src, nbytes, stream, ticket, piece, keep)
 
     def reap(self) -> None:
         """Let go of the tensors of copies that are complete; every copy does so too."""
         self.native.reap()
 
 
+def current(device: torch.device) -> Consumer:
+    """Who computes on the device here: its current stream, or the calling thread itself."""
+    return torch.cuda.current_stream(device) if device.type == "cuda" else HOST
+
+
 def edge(producer: Producer) -> tuple[int | None, Any]:
     """The producer as the native code takes it: a stream's address, a ticket, or neither."""
     if isinstance(producer, torch.cuda.Stream):
         return producer.cuda_stream, None
-    if isinstance(producer, Ticket):
+    if isinstance(producer, Pending):
         return None, producer.native
     if isinstance(producer, _Host):
         return None, None
