@@ -42,6 +42,7 @@ struct SimulatedEngine::State {
   std::vector<Queue> queues;
   std::mt19937_64 random;
   double latency_s, bytes_per_s;
+  bool by_hand = false;
   pid_t owner;
 
   double draw() { return static_cast<double>(random() >> 11) * 0x1p-53; }  // [0, 1)
@@ -157,6 +158,11 @@ bool SimulatedEngine::advance() {
   return true;
 }
 
+void SimulatedEngine::only_by_hand() {
+  std::lock_guard<std::mutex> lock(state_->mutex);
+  state_->by_hand = true;
+}
+
 std::vector<int> SimulatedEngine::movable() {
   std::lock_guard<std::mutex> lock(state_->mutex);
   std::vector<int> found;
@@ -179,7 +185,7 @@ bool SimulatedEngine::poll(const std::shared_ptr<Copy>& copy) {
   {
     std::lock_guard<std::mutex> lock(state_->mutex);
     if (copy->finished) return true;
-    go = state_->draw() < 0.5;
+    go = !state_->by_hand && state_->draw() < 0.5;
   }
   if (go) advance();
   std::lock_guard<std::mutex> lock(state_->mutex);

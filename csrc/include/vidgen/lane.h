@@ -100,7 +100,8 @@ class SimulatedEngine : public std::enable_shared_from_this<SimulatedEngine> {
   int new_queue();
   std::shared_ptr<Ticket> submit(int queue, std::size_t bytes, std::function<void()> run,
                                  const Producer& producer, Keep keep);
-  // For tests that explore every order: which queues could move now, and moving one.
+  // For tests that explore every order: nothing moves but by move(); which queues could.
+  void only_by_hand();
   std::vector<int> movable();
   bool move(int queue);
 
