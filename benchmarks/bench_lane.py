@@ -78,7 +78,6 @@ def copies(device: torch.device, size: int, rounds: int) -> list[dict[str, Any]]
             row |= overlap(lane, lease, pairs[0], device, rounds)
         rows.append(row)
     lease.give_back()
-    del ours, pairs
     arena.close()
     return rows
 
@@ -138,7 +137,6 @@ def files(size: int, rounds: int) -> list[dict[str, Any]]:
             )
         lane.close()
     lease.give_back()
-    del view, data
     arena.close()
     return rows
 
@@ -163,7 +161,11 @@ def main() -> None:
     device = torch.device(args.device)
     size = (args.mib or (16 if args.short else 512 if device.type == "cuda" else 128)) << 20
     rounds = 3 if args.short else args.rounds
-    rows = [*copies(device, size, rounds), *files(size, rounds), leases(200 if args.short else 20_000)]
+    rows = [
+        *copies(device, size, rounds),
+        *files(size, rounds),
+        leases(200 if args.short else 20_000),
+    ]
     print(results.table(rows))
     if not args.short or device.type == "cuda":
         print(results.write("lane", rows, settings={"device": str(device)}))

@@ -149,9 +149,8 @@ def traced(problem: Problem, run: Runner, around: Any) -> dict[str, Any]:
         with around():
             out = problem.forward(run)
         out.backward(torch.ones_like(out))
-        calls = len([e for e in profile.events() or []])  # none yet: the step's own syncs follow
         problem.settle()
-    kernels, moved, synchronising = [], [], -1 - calls  # one is our own at the end
+    kernels, moved, synchronising = [], [], -1  # one is our own at the end
     for event in profile.events():
         span = (event.time_range.start, event.time_range.end)
         if event.name.startswith("Memcpy") and ("HtoD" in event.name or "DtoH" in event.name):
@@ -247,7 +246,11 @@ def compare(problem: Problem, rounds: int) -> list[dict[str, Any]]:
 
     def add(what: str, run: Runner, around: Any = nullcontext, **more: Any) -> None:
         gc.collect()
-        rows.append({"policy": what, "tokens": problem.tokens} | measure(problem, run, around, rounds) | more)
+        rows.append(
+            {"policy": what, "tokens": problem.tokens}
+            | measure(problem, run, around, rounds)
+            | more
+        )
         rows[-1]["of_plain"] = rows[-1]["ms"] / rows[0]["ms"]
         if "held_gb" in rows[-1]:
             rows[-1]["saved"] = 1 - rows[-1]["held_gb"] / rows[0]["held_gb"]

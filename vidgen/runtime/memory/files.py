@@ -61,11 +61,14 @@ class FileLane:
         """Wait for all of them; raises the first failure."""
         under_way, self._under_way = self._under_way, []
         for ticket in under_way:
-            ticket.wait()
+            if not ticket.asked:
+                ticket.wait()
 
     def _note(self, ticket: Ticket) -> Ticket:
         while self._under_way and self._under_way[0].done():
-            self._under_way.pop(0).wait()  # raises here what nobody has waited for
+            oldest = self._under_way.pop(0)
+            if not oldest.asked:
+                oldest.wait()  # raises here what nobody has waited for
         self._under_way.append(ticket)
         return ticket
 
