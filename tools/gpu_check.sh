@@ -37,6 +37,8 @@ part "tests that need a GPU" "$python" -m pytest -m gpu -n 0 tests
 part "the ops beside a copy and their peers" "$python" benchmarks/bench_ops.py \
     --tokens 8960 76544 --dtype bfloat16 --rounds 5 --choose
 part "loading 7.6 GB of weights" "$python" benchmarks/bench_load.py --depth 6 --single 12 --rounds 1
+part "copies through lanes" "$python" benchmarks/bench_lane.py --rounds 5
+part "activation offload, 6 blocks" "$python" benchmarks/bench_offload.py --short
 part "forward and backward of stage 1" "$python" -m vidgen bench mfu recipes/stage1.yaml \
     --bucket "256px x 129" --out "$results/mfu.json"
 part "attention on $gpu" "$python" benchmarks/attention/bench_attention.py --short \

@@ -38,6 +38,9 @@ class Workload:
     context: int = 1  # GPUs that share one sample's tokens
     recompute_dual: int = 0  # blocks that keep only their input
     recompute_single: int = 0
+    offload_inputs: bool = False  # of those blocks, to host memory
+    offload_dual: int = 0  # blocks after those that send all they keep to host memory
+    offload_single: int = 0
     ema: bool = True
 
     def grid(self, bucket: Bucket) -> tuple[int, int, int]:
@@ -75,6 +78,9 @@ def workload_of(recipe: Any) -> Workload:
         context=recipe.parallel.context,
         recompute_dual=recipe.recompute.dual,
         recompute_single=recipe.recompute.single,
+        offload_inputs=recipe.offload.inputs,
+        offload_dual=recipe.offload.dual,
+        offload_single=recipe.offload.single,
         ema=recipe.train.ema_decay is not None,
     )
 

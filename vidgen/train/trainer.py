@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidgen.config import diff, dump_yaml, read_recipe, to_dict
 from vidgen.data import open_loader
@@ -22,14 +22,13 @@ from vidgen.errors import UserError
 from vidgen.models.build import build_autoencoder, build_text, check_parts_fit
 from vidgen.models.mmdit import MMDiT, Seams
 from vidgen.models.mmdit.flops import flops, parameters
-from vidgen.models.mmdit.model import Context, Stream, call_block
 from vidgen.models.mmdit.parallel import blocks
 from vidgen.runtime import checkpoint, parallel
-from vidgen.runtime.memory.recompute import recompute
 from vidgen.runtime.observe.memory import peak_memory_gb
 from vidgen.runtime.observe.mfu import hfu, mfu, peak
 from vidgen.runtime.observe.timer import StepTimer
 from vidgen.runtime.parallel import flight
+from vidgen.train.block_memory import BlockActivations
 from vidgen.train.config import Recipe
 from vidgen.train.examples import Example, ExampleMaker
 from vidgen.train.log import RunLog
@@ -86,7 +85,8 @@ class Trainer:
         self.named = dict(self.model.named_parameters())
         self.ema = EMA(self.named, recipe.train.ema_decay) if recipe.train.ema_decay else None
         self.optimizer = build_optimizer(self.named.values(), recipe.optim)
-        self.seams = self.ranks.seams(Seams(run_block=self._run_block))
+        self.activations = BlockActivations(recipe, self.device)
+        self.seams = self.ranks.seams(Seams(run_block=self.activations.run_block))
         if newest is not None:
             self._resume(newest)
         elif fresh and self.world.rank == 0:
@@ -135,6 +135,7 @@ class Trainer:
             if collecting:
                 gc.enable()
             self.loader.close()
+            self.activations.close()
             self.world.close()
         return self.step
 
@@ -188,14 +189,6 @@ class Trainer:
                 seams=self.seams,
             )
         return flow.loss_per_sample(predicted, example.target_BVD)
-
-    def _run_block(self, index: int, block: nn.Module, stream: Stream, context: Context) -> Stream:
-        dual = self.recipe.model.depth
-        plan = self.recipe.recompute
-        again = index < plan.dual if index < dual else index - dual < plan.single
-        if again:
-            return recompute(call_block, index, block, stream, context)
-        return call_block(index, block, stream, context)
 
     # Building and state ----------------------------------------------------------------------
 
