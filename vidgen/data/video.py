@@ -1,5 +1,6 @@
 """Reading and writing video files."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,34 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         height, width = displayed_size(frame)
         rate = stream.average_rate if len(times) > 1 else None
         return VideoInfo(len(times), height, width, float(rate) if rate else float("nan"))
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """`read_clip` in a worker process: its answer is None, or why the clip is bad."""
+
+    path: str
+    frame_indices: range
+    size: tuple[int, int]
+    crop_at: tuple[float, float]
+    flip: bool
+    expect: tuple[int, int]
+
+    def __call__(self, out: np.ndarray) -> str | None:
+        shape = (len(self.frame_indices), *self.size, 3)
+        try:
+            read_clip(
+                self.path,
+                self.frame_indices,
+                size=self.size,
+                crop_at=self.crop_at,
+                flip=self.flip,
+                expect=self.expect,
+                out=out.reshape(-1)[: math.prod(shape)].reshape(shape),
+            )
+        except BadClip as error:
+            return str(error)
+        return None
 
 
 def read_clip(

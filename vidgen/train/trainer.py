@@ -75,6 +75,7 @@ class Trainer:
             rank=self.world.rank,
             world=self.world.world,
             device=self.device,
+            accumulate=recipe.train.accumulate,
             temporal_step=autoencoder.compression[0],
             causal=autoencoder.causal,
             spatial_multiple=autoencoder.compression[1] * recipe.model.patch_size,

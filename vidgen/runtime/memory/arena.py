@@ -1,6 +1,8 @@
 """A fixed block of host memory, lent in exact sizes and returned on events."""
 
 import math
+import mmap
+import os
 import threading
 import time
 import traceback
@@ -40,17 +42,39 @@ class ArenaStats:
     registrations: int  # page-lockings: 1 or 0, whatever the number of leases
 
 
+@dataclass(frozen=True)
+class ArenaHandle:
+    """What another process needs to see the memory; it has no name in any file system."""
+
+    file: int
+    nbytes: int
+
+
 class Arena:
     """`pinned` None: page-locked where there is a CUDA device."""
 
-    def __init__(self, nbytes: int, *, pinned: bool | None = None, name: str = "arena") -> None:
+    def __init__(
+        self,
+        nbytes: int,
+        *,
+        pinned: bool | None = None,
+        shared: bool = False,
+        name: str = "arena",
+    ) -> None:
         if nbytes <= 0:
             raise ValueError(f"an arena of {nbytes} bytes")
         self.name = name
         self.nbytes = _round_up(nbytes)
         # Registering plain memory keeps the size exact; torch's own pinned allocator rounds it to
         # a power of two.
-        self._memory: Tensor | None = torch.empty(self.nbytes + _ALIGN, dtype=torch.uint8)
+        self._memory: Tensor | None
+        self._file: int | None = None
+        if shared:
+            self._file = os.memfd_create(name)
+            os.ftruncate(self._file, self.nbytes)
+            self._memory = torch.frombuffer(mmap.mmap(self._file, self.nbytes), dtype=torch.uint8)
+        else:
+            self._memory = torch.empty(self.nbytes + _ALIGN, dtype=torch.uint8)
         self._base = -self._memory.data_ptr() % _ALIGN
         self.pinned = torch.cuda.is_available() if pinned is None else pinned
         if self.pinned:
@@ -105,6 +129,11 @@ class Arena:
             self._high_water = max(self._high_water, self._bytes_held())
             return Lease(self, loan, nbytes)
 
+    def share(self) -> ArenaHandle:
+        if self._file is None:
+            raise ValueError(f"{self.name} is this process's own; make it with shared=True")
+        return ArenaHandle(self._file, self.nbytes)
+
     def stats(self) -> ArenaStats:
         with self._changed:
             self._collect()
@@ -131,6 +160,8 @@ class Arena:
             if self.pinned:
                 _unregister(self._memory)
             self._memory = None
+            if self._file is not None:
+                os.close(self._file)
 
     def _full(self, nbytes: int) -> str:
         holders = [str(loan) for loan in (*self._held.values(), *self._returning.values())]
@@ -192,6 +223,7 @@ class Lease:
 
     def __init__(self, arena: Arena, loan: "_Loan", nbytes: int) -> None:
         self.nbytes = nbytes
+        self.offset = loan.offset  # bytes from the start of the arena
         self._arena, self._loan = arena, loan
         self._finalizer = weakref.finalize(self, arena._leaked, loan.number)
         self._finalizer.atexit = False  # the arena goes at exit anyway
