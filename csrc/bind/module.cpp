@@ -59,4 +59,5 @@ PYBIND11_MODULE(_native, module) {
   module.attr("cuda_architectures") = "";
 #endif
   vidgen::bind::ops(module);
+  vidgen::bind::memory(module);
 }
