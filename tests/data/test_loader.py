@@ -119,7 +119,7 @@ SHARES = [(2, 1), (4, 1), (1, 4), (2, 2), (1, 2)]  # ranks, micro-steps
 def all_ranks(
     manifest: Path, world: int, accumulate: int, steps: int, **changes: Any
 ) -> tuple[list[list[tuple[int, str]]], list[Loader]]:
-    """The samples of each step in order, as all ranks and micro-steps read them, and the loaders."""
+    """The samples of each step, as all ranks and micro-steps read them, and the loaders."""
     batch = 4 // (world * accumulate)
     changes = CHANGES | {"buckets": {"16px": {"5-9": {"batch": batch}}}} | changes
     loaders, ranks = [], []
@@ -254,7 +254,7 @@ def test_resume_refuses_what_would_not_be_exact(clip_set: Any, tmp_path: Path) -
         ({"fps_max": 12.0}, "fps_max"),
         (
             {"world": 1},
-            "it ran on 2 data-parallel ranks x 1 micro-steps, now there are 1 x 1: .* to 2 times",
+            "2 data-parallel ranks x 1 micro-steps, now there are 1 x 1: .* to 2 times",
         ),
         ({"world": 4}, "now there are 4 x 1: set every data.buckets batch .* to 2/4 times"),
         ({"batch": 3}, "set every data.buckets batch .* back"),
@@ -327,7 +327,7 @@ def test_bad_clips_are_replaced_alike_at_any_world(
     assert union == alone.bad_clips
     assert sum(loader.replaced for loader in loaders) == alone.replaced
     with opened(tmp_path / "clips.parquet", bad_clip_limit=2) as loader:
-        with pytest.raises(UserError, match="3 clips cannot be read, more than .*limit=2"):
+        with pytest.raises(UserError, match=r"3 clips cannot be read, more than .*limit=2"):
             loader.check_bad_clips(dict(list(union.items())[:3]))
         loader.check_bad_clips(dict(list(union.items())[:2]))
 

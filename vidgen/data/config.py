@@ -34,7 +34,7 @@ class DataConfig:
     """Decoding processes; 0 decodes in the training thread, where a clip that hangs cannot be
     stopped. Never changes what is read."""
     prefetch: PositiveInt = 2
-    """Batches decoded and on the device ahead of the one in training. Never changes what is read."""
+    """Batches on the device ahead of the one in training. Never changes what is read."""
     check_files: Literal["sample", "all"] = "sample"
     """Which of the manifest's files must be found when it is opened."""
     clip_timeout_s: PositiveFloat = 60.0

@@ -46,7 +46,7 @@ class _Running(Generic[Plan, Result]):
 
     def sample(self, index: int) -> np.ndarray:
         assert self.lease is not None
-        slot: np.ndarray = self.lease.tensor(self.job.shape).numpy()
+        slot = self.lease.numpy(self.job.shape)
         return slot[index]
 
 

@@ -1,5 +1,6 @@
 """Named worker processes that fill shared memory, each killed and replaced when it hangs."""
 
+import contextlib
 import math
 import os
 import signal
@@ -73,10 +74,8 @@ class Processes:
         worker = next(worker for worker in self._workers if worker.task is None)
         worker.task, worker.since = task, time.monotonic()
         task.attempts += 1
-        try:
+        with contextlib.suppress(OSError):  # it has died, which `collect` will find
             worker.connection.send((task.offset, task.shape, task.request))
-        except OSError:
-            pass  # it has died, which `collect` will find
 
     def collect(self, bell: Connection) -> list[tuple[Task, Any]]:
         """Wait for answers, or for `bell`. A hung process is replaced and its request `Lost`; of
