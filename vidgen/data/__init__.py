@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from vidgen.data.codec import ClipCodec
     from vidgen.data.config import BucketConfig, DataConfig
     from vidgen.data.loader import Loader
 
@@ -31,12 +32,13 @@ def open_loader(
     temporal_step: int = 4,
     causal: bool = True,
     spatial_multiple: int = 16,
+    codec: "ClipCodec | None" = None,
 ) -> "Loader":
     """Open the manifest, check it against the buckets, and start at epoch 0.
 
     `rank` and `world` count data-parallel ranks only: the ranks of one context-parallel group open
-    the same one. `accumulate` batches of each rank make one step. The last three are what the
-    autoencoder and the model's patches ask of a clip.
+    the same one. `accumulate` batches of each rank make one step. The next three are what the
+    autoencoder and the model's patches ask of a clip. `codec` opens `cfg.latents`.
     """
     from vidgen.data.buckets import BucketTable
     from vidgen.data.loader import Loader
@@ -55,4 +57,5 @@ def open_loader(
         world=world,
         device=device,
         accumulate=accumulate,
+        codec=codec,
     )

@@ -24,6 +24,9 @@ class DataConfig:
     """Resolution ("256px", "480p", "256px_ar1:1") to frame counts ("1", "33", "5-33") to batch."""
     tokens: PositiveInt | None = None
     """Video tokens of a data-parallel rank in one micro-step, for the buckets that say no batch."""
+    latents: str | None = None
+    """Folder of `vidgen encode`: train on its latents and text features instead of clips. What it
+    lacks is computed and added."""
     fps_max: PositiveFloat = 24.0
     """A faster clip is read every 2nd, 3rd, ... frame so that it comes down to this rate."""
     crop: Literal["center", "random"] = "center"

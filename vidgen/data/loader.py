@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,22 +13,33 @@ import torch
 from torch import Tensor
 
 from vidgen.data.buckets import Bucket, BucketTable
+from vidgen.data.codec import ClipCodec
 from vidgen.data.config import DataConfig
 from vidgen.data.extras import pyav
 from vidgen.data.manifest import Manifest
 from vidgen.data.order import EpochOrder
-from vidgen.data.reading import Plan, Reader, Sample, too_many_bad
+from vidgen.data.reading import EntryReader, Plan, Reader, Sample, too_many_bad
 from vidgen.errors import UserError
+from vidgen.models.text.encoder import TextFeatures
 from vidgen.runtime.loader.feed import Feed, Job
 from vidgen.runtime.memory import Arena, Lane
 
 _log = logging.getLogger(__name__)
 _STATE_VERSION = 2
+_ALIGN = 256  # bytes: entries are seen as floats where they lie
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Of a batch, on the device, in the dtype of the cache."""
+
+    latent_BCTHW: Tensor
+    text: TextFeatures
 
 
 @dataclass(frozen=True)
 class Batch:
-    video_BTHWC: Tensor  # uint8, on the device
+    pixels_BTHWC: Tensor | None  # uint8, on the device; None where there are latents
     captions: list[str]
     fps: list[float]  # of the frames as read; NaN where there is none
     motion: list[float | None]
@@ -35,7 +47,14 @@ class Batch:
     bucket: Bucket
     epoch: int
     step_in_epoch: int
-    micro_step: int  # of the step; all of them have its bucket
+    micro_step: int = 0  # of the step; all of them have its bucket
+    latents: Latents | None = None
+
+    @property
+    def video_BTHWC(self) -> Tensor:
+        if self.pixels_BTHWC is None:
+            raise ValueError("this batch is of latents")
+        return self.pixels_BTHWC
 
 
 class Loader:
@@ -52,7 +71,9 @@ class Loader:
         world: int,
         device: torch.device | str,
         accumulate: int = 1,
+        codec: ClipCodec | None = None,
     ) -> None:
+        """`codec` reads and fills the latent cache; without it batches are of pixels."""
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world}")
         if not 0 <= seed < 2**63:
@@ -61,18 +82,24 @@ class Loader:
         self._cfg, self._seed = cfg, seed
         self._world, self._accumulate = world, accumulate
         self._epoch = self._step = self._micro_step = 0
-        self._orders = _Orders(table, manifest, seed, rank, world, accumulate)
+        self._codec = codec
+        sizes = {b: sample_shape(b, codec) for b in table.buckets}
+        self._orders = _Orders(table, manifest, seed, rank, world, accumulate, sizes)
         left_out = self._orders.of(0).left_out
         if left_out:
             why = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
             _log.warning("clips of %s in no batch of epoch 0: %s", manifest.path, why)
         pyav("Reading clips")  # here rather than in every worker
-        self._reader = Reader(cfg, manifest, seed)
-        slot = max(table.batch(b) * b.frames * b.height * b.width * 3 for b in table.buckets)
+        self._reader = (
+            Reader(cfg, manifest, seed)
+            if codec is None
+            else EntryReader(cfg, manifest, seed, codec)
+        )
+        slot = max(table.batch(b) * math.prod(shape) for b, shape in sizes.items())
         ahead = cfg.prefetch if cfg.workers else 1
         # 256: what the arena may round a slot up by.
         self._arena = Arena(
-            (ahead + 1) * (slot + 256),
+            ahead * (slot + 256),
             pinned=torch.device(device).type == "cuda",
             shared=cfg.workers > 0,
             name="loader arena",
@@ -84,6 +111,8 @@ class Loader:
         """Samples of this rank, up to the last batch, whose clip was unreadable."""
         self.skipped = 0
         """Steps passed over by `skip`."""
+        self.cached = self.computed = 0
+        """Samples of this rank, up to the last batch, from the latent cache and for it."""
         self.bad_clips: dict[int, str] = {}
         """Manifest row to reason, of every unreadable clip met up to the last batch."""
 
@@ -107,7 +136,12 @@ class Loader:
                 timeout_s=self._cfg.clip_timeout_s,
             )
             self._close_feed = weakref.finalize(self, self._feed.close)
-        plan, video, samples = self._feed.next()
+        plan, contents, samples = self._feed.next()
+        pixels, latents = (
+            (contents, None)
+            if self._codec is None
+            else (None, self._latents(self._codec, plan.step.bucket, contents, samples))
+        )
         self._epoch, self._step = plan.epoch, plan.step_in_epoch
         self._micro_step = plan.micro_step + 1
         if self._micro_step == self._accumulate:
@@ -116,7 +150,8 @@ class Loader:
             self.replaced += bool(sample.passed)
             self.bad_clips |= sample.passed
         return Batch(
-            video_BTHWC=video,
+            pixels_BTHWC=pixels,
+            latents=latents,
             captions=[sample.clip.text for sample in samples],
             fps=[sample.fps for sample in samples],
             motion=[sample.clip.motion for sample in samples],
@@ -125,6 +160,30 @@ class Loader:
             epoch=plan.epoch,
             step_in_epoch=plan.step_in_epoch,
             micro_step=plan.micro_step,
+        )
+
+    def _latents(
+        self, codec: ClipCodec, bucket: Bucket, contents: Tensor, samples: list[Sample]
+    ) -> Latents:
+        """Of a slot in which each sample is an entry, or the pixels to make one of."""
+        entries = []
+        video = (bucket.frames, bucket.height, bucket.width, 3)
+        for sample, own in zip(samples, contents, strict=True):
+            assert sample.fields is not None
+            if sample.cached:
+                entries.append(codec.entry(own, bucket, sample.fields))
+            else:
+                pixels_THWC = own[: math.prod(video)].view(video)
+                entries.append(codec.encode(pixels_THWC, sample.clip.row, sample.fields))
+        cached = sum(sample.cached for sample in samples)
+        self.cached += cached
+        self.computed += len(samples) - cached
+        return Latents(
+            torch.stack([entry.latent_CTHW for entry in entries]),
+            TextFeatures(
+                torch.stack([entry.tokens_LD for entry in entries]),
+                torch.stack([entry.pooled_D for entry in entries]),
+            ),
         )
 
     def check_bad_clips(self, bad: dict[int, str]) -> None:
@@ -155,7 +214,10 @@ class Loader:
             "accumulate": self._accumulate,
             "rows": len(self.manifest),
             "columns": self.manifest.digests,
-            "buckets": self._hash([self.table.describe(), self._cfg.crop, self._cfg.flip]),
+            "buckets": self._hash(
+                [self.table.describe(), self._cfg.crop, self._cfg.flip]
+                + (["middle window"] if self._codec else [])
+            ),
             "global_batch": self._hash(
                 [self.table.batch(b) * self._world * self._accumulate for b in self.table.buckets]
             ),
@@ -208,9 +270,9 @@ class Loader:
             )
         if state["buckets"] != mine["buckets"]:
             raise UserError(
-                "data.buckets (resolutions, frame counts, keep), fps_max, crop or flip differ from "
-                "the checkpoint's; resume with them as they were, or start a new run from the "
-                "weights"
+                "data.buckets (resolutions, frame counts, keep), fps_max, crop, flip or whether "
+                "there are latents differ from the checkpoint's; resume with them as they were, or "
+                "start a new run from the weights"
             )
         if state["global_batch"] != mine["global_batch"]:
             then = state["world"] * state["accumulate"]
@@ -240,6 +302,15 @@ class Loader:
         return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
+def sample_shape(bucket: Bucket, codec: ClipCodec | None) -> tuple[int, ...]:
+    """Of one sample in a slot, in bytes: a video, or room for either an entry or its video."""
+    video = (bucket.frames, bucket.height, bucket.width, 3)
+    if codec is None:
+        return video
+    room = max(math.prod(video), codec.layout(bucket).nbytes)
+    return (-(-room // _ALIGN) * _ALIGN,)
+
+
 class _Orders:
     """One rank's share of every epoch's steps, without end. Knows nothing of the loader, which the
     feed must not keep alive."""
@@ -252,7 +323,9 @@ class _Orders:
         rank: int,
         world: int,
         accumulate: int,
+        sizes: dict[Bucket, tuple[int, ...]],
     ) -> None:
+        self._sizes = sizes
         self._table, self._manifest, self._seed = table, manifest, seed
         self._rank, self._world, self._accumulate = rank, world, accumulate
         self._latest: tuple[int, EpochOrder] | None = None
@@ -280,6 +353,6 @@ class _Orders:
                     # is the same whether ranks or micro-steps share it out.
                     first = (micro * self._world + self._rank) * batch
                     plan = Plan(step, epoch, number, micro, first)
-                    yield Job(plan, (batch, bucket.frames, bucket.height, bucket.width, 3))
+                    yield Job(plan, (batch, *self._sizes[bucket]))
                 micro_step = 0
             epoch, first_step = epoch + 1, 0

@@ -4,17 +4,23 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vidgen.data.buckets import frame_interval
 from vidgen.data.config import DataConfig
+from vidgen.data.entries import ABSENT, EntryRequest
+from vidgen.data.latents import content_key, log_damage
 from vidgen.data.manifest import Clip, Manifest
 from vidgen.data.order import Step, sample_draws
 from vidgen.data.video import ClipRequest
 from vidgen.errors import UserError
 from vidgen.runtime.loader.feed import Filling
 from vidgen.runtime.loader.processes import Lost
+
+if TYPE_CHECKING:
+    from vidgen.data.codec import ClipCodec
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +41,8 @@ class Sample:
     clip: Clip
     fps: float  # of the frames as read
     passed: dict[int, str]  # rows tried before it, and why they cannot be read
+    fields: dict[str, Any] | None = None  # of its entry in the latent cache
+    cached: bool = False  # an entry was read; else its pixels, of which one is to be made
 
 
 class Reader:
@@ -60,10 +68,7 @@ class Reader:
                 self._keep(request, out)
                 return Sample(clip, fps, passed)
             self._pass_over(clip, answer.reason if isinstance(answer, Lost) else answer, passed)
-        raise UserError(
-            f"none of the {len(plan.step.queue)} clips of bucket {plan.step.bucket} can be read; "
-            f"the last reason: {list(passed.values())[-1]}"
-        )
+        raise none_can_be_read(plan, passed)
 
     def _candidates(self, plan: Plan, sample: int, passed: dict[int, str]) -> Iterator[Clip]:
         """The clip itself, then those that replace it. What is known to be bad is passed over, and
@@ -103,6 +108,44 @@ class Reader:
             self._bad[clip.row] = reason
             _log.warning("clip %s (row %d) is passed over: %s", clip.path, clip.row, reason)
         passed[clip.row] = self._bad[clip.row]
+
+
+class EntryReader(Reader):
+    """Reads entries of the latent cache, and the pixels of clips it has none of."""
+
+    def __init__(self, cfg: DataConfig, manifest: Manifest, seed: int, codec: "ClipCodec") -> None:
+        super().__init__(cfg, manifest, seed)
+        self._codec = codec
+
+    def fill(self, plan: Plan, sample: int, out: np.ndarray) -> Filling[Sample]:
+        """`out` is bytes, enough for either."""
+        bucket, passed = plan.step.bucket, dict[int, str]()
+        layout = self._codec.layout(bucket)
+        for clip in self._candidates(plan, sample, passed):
+            try:
+                fields = self._codec.fields(clip, bucket)
+            except OSError as error:
+                self._pass_over(clip, f"cannot be read: {error}", passed)
+                continue
+            fps = clip.fps / fields["interval"]
+            path = self._codec.cache.path(content_key(fields))
+            answer = yield EntryRequest(str(path), layout)
+            if answer is None:
+                return Sample(clip, fps, passed, fields, cached=True)
+            if answer != ABSENT:
+                log_damage(path, answer.reason if isinstance(answer, Lost) else answer)
+            answer = yield self._codec.request(clip, fields)
+            if answer is None:
+                return Sample(clip, fps, passed, fields)
+            self._pass_over(clip, answer.reason if isinstance(answer, Lost) else answer, passed)
+        raise none_can_be_read(plan, passed)
+
+
+def none_can_be_read(plan: Plan, passed: dict[int, str]) -> UserError:
+    return UserError(
+        f"none of the {len(plan.step.queue)} clips of bucket {plan.step.bucket} can be read; "
+        f"the last reason: {list(passed.values())[-1]}"
+    )
 
 
 def too_many_bad(bad: dict[int, str], limit: int, manifest: Manifest) -> UserError:
