@@ -1,10 +1,16 @@
 """The video loader beside torch's DataLoader, on 720p H.264 files made here, in 256px buckets.
 
-Run as: pytest benchmarks/bench_loader.py -o python_files='bench_*.py' --benchmark-json=FILE
+    python benchmarks/bench_loader.py
+
+Two workers each, the same windows of the same files. The DataLoader's data set reads them with PyAV
+and scales with FFmpeg, decoding from the start, or from the key frame before the window.
+torchcodec and SPDL need a system's FFmpeg libraries, which a wheel of PyAV does not give them.
 """
 
+import argparse
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -13,13 +19,13 @@ from typing import Any
 
 import av
 import numpy as np
-import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vidgen.data import DataConfig, open_loader
 from vidgen.data.manifest import write_manifest
 from vidgen.data.order import sample_draws
+from vidgen.runtime.observe import results
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WORKERS = 2
@@ -28,10 +34,9 @@ HEIGHT, WIDTH = 192, 336  # 256px in 16:9
 MEASURED = {33: 24, 129: 12}  # frames of a clip to clips read
 
 
-@pytest.fixture(scope="session")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four 720p files, x264's own defaults (key frames up to 250 apart, b-frames), 16 rows each."""
-    folder = tmp_path_factory.mktemp("clips")
+def make_files(folder: Path) -> Path:
+    """Four 720p files with x264's defaults (key frames up to 250 apart, b-frames), 16 rows each;
+    returns their manifest."""
     for number in range(4):
         write_file(folder / f"{number}.mp4", number)
     rows = [
@@ -162,25 +167,35 @@ def pss_mb() -> float:
     return total / 1024
 
 
-@pytest.mark.parametrize("frames", MEASURED)
-@pytest.mark.parametrize("peer", PEERS)
-def test_loader(benchmark: Any, manifest: Path, peer: str, frames: int) -> None:
-    torch.set_num_threads(1)
+def decode_alone(manifest: Path, frames: int) -> float:
+    """The ruler: CPU seconds a clip of FFmpeg's decoder in one thread, each window from its key
+    frame on, every frame thrown away."""
+    clips, begun = range(0, CLIPS, 16), time.process_time()
+    for row in clips:
+        start = math.floor(sample_draws(0, 0, row).start * (FILE_FRAMES - frames + 1))
+        with av.open(str(manifest.parent / f"{row % 4}.mp4")) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            base = stream.time_base
+            assert base is not None
+            container.seek(int(start / 24 / base), stream=stream)
+            for frame in container.decode(stream):
+                if round(frame.pts * base * 24) >= start + frames - 1:
+                    break
+    return (time.process_time() - begun) / len(clips)
+
+
+def measure(manifest: Path, peer: str, frames: int) -> dict[str, Any]:
     before = pss_mb()
     batches = PEERS[peer](manifest, frames)
-    warm_up, count = 2, MEASURED[frames] // BATCH
+    count = MEASURED[frames] // BATCH
     # Batches were read ahead when the clock starts, and are when it stops.
-    for _ in range(warm_up):
+    for _ in range(2):
         next(batches)
-    cpu = cpu_seconds()
-
-    def read() -> None:
-        for _ in range(count):
-            next(batches)
-
-    benchmark.pedantic(read, rounds=1)
-    seconds, clips = benchmark.stats.stats.min, count * BATCH
-    cpu = cpu_seconds() - cpu
+    cpu, begun = cpu_seconds(), time.perf_counter()
+    for _ in range(count):
+        next(batches)
+    seconds, cpu = time.perf_counter() - begun, cpu_seconds() - cpu
     memory = pss_mb() - before
     step, waited = 2 * seconds / count, 0.0  # a device busy twice as long as decoding takes
     next(batches)
@@ -190,14 +205,36 @@ def test_loader(benchmark: Any, manifest: Path, peer: str, frames: int) -> None:
         next(batches)
         waited += time.perf_counter() - begun
     batches.close()  # type: ignore[attr-defined]
-    benchmark.extra_info.update(
-        device=DEVICE,
-        workers=WORKERS,
-        clip=f"{frames}x{HEIGHT}x{WIDTH} of {FILE_FRAMES}x720x1280 H.264",
-        clips_per_s=clips / seconds,
-        cpu_s_per_clip=cpu / clips,
-        memory_mb=memory,
-        stall_part_of_step=waited / (4 * step),
-        torch=torch.__version__,
-        av=av.__version__,
-    )
+    clips = count * BATCH
+    return {
+        "clip": f"{frames}x{HEIGHT}x{WIDTH} of {FILE_FRAMES}x720x1280",
+        "loader": peer,
+        "clips_per_s": clips / seconds,
+        "cpu_s_per_clip": cpu / clips,
+        "memory_mb": memory,
+        "stall_part_of_step": waited / (4 * step),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--frames", type=int, nargs="*", default=list(MEASURED))
+    parser.add_argument("--out", help="the file of results, if not the machine's own")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = make_files(Path(folder))
+        for frames in args.frames:
+            ruler = decode_alone(manifest, frames)
+            rows += [measure(manifest, peer, frames) for peer in PEERS]
+            for row in rows[-len(PEERS) :]:
+                row["decode_alone_cpu_s"] = ruler
+                row["times_dataloader"] = row["clips_per_s"] / rows[-2]["clips_per_s"]
+    print(results.table(rows))
+    settings = {"device": DEVICE, "workers": WORKERS, "batch": BATCH, "av": av.__version__}
+    print(results.write("loader", rows, settings=settings, out=args.out))
+
+
+if __name__ == "__main__":
+    main()
