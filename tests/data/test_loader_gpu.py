@@ -1,5 +1,4 @@
-"""On a GPU: after warm-up a step allocates no pinned memory, waits for nothing, and copies while the
-device computes."""
+"""On a GPU: after warm-up a step pins no memory, waits for nothing, and copies behind the work."""
 
 from pathlib import Path
 from typing import Any

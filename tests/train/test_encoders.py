@@ -42,8 +42,8 @@ def test_a_run_from_the_cache_is_the_run_that_made_it_without_encoders(
 def test_a_cache_of_another_encoder_is_refused(tiny: MakeRecipe, tmp_path: Path) -> None:
     where = f"data.latents={tmp_path / 'cache'}"
     Trainer(tiny(where)).loader.close()
-    with pytest.raises(UserError, match=r"encoders\.autoencoder\.gain=\S+, this run has 3\.0"):
-        Trainer(tiny(where, "autoencoder.gain=3"))
+    with pytest.raises(UserError, match=r"encoders\.text\.length=8, this run has 9"):
+        Trainer(tiny(where, "text.length=9"))
     with pytest.raises(UserError, match="suffix=False, this run has True"):
         Trainer(tiny(where, "conditions.suffix=true"))
 

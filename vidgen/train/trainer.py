@@ -110,6 +110,9 @@ class Trainer:
         timer = StepTimer(self.device)
         collecting = gc.isenabled()
         gc.disable()
+        # What stands now stays: no later collection looks at it.
+        gc.collect()
+        gc.freeze()
         try:
             with log, StopSignals() as stop:
                 self._introduce(log)
@@ -131,6 +134,7 @@ class Trainer:
                     self._end_early(log, stop.received or signal.SIGTERM)
         finally:
             self._wait_for_checkpoint()  # until then its ranks talk to each other
+            gc.unfreeze()
             if collecting:
                 gc.enable()
             self.loader.close()
