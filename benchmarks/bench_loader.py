@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vidgen.data import DataConfig, open_loader
+from vidgen.data import BucketConfig, DataConfig, open_loader
 from vidgen.data.manifest import write_manifest
 from vidgen.data.order import sample_draws
 from vidgen.runtime.observe import results
@@ -52,7 +52,10 @@ def make_files(folder: Path) -> Path:
     ]
     write_manifest(folder / "clips.parquet", rows)
     # What is imported once is no memory of a loader.
-    for batches in (vidgen_batches(folder / "clips.parquet", 33), iter(DataLoader([0]))):
+    for batches in (
+        vidgen_batches(folder / "clips.parquet", 33),
+        iter(DataLoader(Clips(folder / "clips.parquet", 1, seek=True))),
+    ):
         next(batches)
     return folder / "clips.parquet"
 
@@ -96,7 +99,7 @@ class Clips(Dataset[Any]):
             if self._seek:
                 container.seek(int(start / rate / base), stream=stream)
             for frame in container.decode(stream):
-                if round(frame.pts * base * rate) >= start:
+                if round((frame.pts or 0) * base * rate) >= start:
                     small = frame.reformat(WIDTH, HEIGHT, "rgb24", interpolation="BILINEAR")
                     frames.append(small.to_ndarray())
                 if len(frames) == self._frames:
@@ -105,9 +108,8 @@ class Clips(Dataset[Any]):
 
 
 def vidgen_batches(manifest: Path, frames: int) -> Iterator[torch.Tensor]:
-    cfg = DataConfig(
-        manifest=str(manifest), buckets={"256px": {str(frames): {"batch": BATCH}}}, workers=WORKERS
-    )
+    buckets = {"256px": {str(frames): BucketConfig(batch=BATCH)}}
+    cfg = DataConfig(manifest=str(manifest), buckets=buckets, workers=WORKERS)
     with open_loader(cfg, seed=0, rank=0, world=1, device=DEVICE) as loader:
         for batch in loader:
             assert batch.video_BTHWC.shape[2:4] == (HEIGHT, WIDTH)
@@ -180,7 +182,7 @@ def decode_alone(manifest: Path, frames: int) -> float:
             assert base is not None
             container.seek(int(start / 24 / base), stream=stream)
             for frame in container.decode(stream):
-                if round(frame.pts * base * 24) >= start + frames - 1:
+                if round((frame.pts or 0) * base * 24) >= start + frames - 1:
                     break
     return (time.process_time() - begun) / len(clips)
 

@@ -113,8 +113,8 @@ class ClipCodec:
     def entry(self, contents: Tensor, bucket: Bucket, fields: dict[str, Any]) -> LatentEntry:
         """Of the bytes an `EntryRequest` read, wherever they are now."""
         layout = self.layout(bucket)
-        tensors = [
+        latent, tokens, pooled = (
             contents[place].view(self._dtype).view(shape)
             for (_, _, shape), place in zip(layout.tensors, layout.places().values(), strict=True)
-        ]
-        return LatentEntry(*tensors, fields)
+        )
+        return LatentEntry(latent, tokens, pooled, fields)

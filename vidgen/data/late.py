@@ -18,7 +18,8 @@ class LateAutoencoder:
         frames, rows, columns = facts["compression"]
         self.compression: tuple[int, int, int] = (frames, rows, columns)
         self.causal: bool = facts["causal"]
-        self._build, self._built = build, None
+        self._build = build
+        self._built: Autoencoder | None = None
 
     def encode(self, video_BCTHW: Tensor, seeds: Sequence[int]) -> Tensor:
         return self._now().encode(video_BCTHW, seeds)
@@ -27,7 +28,8 @@ class LateAutoencoder:
         return self._now().decode(latent_BCTHW)
 
     def _now(self) -> Autoencoder:
-        self._built: Autoencoder | None = self._built or self._build()
+        if self._built is None:
+            self._built = self._build()
         return self._built
 
 
@@ -40,7 +42,8 @@ class LateText:
         self.length: int = facts["length"]
         self.token_width: int = facts["token_width"]
         self.pooled_width: int = facts["pooled_width"]
-        self._build, self._built, self._cache = build, None, cache
+        self._build, self._cache = build, cache
+        self._built: TextEncoder | None = None
 
     def encode(self, captions: list[str]) -> TextFeatures:
         if captions != [""]:
@@ -56,5 +59,6 @@ class LateText:
         return TextFeatures(entry.tokens_LD[None], entry.pooled_D[None])
 
     def _now(self) -> TextEncoder:
-        self._built: TextEncoder | None = self._built or self._build()
+        if self._built is None:
+            self._built = self._build()
         return self._built

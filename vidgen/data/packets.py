@@ -100,7 +100,8 @@ def _pick_by_times(container: Any, stream: Any, indices: list[int]) -> Pick | No
     first = times[indices[0]]
     keys = [time for time, is_key in shown if is_key and time <= first]
     _go_to(container, stream, max(keys, default=times[0]))
-    packets, missing = [], {times[i] for i in indices}
+    packets: list[Any] = []
+    missing = {times[i] for i in indices}
     for packet in _packets(container, stream):
         if not packets and (packet.pts is None or packet.pts > first):
             return None  # the container's index is wrong
