@@ -39,6 +39,7 @@ part "the ops beside a copy and their peers" "$python" benchmarks/bench_ops.py \
 part "loading 7.6 GB of weights" "$python" benchmarks/bench_load.py --depth 6 --single 12 --rounds 1
 part "copies through lanes" "$python" benchmarks/bench_lane.py --rounds 5
 part "activation offload, 6 blocks" "$python" benchmarks/bench_offload.py --short
+part "loading clips" "$python" benchmarks/bench_loader.py
 part "forward and backward of stage 1" "$python" -m vidgen bench mfu recipes/stage1.yaml \
     --bucket "256px x 129" --out "$results/mfu.json"
 part "attention on $gpu" "$python" benchmarks/attention/bench_attention.py --short \

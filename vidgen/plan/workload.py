@@ -1,5 +1,6 @@
 """What is to be trained, reduced to what decides its cost."""
 
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -62,14 +63,14 @@ class Workload:
 def workload_of(recipe: Any) -> Workload:
     """From a training recipe (vidgen.train.config.Recipe, which this layer may not import)."""
     kind = recipe.autoencoder.kind
-    buckets = [
-        Bucket(name, int(frames.split("-")[-1]), _side(name), row.batch)
+    rows = {
+        Bucket(name, int(frames.split("-")[-1]), _side(name), row.batch or 1): row
         for name, table in recipe.data.buckets.items()
         for frames, row in table.items()
-    ]
-    return Workload(
+    }
+    workload = Workload(
         model=recipe.model,
-        buckets=tuple(buckets),
+        buckets=tuple(rows),
         encoders=Encoders(kind, recipe.text.kind, recipe.text.length),
         compression=_COMPRESSION.get(kind, _COMPRESSION_USUAL),
         steps=recipe.train.steps,
@@ -82,6 +83,14 @@ def workload_of(recipe: Any) -> Workload:
         offload_dual=recipe.offload.dual,
         offload_single=recipe.offload.single,
         ema=recipe.train.ema_decay is not None,
+    )
+    budget = recipe.data.tokens or 0
+    return workload.with_batches(
+        {
+            bucket: max(1, budget // math.prod(workload.grid(bucket)))
+            for bucket, row in rows.items()
+            if row.batch is None
+        }
     )
 
 

@@ -19,7 +19,7 @@ from vidgen.data import open_loader
 from vidgen.data.loader import Batch
 from vidgen.diffusion import flow
 from vidgen.errors import UserError
-from vidgen.models.build import build_autoencoder, build_text, check_parts_fit
+from vidgen.models.build import check_parts_fit
 from vidgen.models.mmdit import MMDiT, Seams
 from vidgen.models.mmdit.flops import flops, parameters
 from vidgen.models.mmdit.parallel import blocks
@@ -30,6 +30,7 @@ from vidgen.runtime.observe.timer import StepTimer
 from vidgen.runtime.parallel import flight
 from vidgen.train.block_memory import BlockActivations
 from vidgen.train.config import Recipe
+from vidgen.train.encoders import build_encoders
 from vidgen.train.examples import Example, ExampleMaker
 from vidgen.train.log import RunLog
 from vidgen.train.optim import EMA, build_optimizer, learning_rate
@@ -51,8 +52,7 @@ class Trainer:
         self.device = self.world.device
         self.dtype = compute_dtype(recipe.train.dtype, self.device)
         self.ranks = Ranks(recipe.parallel, self.world, recipe.model, self.dtype)
-        autoencoder = build_autoencoder(recipe.autoencoder, self.device, self.dtype)
-        text = build_text(recipe.text, self.device, self.dtype)
+        autoencoder, text, codec = build_encoders(recipe, self.device, self.dtype)
         check_parts_fit(recipe.model, autoencoder, text)
         self.make_example = ExampleMaker(
             recipe.model,
@@ -73,9 +73,11 @@ class Trainer:
             rank=self.ranks.data_rank,
             world=self.ranks.data_world,
             device=self.device,
+            accumulate=recipe.train.accumulate,
             temporal_step=autoencoder.compression[0],
             causal=autoencoder.causal,
             spatial_multiple=autoencoder.compression[1] * recipe.model.patch_size,
+            codec=codec,
         )
         make_run_dir(self.run_dir)
         self.step = 0
@@ -111,6 +113,9 @@ class Trainer:
         timer = StepTimer(self.device)
         collecting = gc.isenabled()
         gc.disable()
+        # What stands now stays: no later collection looks at it.
+        gc.collect()
+        gc.freeze()
         try:
             with log, StopSignals() as stop:
                 self._introduce(log)
@@ -132,6 +137,7 @@ class Trainer:
                     self._end_early(log, stop.received or signal.SIGTERM)
         finally:
             self._wait_for_checkpoint()  # until then its ranks talk to each other
+            gc.unfreeze()
             if collecting:
                 gc.enable()
             self.loader.close()
@@ -328,6 +334,8 @@ class Trainer:
     def _conclude(self, log: RunLog) -> None:
         if bad := self.loader.bad_clips:
             log.line(f"{len(bad)} clip(s) could not be read and were passed over")
+        if self.recipe.data.latents is not None:
+            log.line(f"latents: cached {self.loader.cached} / computed {self.loader.computed}")
         if self._saving is not None:
             log.line(f"checkpoint {self._saving.wait()}")
 
@@ -349,12 +357,18 @@ class Trainer:
         return float(value)
 
     def _agree(self, wish: bool) -> bool:
-        """Whether any rank wishes to stop: all must do so after the same step."""
+        """Whether any rank wishes to stop: all must do so after the same step. So must they where
+        too many clips are bad, of all that any has met."""
         if self.world.world == 1:
             return wish
-        flag = torch.tensor(int(wish), device=self.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)
+        told = torch.tensor([int(wish), len(self.loader.bad_clips)], device=self.device)
+        dist.all_reduce(told)
+        wishes, bad = told.tolist()
+        if bad > self.recipe.data.bad_clip_limit:
+            everyones: list[Any] = [None] * self.world.world
+            dist.all_gather_object(everyones, self.loader.bad_clips)
+            self.loader.check_bad_clips(dict(sorted(x for one in everyones for x in one.items())))
+        return bool(wishes)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.world.world > 1 or self.dtype == torch.float32:
