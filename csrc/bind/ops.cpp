@@ -10,13 +10,14 @@
 
 #include "bind/bind.h"
 #include "bind/tensor_view_caster.h"
+#include "vidgen/attention.h"
 
 namespace py = pybind11;
 
 namespace vidgen::bind {
 namespace {
 
-// An argument struct is a row of TensorViews, and eps after them where a kernel has one.
+// An argument struct is a row of TensorViews, and a float after them where a kernel has one.
 template <class Args>
 constexpr std::size_t kViews = sizeof(Args) / sizeof(TensorView);
 template <class Args>
@@ -79,6 +80,7 @@ void ops(py::module_& module) {
 #define VIDGEN_BIND(name, Args) \
   define_cpu<Args>(cpu_kernels, #name, cpu::name, std::make_index_sequence<kViews<Args>>{});
   VIDGEN_FOR_EACH_KERNEL(VIDGEN_BIND)
+  VIDGEN_FOR_EACH_ATTENTION_KERNEL(VIDGEN_BIND)
 #undef VIDGEN_BIND
 #ifdef VIDGEN_WITH_CUDA
   py::module_ cuda_kernels = module.def_submodule("cuda", "The kernels on the current GPU.");

@@ -37,7 +37,8 @@ void expect_type(const char* name, const TensorView& view, DType dtype) {
 }
 
 void expect_float(const char* name, const TensorView& view) {
-  if (view.dtype == DType::u8 || view.dtype == DType::i32) refuse(name, "is not of a floating-point type");
+  if (view.dtype == DType::u8 || view.dtype == DType::i32)
+    refuse(name, "is not of a floating-point type");
 }
 
 void expect_rows(const char* name, const TensorView& view) {

@@ -1,8 +1,9 @@
-"""The interface every video autoencoder has: the block-DCT codec, HunyuanVideo's VAE, DC-AE."""
+"""The interface every autoencoder has: block-DCT codec, HunyuanVideo's VAE, FLUX's, DC-AE."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -41,3 +42,13 @@ def latent_grid(
         near = f"nearest are {low} and {high}" if low < high else f"nearest is {low}"
         raise ValueError(f"{frames} frames: this autoencoder takes {form}; the {near}")
     return (frames - extra) // ct + extra if frames > 1 else 1, height // ch, width // cw
+
+
+def posterior_noise(mean_BCTHW: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Normal noise for each video from its own seed: on the CPU in fp32, so that a seed means the
+    same sample on every device."""
+    noise = [
+        torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed))
+        for mean, seed in zip(mean_BCTHW, seeds, strict=True)
+    ]
+    return torch.stack(noise).to(mean_BCTHW)

@@ -8,12 +8,15 @@ from pydantic import Field
 from vidgen.errors import UserError
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.block_dct.config import BlockDCTConfig
+from vidgen.models.flux_ae.config import FluxAEConfig
 from vidgen.models.hunyuan_vae.config import HunyuanVAEConfig
 from vidgen.models.mmdit.config import MMDiTConfig
 from vidgen.models.text.config import TextConfig
 from vidgen.models.text.encoder import TextEncoder
 
-AutoencoderConfig = Annotated[BlockDCTConfig | HunyuanVAEConfig, Field(discriminator="kind")]
+AutoencoderConfig = Annotated[
+    BlockDCTConfig | HunyuanVAEConfig | FluxAEConfig, Field(discriminator="kind")
+]
 
 
 def build_autoencoder(
@@ -23,6 +26,10 @@ def build_autoencoder(
         from vidgen.models.block_dct.model import BlockDCT
 
         return BlockDCT(config).to(device)
+    if isinstance(config, FluxAEConfig):
+        from vidgen.models.flux_ae.model import FluxAE
+
+        return FluxAE(config, device=device, dtype=dtype)
     from vidgen.models.hunyuan_vae.model import HunyuanVAE
 
     return HunyuanVAE(config, device=device, dtype=dtype)
