@@ -88,6 +88,7 @@ void ops(py::module_& module) {
   define_cuda<Args>(cuda_kernels, #name, cuda::name, cuda::name##_workspace, \
                     std::make_index_sequence<kViews<Args>>{});
   VIDGEN_FOR_EACH_KERNEL(VIDGEN_BIND)
+  VIDGEN_FOR_EACH_ATTENTION_KERNEL(VIDGEN_BIND)
 #undef VIDGEN_BIND
 #endif
 }

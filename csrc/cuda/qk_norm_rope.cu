@@ -48,14 +48,6 @@ struct Backward {
   float eps;
 };
 
-__device__ __forceinline__ float warp_sum(float value) {
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    value += __shfl_xor_sync(0xffffffffu, value, offset);
-  }
-  return value;
-}
-
 // A lane's share of a row of P values: `Packs` packs of N, absent ones 0.
 template <int N>
 struct Share {

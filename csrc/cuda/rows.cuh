@@ -136,9 +136,18 @@ void with_packs(DType dtype, Body&& body, const Views&... views) {
 // Threads for a row of that many packs: three quarters of them or more have work at common widths.
 inline int threads_for(int64_t packs) { return packs > 512 ? 256 : 128; }
 
-// ---- sums over a block ----
+// ---- sums over a warp and over a block ----
 
 constexpr int kWarp = 32;
+
+// The sum over a warp, for every lane.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(0xffffffffu, value, offset);
+  }
+  return value;
+}
 
 struct Pair {
   float first, second;

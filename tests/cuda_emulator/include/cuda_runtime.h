@@ -79,6 +79,14 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 
 // ---- in a kernel ----
 
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+
 inline void __syncthreads() { vidgen::emulator::block_barrier(); }
 
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
