@@ -84,8 +84,6 @@ __global__ void __launch_bounds__(Shape<kWidth>::kThreads, Shape<kWidth>::kBlock
   const int b = static_cast<int>(blockIdx.z);
   const int first_query = static_cast<int>(blockIdx.x) * S::kRows;
   const int first_row = warp_of_thread() * S::kRowTiles * 16;
-  const Head<const T> k = a.k.head(b, h);
-  const Head<const T> v = a.v.head(b, h);
   const int keys = a.visible.keys_of(b);
   const int blocks = (keys + kKeys - 1) / kKeys;
   const uint8_t* mask = a.visible.of(b, h);
@@ -108,13 +106,13 @@ __global__ void __launch_bounds__(Shape<kWidth>::kThreads, Shape<kWidth>::kBlock
   if (block < blocks) {
     load_tile<typename S::Queries, S::kThreads>(q_tile, a.q.head(b, h), first_query, a.queries,
                                                 a.width);
-    load_tile<typename S::Keys, S::kThreads>(k_tile, k, block * kKeys, keys, a.width);
+    load_tile<typename S::Keys, S::kThreads>(k_tile, a.k.head(b, h), block * kKeys, keys, a.width);
   }
   commit_copies();
   while (block < blocks) {
     wait_for_copies<0>();
     __syncthreads();  // the keys are there, and nobody needs the values before any more
-    load_tile<typename S::Keys, S::kThreads>(v_tile, v, block * kKeys, keys, a.width);
+    load_tile<typename S::Keys, S::kThreads>(v_tile, a.v.head(b, h), block * kKeys, keys, a.width);
     commit_copies();
     float scores[S::kRowTiles][kKeys / 8][4];
 #pragma unroll
@@ -154,7 +152,7 @@ __global__ void __launch_bounds__(Shape<kWidth>::kThreads, Shape<kWidth>::kBlock
     for (int m = 0; m < S::kRowTiles; ++m) round_left<T>(weights[m], scores[m]);
     const int next = next_visible(block + 1);
     if (next < blocks) {
-      load_tile<typename S::Keys, S::kThreads>(k_tile, k, next * kKeys, keys, a.width);
+      load_tile<typename S::Keys, S::kThreads>(k_tile, a.k.head(b, h), next * kKeys, keys, a.width);
     }
     commit_copies();
     multiply_registers<T, typename S::Keys>(out, weights, v_tile, 0);

@@ -13,7 +13,7 @@ struct GradKeysShape {
   static constexpr int kWarps = 4;
   static constexpr int kThreads = kWarps * kLanesOfWarp;
   static constexpr int kKeys = kWarps * 16;
-  static constexpr int kQueries = kWidth <= 128 ? 64 : 32;
+  static constexpr int kQueries = kWidth < 128 ? 64 : 32;
   // Wide heads are cut in two parts, each with a block of its own, so that the sums fit registers.
   static constexpr int kParts = kWidth <= 128 ? 1 : 2;
   static constexpr int kColumns = kWidth / kParts;
@@ -26,7 +26,7 @@ struct GradKeysShape {
 };
 
 template <class T, int kWidth>
-__global__ void __launch_bounds__(GradKeysShape<kWidth>::kThreads)
+__global__ void __launch_bounds__(GradKeysShape<kWidth>::kThreads, 2)
     grad_keys_kernel(AttentionGradients<T> a) {
   using S = GradKeysShape<kWidth>;
   constexpr int kPieces = S::kQueries / 8;
@@ -37,8 +37,6 @@ __global__ void __launch_bounds__(GradKeysShape<kWidth>::kThreads)
   const int first_key = static_cast<int>(blockIdx.x) * S::kKeys;
   const int first_row = warp_of_thread() * 16;
   const int keys = a.visible.keys_of(b);
-  const Head<const T> q = a.q.head(b, h);
-  const Head<const T> grad_out = a.grad_out.head(b, h);
   const float2* terms = a.terms + (int64_t{b} * heads + h) * a.padded;
   const uint8_t* mask = a.visible.of(b, h);
   if (mask != nullptr) mask += blockIdx.x;
@@ -58,9 +56,10 @@ __global__ void __launch_bounds__(GradKeysShape<kWidth>::kThreads)
   const auto load_stage = [&](int tile, int stage) {
     const uint32_t to = stages + static_cast<uint32_t>(stage) * S::kStageBytes;
     const int first_query = tile * S::kQueries;
-    load_tile<typename S::Queries, S::kThreads>(to, q, first_query, a.queries, a.width);
-    load_tile<typename S::Queries, S::kThreads>(to + S::Queries::kBytes, grad_out, first_query,
-                                                a.queries, a.width);
+    load_tile<typename S::Queries, S::kThreads>(to, a.q.head(b, h), first_query, a.queries,
+                                                a.width);
+    load_tile<typename S::Queries, S::kThreads>(to + S::Queries::kBytes, a.grad_out.head(b, h),
+                                                first_query, a.queries, a.width);
     if (threadIdx.x < S::kTermBytes / 16) {
       copy_async(to + 2 * S::Queries::kBytes + 16 * threadIdx.x,
                  terms + first_query + 2 * threadIdx.x, true);

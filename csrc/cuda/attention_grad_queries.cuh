@@ -20,7 +20,7 @@ struct GradQueriesShape {
 };
 
 template <class T, int kWidth>
-__global__ void __launch_bounds__(GradQueriesShape<kWidth>::kThreads)
+__global__ void __launch_bounds__(GradQueriesShape<kWidth>::kThreads, 2)
     grad_queries_kernel(AttentionGradients<T> a) {
   using S = GradQueriesShape<kWidth>;
   constexpr int kPieces = S::kKeys / 8;
@@ -30,8 +30,6 @@ __global__ void __launch_bounds__(GradQueriesShape<kWidth>::kThreads)
   const int first_row = warp_of_thread() * S::kRowTiles * 16;
   const int keys = a.visible.keys_of(b);
   const int tiles = (keys + S::kKeys - 1) / S::kKeys;
-  const Head<const T> k = a.k.head(b, h);
-  const Head<const T> v = a.v.head(b, h);
   const uint8_t* mask = a.visible.of(b, h);
   if (mask != nullptr) {
     mask += static_cast<int64_t>(first_query / static_cast<int>(kMaskQueries)) * a.visible.columns;
@@ -47,9 +45,9 @@ __global__ void __launch_bounds__(GradQueriesShape<kWidth>::kThreads)
   const uint32_t stages = grad_tile + S::Queries::kBytes;
   const auto load_stage = [&](int tile, int stage) {
     const uint32_t to = stages + static_cast<uint32_t>(stage) * S::kStageBytes;
-    load_tile<typename S::Keys, S::kThreads>(to, k, tile * S::kKeys, keys, a.width);
-    load_tile<typename S::Keys, S::kThreads>(to + S::Keys::kBytes, v, tile * S::kKeys, keys,
-                                             a.width);
+    load_tile<typename S::Keys, S::kThreads>(to, a.k.head(b, h), tile * S::kKeys, keys, a.width);
+    load_tile<typename S::Keys, S::kThreads>(to + S::Keys::kBytes, a.v.head(b, h), tile * S::kKeys,
+                                             keys, a.width);
   };
 
   const float factor = a.scale * kLog2E;

@@ -108,10 +108,11 @@ struct Tile {
   static constexpr int kWidth = kWidth_;
   static constexpr int kChunks = kWidth / 8;
   static constexpr uint32_t kBytes = kRows * kWidth * 2;
-  static_assert(kChunks % 4 == 0);
+  static constexpr int kGroup = kChunks % 8 == 0 ? 8 : 4;  // chunks change places within a group
+  static_assert(kChunks % kGroup == 0);
 
   __device__ __forceinline__ static int turn(int row) {
-    return kChunks % 8 == 0 ? row & 7 : row >> 1 & 3;
+    return kGroup == 8 ? row & 7 : row >> 1 & 3;
   }
   __device__ __forceinline__ static uint32_t at(int row, int chunk) {
     return static_cast<uint32_t>(row * kChunks + (chunk ^ turn(row))) * 16;
@@ -130,8 +131,10 @@ class LaneAddress {
   }
   // Of those that begin at this row, a multiple of 16, and at this chunk, a multiple of 2.
   __device__ __forceinline__ uint32_t of(uint32_t tile, int first_row, int chunk) const {
-    return tile + row_ + static_cast<uint32_t>(first_row * T::kChunks) * 16 +
-           (static_cast<uint32_t>(chunk * 16) ^ turn_);
+    // Few different sums: what is known when compiling stays outside of the exclusive or.
+    const int group = chunk / T::kGroup * T::kGroup;
+    return tile + row_ + static_cast<uint32_t>(first_row * T::kChunks + group) * 16 +
+           (static_cast<uint32_t>(chunk - group) * 16 ^ turn_);
   }
 
  private:
@@ -144,7 +147,7 @@ template <class Tile, int kThreads, class T>
 __device__ __forceinline__ void load_tile(uint32_t to, Head<const T> from, int first_row, int rows,
                                           int width) {
   static_assert(Tile::kRows * Tile::kChunks % kThreads == 0);
-#pragma unroll 4  // more addresses at once would spill
+#pragma unroll 2  // more addresses at once would spill
   for (int i = 0; i < Tile::kRows * Tile::kChunks / kThreads; ++i) {
     const int index = i * kThreads + static_cast<int>(threadIdx.x);
     const int row = index / Tile::kChunks;

@@ -37,13 +37,14 @@ struct Place {
 };
 
 struct Shape {
-  int64_t rows, length, heads, width;
+  int64_t rows, length, heads;
+  int width;
 
   explicit Shape(const TensorView& out)
       : rows(out.size[0] * out.size[1] * out.size[2]),
         length(out.size[1]),
         heads(out.size[2]),
-        width(out.size[3]) {}
+        width(static_cast<int>(out.size[3])) {}
 };
 
 // What each side counts, and log(e^a + e^b); where both sides are empty, neither counts.
@@ -80,7 +81,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) forward_kernel(Forward<T> a) {
   const float* out_a = place.in(a.out_a);
   const T* out_b = place.in(a.out_b);
   float* out = place.in(a.out);
-  for (int64_t i = int64_t{N} * (threadIdx.x % kWarp); i < a.shape.width; i += N * kWarp) {
+  for (int i = N * static_cast<int>(threadIdx.x % kWarp); i < a.shape.width; i += N * kWarp) {
     float first[N], second[N];
     load<N>(out_a + i, first);
     load<N>(out_b + i, second);
@@ -115,7 +116,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) backward_kernel(Backward<T> a) 
   float* grad_out_a = place.in(a.grad_out_a);
   T* grad_out_b = place.in(a.grad_out_b);
   float dot = 0.0f;
-  for (int64_t i = int64_t{N} * (threadIdx.x % kWarp); i < a.shape.width; i += N * kWarp) {
+  for (int i = N * static_cast<int>(threadIdx.x % kWarp); i < a.shape.width; i += N * kWarp) {
     float grads[N], first[N], second[N];
     load<N>(grad_out + i, grads);
     load<N>(out_a + i, first);
