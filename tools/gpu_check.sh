@@ -38,6 +38,8 @@ part "benchmarks on $gpu" "$python" -m pytest benchmarks -n 0 -o python_files="b
     --benchmark-json "$results/ops.json"
 part "forward and backward of stage 1" "$python" -m vidgen bench mfu recipes/stage1.yaml \
     --bucket "256px x 129" --out "$results/mfu.json"
+part "attention on $gpu" "$python" benchmarks/attention/bench_attention.py --short \
+    --out "$results/attention.json"
 part "what this machine is" "$python" -m vidgen doctor
 
 [ ${#failed[@]} -eq 0 ] || refuse "failed after $SECONDS s: ${failed[*]}"

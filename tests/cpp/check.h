@@ -100,4 +100,7 @@ inline void expect_close(const Tensor& found, const std::vector<double>& expecte
   }
 }
 
+// tests/cpp/test_attention.cpp
+void test_all_attention(std::mt19937& random);
+
 }  // namespace vidgen::test

@@ -364,6 +364,7 @@ int main() {
       }
     }
   }
+  test_all_attention(random);
   test_checks();
   test_crc32c();
   if (failures == 0) std::printf("all passed\n");

@@ -127,7 +127,7 @@ def report(found: dict[str, Any]) -> list[str]:
         ],
     )
     section(
-        "attention",
+        "attention (VIDGEN_ATTENTION picks)",
         [(f"{_mark(row)} {row['name']}", row["reason"] or "") for row in found["attention"]],
     )
     section(

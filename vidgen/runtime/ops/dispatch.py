@@ -24,6 +24,7 @@ OPS = (
     "qk_norm_rope",
     "gelu_tanh",
     "video_to_input",
+    "merge",
 )
 IMPLEMENTATIONS = ("reference", "compiled", "triton")
 KERNEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -21,7 +21,7 @@ def run(op: str, direction: str, *arguments: Any) -> None:
     x: Tensor = arguments[0]
     chosen = dispatch.choose(op, x)
     if chosen == "compiled":
-        _run_compiled(f"{op}_{direction}", x.device, arguments)
+        run_compiled(f"{op}_{direction}", x.device, arguments)
     elif chosen == "triton":
         module = importlib.import_module(f"vidgen.runtime.ops.triton.{op}")
         getattr(module, direction)(*arguments)
@@ -31,7 +31,8 @@ def run(op: str, direction: str, *arguments: Any) -> None:
         )
 
 
-def _run_compiled(kernel: str, device: torch.device, arguments: tuple[Any, ...]) -> None:
+def run_compiled(kernel: str, device: torch.device, arguments: tuple[Any, ...]) -> None:
+    """Calls a kernel of the extension module; its last tensors are filled."""
     module = native.load()
     if module is None:
         raise RuntimeError(native.reason())
