@@ -13,9 +13,11 @@ from vidgen.models.hunyuan_vae.config import HunyuanVAEConfig
 from vidgen.models.mmdit.config import MMDiTConfig
 from vidgen.models.text.config import TextConfig
 from vidgen.models.text.encoder import TextEncoder
+from vidgen.models.video_dcae.config import VideoDCAEConfig
 
 AutoencoderConfig = Annotated[
-    BlockDCTConfig | HunyuanVAEConfig | FluxAEConfig, Field(discriminator="kind")
+    BlockDCTConfig | HunyuanVAEConfig | FluxAEConfig | VideoDCAEConfig,
+    Field(discriminator="kind"),
 ]
 
 
@@ -30,9 +32,24 @@ def build_autoencoder(
         from vidgen.models.flux_ae.model import FluxAE
 
         return FluxAE(config, device=device, dtype=dtype)
+    if isinstance(config, VideoDCAEConfig):
+        return _build_video_dcae(config, device, dtype)
     from vidgen.models.hunyuan_vae.model import HunyuanVAE
 
     return HunyuanVAE(config, device=device, dtype=dtype)
+
+
+def _build_video_dcae(
+    config: VideoDCAEConfig, device: torch.device, dtype: torch.dtype
+) -> Autoencoder:
+    from vidgen.models.video_dcae import VideoDCAE, load_weights
+
+    if config.path is None:
+        raise UserError("autoencoder.path is not set: name the Video DC-AE's weights")
+    with torch.device("meta"):
+        model = VideoDCAE(config).to(dtype)
+    load_weights(model, config.path, device)
+    return model.eval().requires_grad_(False)
 
 
 def build_text(config: TextConfig, device: torch.device, dtype: torch.dtype) -> TextEncoder:

@@ -16,6 +16,8 @@ from vidgen.runtime.checkpoint.reader import Reader
 class TrainedWeights:
     """One group of a step's folder: "model", or "ema" for the averaged weights."""
 
+    readers = 1
+
     def __init__(self, step: Path, group: str) -> None:
         self.where = f"{step} ({group})"
         manifest = read_manifest(step)
