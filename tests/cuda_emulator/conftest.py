@@ -70,7 +70,13 @@ class Memory:
         self._release.argtypes = [ctypes.c_void_p]
         self._lent: list[tuple[int, Tensor, Tensor]] = []
 
-    def empty(self, shape: Sequence[int], dtype: torch.dtype, gap: int = 0) -> Tensor:
+    def empty(
+        self,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        gap: int = 0,
+        at_the_end: bool | None = None,
+    ) -> Tensor:
         """All bits set: NaN. `gap` elements lie between one row of the last dimension and the next;
         the last row ends, or the first begins, where memory does."""
         stride, strides = 1, []
@@ -83,7 +89,9 @@ class Memory:
         )
         bytes_ = max(count * dtype.itemsize, 1)
         rounded = -(-bytes_ // 16) * 16
-        address = self._allocate(bytes_, random.randrange(2))
+        if at_the_end is None:
+            at_the_end = random.random() < 0.5
+        address = self._allocate(bytes_, at_the_end)
         raw = torch.frombuffer((ctypes.c_uint8 * rounded).from_address(address), dtype=torch.uint8)
         raw.fill_(255)
         flat = raw[: count * dtype.itemsize].view(dtype)
@@ -124,17 +132,17 @@ class Emulator:
 
     def __init__(self, path: Path) -> None:
         self.module = load_module(path)
-        self._library = ctypes.CDLL(str(path))
-        self.memory = Memory(self._library)
+        self.library = ctypes.CDLL(str(path))
+        self.memory = Memory(self.library)
 
     def counts(self) -> dict[str, int]:
         """What happened since the last call."""
         values = (ctypes.c_int64 * len(COUNTS))()
-        self._library.vidgen_emulator_counts(values)
+        self.library.vidgen_emulator_counts(values)
         return dict(zip(COUNTS, values, strict=True))
 
     def seed(self, value: int) -> None:
-        self._library.vidgen_emulator_seed(ctypes.c_uint64(value))
+        self.library.vidgen_emulator_seed(ctypes.c_uint64(value))
 
     def run(
         self, kernel: str, inputs: Sequence[Any], outputs: Sequence[Tensor], *last: Any

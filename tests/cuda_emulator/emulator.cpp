@@ -2,8 +2,6 @@
 
 #include <setjmp.h>
 #include <signal.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -46,11 +44,6 @@ namespace {
 
 constexpr std::size_t kStack = 128 * 1024;
 
-std::size_t page() {
-  static const auto size = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-  return size;
-}
-
 struct Copy {
   uint32_t to;
   const void* source;
@@ -91,16 +84,6 @@ struct Run {
 };
 
 Run* active = nullptr;
-
-struct Map {
-  void* base;
-  std::size_t bytes;
-};
-
-std::map<void*, Map>& maps() {
-  static std::map<void*, Map> table;
-  return table;
-}
 
 // Stacks are kept between launches.
 char* stack_of(std::size_t thread) {
@@ -295,27 +278,6 @@ void run(const char* kernel, Index grid, Index block, std::size_t shared_bytes,
   if (!failure.empty()) throw std::runtime_error(failure);
 }
 
-void* allocate(std::size_t bytes, bool against_the_end) {
-  const std::size_t rounded = (bytes + 15) / 16 * 16;
-  const std::size_t pages = (std::max<std::size_t>(rounded, 16) + page() - 1) / page() * page();
-  const std::size_t total = pages + 2 * page();
-  void* map = mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (map == MAP_FAILED) throw std::bad_alloc();
-  char* first = static_cast<char*>(map) + page();
-  mprotect(map, page(), PROT_NONE);
-  mprotect(first + pages, page(), PROT_NONE);
-  void* memory = against_the_end ? first + pages - rounded : first;
-  maps()[memory] = {map, total};
-  return memory;
-}
-
-void release(void* memory) {
-  const auto found = maps().find(memory);
-  if (found == maps().end()) throw std::logic_error("memory the emulator did not give out");
-  munmap(found->second.base, found->second.bytes);
-  maps().erase(found);
-}
-
 unsigned char* shared_memory() { return active->shared; }
 std::size_t shared_bytes() { return active->shared_bytes; }
 
@@ -406,22 +368,3 @@ void fail(const std::string& what) {
 }
 
 }  // namespace vidgen::emulator
-
-// ---- from Python, by ctypes ----
-
-#define VIDGEN_EXPORT extern "C" __attribute__((visibility("default")))
-
-VIDGEN_EXPORT void vidgen_emulator_seed(uint64_t seed) { vidgen::emulator::settings().seed = seed; }
-VIDGEN_EXPORT void* vidgen_emulator_allocate(std::size_t bytes, int against_the_end) {
-  return vidgen::emulator::allocate(bytes, against_the_end != 0);
-}
-VIDGEN_EXPORT void vidgen_emulator_release(void* memory) { vidgen::emulator::release(memory); }
-
-// Launches, barriers, matrix products, copies and bank conflicts since the last call.
-VIDGEN_EXPORT void vidgen_emulator_counts(int64_t (*values)[5]) {
-  vidgen::emulator::Counts& counts = vidgen::emulator::counts();
-  const int64_t all[5] = {counts.launches, counts.barriers, counts.matrix_products, counts.copies,
-                          counts.bank_conflicts};
-  std::memcpy(*values, all, sizeof all);
-  counts = {};
-}

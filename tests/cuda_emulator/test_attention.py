@@ -253,7 +253,7 @@ def merged(out_a, lse_a, out_b, lse_b):
 
 @pytest.mark.parametrize("shape", [(2, 5, 3, 64), (1, 9, 2, 33), (1, 1, 1, 300)], ids=str)
 def test_merge(emulator, error_rule, shape, dtype):
-    batch, length, heads, width = shape
+    batch, length, heads, _ = shape
     memory = emulator.memory
     sums = (batch, heads, length)
     out_a, out_b = torch.randn(shape), torch.randn(shape).to(dtype)
