@@ -32,7 +32,7 @@ struct Ranges {
 
 struct Memory {
   float *rows, *keys_turned, *values_turned, *keys, *grad_keys, *grad_values;
-  float *queries, *queries_packed, *grads, *grads_packed, *probs, *scores;
+  float *queries, *queries_packed, *grads, *grads_packed, *probs, *scores, *score_pairs;
   float *lse, *delta, *grad_queries;
   int64_t row_stride, score_stride;
 
@@ -48,6 +48,7 @@ struct Memory {
     grads_packed = carver.take(kQueries * padded);
     probs = carver.take(kQueries * score_stride);
     scores = carver.take(kQueries * score_stride);
+    score_pairs = carver.take(kQueries / 2 * score_stride);
     lse = carver.take(all_queries);
     delta = carver.take(all_queries);
     grad_queries = own_grad_queries ? carver.take(all_queries * padded) : nullptr;
@@ -96,36 +97,125 @@ VIDGEN_INLINE void score_gradients(const Memory& m, int64_t first, int64_t rows,
   }
 }
 
+// The same in bfloat16. Of two rows together: pairs in `probs` (row r / 2, which has been read) and
+// `score_pairs`; of each row alone, at its start in `scores`.
+VIDGEN_INLINE void score_gradient_pairs(const Memory& m, int64_t first, int64_t rows,
+                                        int64_t columns, float scale) {
+  const Floats scales = spread(scale);
+  for (int64_t r = 0; r < rows; r += 2) {
+    // The last of an odd number of rows is paired with zeros.
+    const bool two = r + 1 < rows;
+    const float* probs = m.probs + r * m.score_stride;
+    float* grads = m.scores + r * m.score_stride;
+    float* prob_pairs = m.probs + r / 2 * m.score_stride;
+    float* grad_pairs = m.score_pairs + r / 2 * m.score_stride;
+    const int64_t next = two ? m.score_stride : 0;
+    const int64_t second = first + r + (two ? 1 : 0);
+    const Floats lse[2] = {spread(m.lse[first + r]), spread(m.lse[second])};
+    const Floats delta[2] = {spread(m.delta[first + r]), spread(m.delta[second])};
+    for (int64_t i = 0; i < columns; i += kLanes) {
+      const Floats p = exp2_of(load(probs + i) * scales - lse[0]);
+      Floats p_next = {}, g_next = {};
+      const Floats g = p * (load(grads + i) - delta[0]);
+      if (two) {
+        p_next = exp2_of(load(probs + next + i) * scales - lse[1]);
+        g_next = p_next * (load(grads + next + i) - delta[1]);
+        store(reinterpret_cast<BFloat16*>(grads + next) + i, g_next);
+      }
+      store(reinterpret_cast<BFloat16*>(grads) + i, g);
+      store(prob_pairs + i, pair(p, p_next));
+      store(grad_pairs + i, pair(g, g_next));
+    }
+  }
+}
+
 // The queries [first, first + rows), packed, past the keys of the packed group they see.
+template <bool kPairs>
 VIDGEN_INLINE void pass(const Memory& m, const Runs& runs, int64_t first, int64_t rows,
-                        int64_t width, int64_t padded, int64_t packed_keys, float* grad_queries) {
+                        int64_t width, int64_t padded, int64_t packed_keys, float scale,
+                        float* grad_queries) {
+  const int64_t features = deep<kPairs>(padded), depth = deep<kPairs>(width);
   int64_t column = 0;
   for (int i = 0; i < runs.count; ++i) {
     const Run run = runs.list[i];
-    const int64_t from = run.first * padded;
-    product<Order::kRows, Into::kSet>(m.queries, m.row_stride, m.keys_turned + from,
-                                      padded * kPanel, rows, run.count, width, m.probs + column,
-                                      m.score_stride);
-    product<Order::kRows, Into::kSet>(m.grads, m.row_stride, m.values_turned + from,
-                                      padded * kPanel, rows, run.count, width, m.scores + column,
-                                      m.score_stride);
+    const int64_t from = run.first * features;
+    product<kPairs, Order::kRows, Into::kSet>(m.queries, m.row_stride, m.keys_turned + from,
+                                              features * kPanel, rows, run.count, depth,
+                                              m.probs + column, m.score_stride);
+    product<kPairs, Order::kRows, Into::kSet>(m.grads, m.row_stride, m.values_turned + from,
+                                              features * kPanel, rows, run.count, depth,
+                                              m.scores + column, m.score_stride);
     column += whole_panels(run.count);
   }
-  score_gradients(m, first, rows, column);
+  const float* grads_of_pairs = m.scores;
+  if constexpr (kPairs) {
+    score_gradient_pairs(m, first, rows, column, scale);
+    grads_of_pairs = m.score_pairs;
+    // The last of an odd number of keys is paired with a column that is no key.
+    const int64_t last = runs.list[runs.count - 1].count;
+    const int64_t end = column - whole_panels(last) + last;
+    for (int64_t r = 0; r < rows && end % 2 != 0; ++r) {
+      reinterpret_cast<BFloat16*>(m.scores + r * m.score_stride)[end] = BFloat16{0};
+    }
+  } else {
+    score_gradients(m, first, rows, column);
+  }
   column = 0;
   for (int i = 0; i < runs.count; ++i) {
     const Run run = runs.list[i];
     const int64_t to = run.first * padded;
-    product<Order::kColumns, Into::kAdd>(m.probs + column, m.score_stride, m.grads_packed,
-                                         rows * kPanel, run.count, padded, rows, m.grad_values + to,
-                                         padded);
-    product<Order::kColumns, Into::kAdd>(m.scores + column, m.score_stride, m.queries_packed,
-                                         rows * kPanel, run.count, padded, rows, m.grad_keys + to,
-                                         padded);
-    product<Order::kRows, Into::kAdd>(m.scores + column, m.score_stride,
-                                      m.keys + run.first * kPanel, packed_keys * kPanel, rows,
-                                      padded, run.count, grad_queries, padded);
+    const int64_t down = deep<kPairs>(rows);
+    product<kPairs, Order::kColumns, Into::kAdd>(m.probs + column, m.score_stride, m.grads_packed,
+                                                 down * kPanel, run.count, padded, down,
+                                                 m.grad_values + to, padded);
+    product<kPairs, Order::kColumns, Into::kAdd>(grads_of_pairs + column, m.score_stride,
+                                                 m.queries_packed, down * kPanel, run.count, padded,
+                                                 down, m.grad_keys + to, padded);
+    product<kPairs, Order::kRows, Into::kAdd>(m.scores + deep<kPairs>(column), m.score_stride,
+                                              m.keys + deep<kPairs>(run.first) * kPanel,
+                                              deep<kPairs>(packed_keys) * kPanel, rows, padded,
+                                              deep<kPairs>(run.count), grad_queries, padded);
     column += whole_panels(run.count);
+  }
+}
+
+// A group of keys and values as the right sides of the products.
+template <class T>
+VIDGEN_INLINE void pack_keys(const AttentionBackward& a, const Memory& m, int64_t b, int64_t h,
+                             int64_t key, int64_t keys, int64_t padded) {
+  const int64_t packed_keys = whole_panels(keys);
+  std::memset(m.rows + keys * m.row_stride, 0,
+              std::size_t((packed_keys - keys) * m.row_stride) * sizeof(float));
+  if constexpr (kInPairs<T>) {
+    narrow<T>(a.v, b, h, key, keys, m.rows, m.row_stride);
+    pack_transposed(m.rows, m.row_stride, packed_keys, padded / 2, m.values_turned);
+    narrow<T>(a.k, b, h, key, keys, m.rows, m.row_stride);
+    pack_transposed(m.rows, m.row_stride, packed_keys, padded / 2, m.keys_turned);
+    pack_row_pairs(m.rows, m.row_stride, packed_keys, padded, m.keys);
+  } else {
+    widen<T>(a.v, b, h, key, keys, 1.0f, m.rows, m.row_stride);
+    pack_transposed(m.rows, m.row_stride, packed_keys, padded, m.values_turned);
+    widen<T>(a.k, b, h, key, keys, 1.0f, m.rows, m.row_stride);
+    pack_transposed(m.rows, m.row_stride, packed_keys, padded, m.keys_turned);
+    pack_rows(m.rows, m.row_stride, packed_keys, packed_keys, padded, m.keys);
+  }
+}
+
+// Some queries, or gradients of their outputs, as left and as right sides of products.
+template <bool kPairs, class T>
+VIDGEN_INLINE void pack_queries(const TensorView& x, int64_t b, int64_t h, int64_t first,
+                                int64_t rows, float factor, const Memory& m, int64_t padded,
+                                float* left, float* right) {
+  if constexpr (kPairs) {
+    narrow<T>(x, b, h, first, rows, left, m.row_stride);
+    const int64_t even = 2 * deep<true>(rows);
+    if (even > rows) {
+      std::memset(left + rows * m.row_stride, 0, std::size_t(padded) * sizeof(BFloat16));
+    }
+    pack_row_pairs(left, m.row_stride, even, padded, right);
+  } else {
+    widen<T>(x, b, h, first, rows, factor, left, m.row_stride);
+    pack_rows(left, m.row_stride, rows, rows, padded, right);
   }
 }
 
@@ -158,6 +248,8 @@ VIDGEN_INLINE void job(const AttentionBackward& a, int64_t b, int64_t h, int64_t
   const Memory m(carver, padded, group, queries, partial == nullptr);
   float* grad_queries = partial == nullptr ? m.grad_queries : partial;
 
+  constexpr bool kPairs = kInPairs<T>;
+  const float scale = a.scale * kLog2E;
   read_queries(a, m, b, h);
   std::memset(grad_queries, 0, std::size_t(queries * padded) * sizeof(float));
   for (int64_t key = first; key < end; key += group) {
@@ -171,26 +263,21 @@ VIDGEN_INLINE void job(const AttentionBackward& a, int64_t b, int64_t h, int64_t
       const Runs runs(a.blocks, b, h, query, key, keys);
       if (runs.count == 0) continue;
       if (!packed) {
-        std::memset(m.rows + keys * m.row_stride, 0,
-                    std::size_t((packed_keys - keys) * m.row_stride) * sizeof(float));
-        widen<T>(a.v, b, h, key, keys, 1.0f, m.rows, m.row_stride);
-        pack_transposed(m.rows, m.row_stride, packed_keys, padded, m.values_turned);
-        widen<T>(a.k, b, h, key, keys, 1.0f, m.rows, m.row_stride);
-        pack_transposed(m.rows, m.row_stride, packed_keys, padded, m.keys_turned);
-        pack_rows(m.rows, m.row_stride, packed_keys, packed_keys, padded, m.keys);
+        pack_keys<T>(a, m, b, h, key, keys, padded);
         packed = true;
       }
       const int64_t rows = smaller(kQueries, queries - query);
-      widen<T>(a.q, b, h, query, rows, a.scale * kLog2E, m.queries, m.row_stride);
-      pack_rows(m.queries, m.row_stride, rows, rows, padded, m.queries_packed);
+      pack_queries<kPairs, T>(a.q, b, h, query, rows, scale, m, padded, m.queries,
+                              m.queries_packed);
       with_type(a.grad_out.dtype, [&](auto type) VIDGEN_LAMBDA {
-        widen<decltype(type)>(a.grad_out, b, h, query, rows, 1.0f, m.grads, m.row_stride);
+        pack_queries<kPairs, decltype(type)>(a.grad_out, b, h, query, rows, 1.0f, m, padded,
+                                             m.grads, m.grads_packed);
       });
-      pack_rows(m.grads, m.row_stride, rows, rows, padded, m.grads_packed);
-      pass(m, runs, query, rows, width, padded, packed_keys, grad_queries + query * padded);
+      pass<kPairs>(m, runs, query, rows, width, padded, packed_keys, scale,
+                   grad_queries + query * padded);
     }
-    // The packed queries carry scale * log2(e) already.
-    write(a.grad_k, b, h, key, written, m.grad_keys, padded, kLn2);
+    // As floats the packed queries carry scale * log2(e) already.
+    write(a.grad_k, b, h, key, written, m.grad_keys, padded, kPairs ? a.scale : kLn2);
     write(a.grad_v, b, h, key, written, m.grad_values, padded, 1.0f);
   }
   if (partial == nullptr) write(a.grad_q, b, h, 0, queries, grad_queries, padded, a.scale);

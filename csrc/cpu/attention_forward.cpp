@@ -36,13 +36,19 @@ struct Memory {
   }
 };
 
-// scores -> 2^(score - top), with the top of all scores so far; returns what the sums so far shrink
-// by.
-VIDGEN_INLINE float softmax_row(float* scores, int64_t columns, float& top, float& sum_so_far) {
+// scores -> 2^(factor * score - top), with the top of all so far; returns what the sums so far
+// shrink by. Pairs: what is stored is bfloat16, at the start of the row.
+template <bool kPairs>
+VIDGEN_INLINE float softmax_row(float* scores, int64_t columns, float scale, float& top,
+                                float& sum_so_far) {
+  const Floats scales = spread(scale);
+  const auto score = [&](int64_t i) VIDGEN_LAMBDA {
+    return kPairs ? load(scores + i) * scales : load(scores + i);
+  };
   Floats most[2] = {spread(-kInfinity), spread(-kInfinity)};
   for (int64_t i = 0; i < columns; i += kPanel) {
     // A NaN is never larger: it shows in the sum.
-    const Floats x = load(scores + i), y = load(scores + i + kLanes);
+    const Floats x = score(i), y = score(i + kLanes);
     most[0] = x > most[0] ? x : most[0];
     most[1] = y > most[1] ? y : most[1];
   }
@@ -51,12 +57,18 @@ VIDGEN_INLINE float softmax_row(float* scores, int64_t columns, float& top, floa
   const Floats level = spread(new_top == -kInfinity ? 0.0f : new_top);
   Floats sums[2] = {Floats{}, Floats{}};
   for (int64_t i = 0; i < columns; i += kPanel) {
-    const Floats x = exp2_of(load(scores + i) - level);
-    const Floats y = exp2_of(load(scores + i + kLanes) - level);
+    const Floats x = exp2_of(score(i) - level);
+    const Floats y = exp2_of(score(i + kLanes) - level);
     sums[0] += x;
     sums[1] += y;
-    store(scores + i, x);
-    store(scores + i + kLanes, y);
+    if constexpr (kPairs) {
+      BFloat16* narrow = reinterpret_cast<BFloat16*>(scores);
+      store(narrow + i, x);
+      store(narrow + i + kLanes, y);
+    } else {
+      store(scores + i, x);
+      store(scores + i + kLanes, y);
+    }
   }
   const float factor = top == -kInfinity ? 0.0f : exp2_of(spread(top) - level)[0];
   top = new_top;
@@ -65,16 +77,18 @@ VIDGEN_INLINE float softmax_row(float* scores, int64_t columns, float& top, floa
 }
 
 // The queries [first, first + rows) of the job past the keys of the packed group they see.
+template <bool kPairs>
 VIDGEN_INLINE void attend(const Memory& m, const Runs& runs, int64_t first, int64_t rows,
-                          int64_t width, int64_t padded, int64_t packed_keys) {
+                          int64_t width, int64_t padded, int64_t packed_keys, float scale) {
   float* out = m.out + first * padded;
   const float* queries = m.queries + first * m.row_stride;
   int64_t column = 0;
   for (int i = 0; i < runs.count; ++i) {
     const Run run = runs.list[i];
-    product<Order::kRows, Into::kSet>(queries, m.row_stride, m.keys + run.first * padded,
-                                      padded * kPanel, rows, run.count, width, m.scores + column,
-                                      m.score_stride);
+    product<kPairs, Order::kRows, Into::kSet>(
+        queries, m.row_stride, m.keys + run.first * deep<kPairs>(padded),
+        deep<kPairs>(padded) * kPanel, rows, run.count, deep<kPairs>(width), m.scores + column,
+        m.score_stride);
     const int64_t end = column + run.count;
     column += whole_panels(run.count);
     for (int64_t r = 0; r < rows; ++r) {
@@ -82,22 +96,43 @@ VIDGEN_INLINE void attend(const Memory& m, const Runs& runs, int64_t first, int6
     }
   }
   for (int64_t r = 0; r < rows; ++r) {
-    m.factor[r] =
-        softmax_row(m.scores + r * m.score_stride, column, m.top[first + r], m.sum[first + r]);
+    m.factor[r] = softmax_row<kPairs>(m.scores + r * m.score_stride, column, scale,
+                                      m.top[first + r], m.sum[first + r]);
   }
   column = 0;
   for (int i = 0; i < runs.count; ++i) {
     const Run run = runs.list[i];
-    const float* values = m.values + run.first * kPanel;
-    const float* probs = m.scores + column;
+    const float* values = m.values + deep<kPairs>(run.first) * kPanel;
+    const float* probs = m.scores + deep<kPairs>(column);
+    const int64_t panel = deep<kPairs>(packed_keys) * kPanel, depth = deep<kPairs>(run.count);
     if (i == 0) {
-      product<Order::kRows, Into::kScaledAdd>(probs, m.score_stride, values, packed_keys * kPanel,
-                                              rows, padded, run.count, out, padded, m.factor);
+      product<kPairs, Order::kRows, Into::kScaledAdd>(probs, m.score_stride, values, panel, rows,
+                                                      padded, depth, out, padded, m.factor);
     } else {
-      product<Order::kRows, Into::kAdd>(probs, m.score_stride, values, packed_keys * kPanel, rows,
-                                        padded, run.count, out, padded);
+      product<kPairs, Order::kRows, Into::kAdd>(probs, m.score_stride, values, panel, rows, padded,
+                                                depth, out, padded);
     }
     column += whole_panels(run.count);
+  }
+}
+
+// A group of keys and values as the right sides of the two products.
+template <class T>
+VIDGEN_INLINE void pack(const AttentionForward& a, const Memory& m, int64_t b, int64_t h,
+                        int64_t key, int64_t keys, int64_t padded) {
+  const int64_t packed_keys = whole_panels(keys);
+  std::memset(m.rows + keys * m.row_stride, 0,
+              std::size_t((packed_keys - keys) * m.row_stride) * sizeof(float));
+  if constexpr (kInPairs<T>) {
+    narrow<T>(a.k, b, h, key, keys, m.rows, m.row_stride);
+    pack_transposed(m.rows, m.row_stride, packed_keys, padded / 2, m.keys);
+    narrow<T>(a.v, b, h, key, keys, m.rows, m.row_stride);
+    pack_row_pairs(m.rows, m.row_stride, packed_keys, padded, m.values);
+  } else {
+    widen<T>(a.k, b, h, key, keys, 1.0f, m.rows, m.row_stride);
+    pack_transposed(m.rows, m.row_stride, packed_keys, padded, m.keys);
+    widen<T>(a.v, b, h, key, keys, 1.0f, m.rows, m.row_stride);
+    pack_rows(m.rows, m.row_stride, keys, packed_keys, padded, m.values);
   }
 }
 
@@ -129,7 +164,14 @@ VIDGEN_INLINE void job(const AttentionForward& a, int64_t b, int64_t h, int64_t 
   Carver carver(scratch(sizes.used()));
   const Memory m(carver, padded, group);
 
-  widen<T>(a.q, b, h, first, rows, a.scale * kLog2E, m.queries, m.row_stride);
+  // In pairs the queries stay as they are, and the scores are scaled.
+  constexpr bool kPairs = kInPairs<T>;
+  const float scale = a.scale * kLog2E;
+  if constexpr (kPairs) {
+    narrow<T>(a.q, b, h, first, rows, m.queries, m.row_stride);
+  } else {
+    widen<T>(a.q, b, h, first, rows, scale, m.queries, m.row_stride);
+  }
   for (int64_t r = 0; r < rows; ++r) {
     m.top[r] = -kInfinity;
     m.sum[r] = 0.0f;
@@ -143,17 +185,12 @@ VIDGEN_INLINE void job(const AttentionForward& a, int64_t b, int64_t h, int64_t 
       const Runs runs(a.blocks, b, h, first + query, key, keys);
       if (runs.count == 0) continue;
       if (!packed) {
-        std::memset(m.rows + keys * m.row_stride, 0,
-                    std::size_t((packed_keys - keys) * m.row_stride) * sizeof(float));
-        widen<T>(a.k, b, h, key, keys, 1.0f, m.rows, m.row_stride);
-        pack_transposed(m.rows, m.row_stride, packed_keys, padded, m.keys);
-        widen<T>(a.v, b, h, key, keys, 1.0f, m.rows, m.row_stride);
-        pack_rows(m.rows, m.row_stride, keys, packed_keys, padded, m.values);
+        pack<T>(a, m, b, h, key, keys, padded);
         packed = true;
       }
       const int64_t end = smaller(rows, query + kMaskQueries);
       for (int64_t r = query; r < end; r += kQueries) {
-        attend(m, runs, r, smaller(kQueries, end - r), width, padded, packed_keys);
+        attend<kPairs>(m, runs, r, smaller(kQueries, end - r), width, padded, packed_keys, scale);
       }
     }
   }

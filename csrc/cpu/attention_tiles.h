@@ -1,7 +1,11 @@
 // What attention's passes share: packing, products of small matrices in registers, powers of two.
 //
 // A product C += A B takes B as panels: kPanel columns of one row after another. A is read number
-// by number, so it may lie either way. Everything is float; D is padded to whole panels with zeros.
+// by number, so it may lie either way. D is padded to whole panels with zeros.
+//
+// Everything is float. Where the CPU multiplies pairs of bfloat16 and the tensors hold bfloat16, A
+// and B hold such pairs instead, two neighbours along the depth in the place of one float, so that
+// a product is half as deep and everything else is as it was.
 #pragma once
 
 #include "cpu/tokens.h"
@@ -51,13 +55,46 @@ class Carver {
 
 // ---- products ----
 
+// VIDGEN_EMULATE_BF16 lets tests run the code for pairs on a CPU that has no such products.
+#if defined(__AVX512BF16__) || defined(VIDGEN_EMULATE_BF16)
+constexpr bool kPairProducts = true;
+#else
+constexpr bool kPairProducts = false;
+#endif
+
+template <class T>
+constexpr bool kInPairs = false;
+template <>
+constexpr bool kInPairs<BFloat16> = kPairProducts;
+
+// Numbers of storage in the place of one float.
+template <bool kPairs>
+VIDGEN_INLINE int64_t deep(int64_t depth) {
+  return kPairs ? (depth + 1) / 2 : depth;
+}
+
+template <bool kPairs>
+VIDGEN_INLINE Floats multiply_add(Floats sum, Floats a, Floats b) {
+  if constexpr (!kPairs) {
+    return sum + a * b;
+  } else {
+#if defined(__AVX512BF16__)
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+    const Words x = bit_cast<Words>(a), y = bit_cast<Words>(b);
+    const Floats first = bit_cast<Floats>(x << 16) * bit_cast<Floats>(y << 16);
+    return sum + first + bit_cast<Floats>(x & 0xffff0000u) * bit_cast<Floats>(y & 0xffff0000u);
+#endif
+  }
+}
+
 enum class Into { kSet, kAdd, kScaledAdd };
 
 // A row after row (`step` numbers apart), or column after column.
 enum class Order { kRows, kColumns };
 
 // kRows x kPanel of C: C = A B, C += A B, or C = factor * C + A B with one factor a row.
-template <int kRows, Order kOrder, Into kInto>
+template <bool kPairs, int kRows, Order kOrder, Into kInto>
 VIDGEN_INLINE void tile(const float* a, int64_t a_stride, const float* b, int64_t depth, float* c,
                         int64_t c_stride, const float* factor) {
   Floats sum[kRows][2];
@@ -68,8 +105,8 @@ VIDGEN_INLINE void tile(const float* a, int64_t a_stride, const float* b, int64_
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const Floats x = spread(kOrder == Order::kRows ? a[r * a_stride] : a[r]);
-      sum[r][0] += x * b0;
-      sum[r][1] += x * b1;
+      sum[r][0] = multiply_add<kPairs>(sum[r][0], x, b0);
+      sum[r][1] = multiply_add<kPairs>(sum[r][1], x, b1);
     }
     a += kOrder == Order::kRows ? 1 : a_stride;
     b += kPanel;
@@ -91,20 +128,21 @@ VIDGEN_INLINE void tile(const float* a, int64_t a_stride, const float* b, int64_
 }
 
 // The rows that are left over after whole tiles.
-template <int kRows, Order kOrder, Into kInto>
+template <bool kPairs, int kRows, Order kOrder, Into kInto>
 VIDGEN_INLINE void tail_tile(int64_t rows, const float* a, int64_t a_stride, const float* b,
                              int64_t depth, float* c, int64_t c_stride, const float* factor) {
   if constexpr (kRows > 0) {
     if (rows == kRows) {
-      tile<kRows, kOrder, kInto>(a, a_stride, b, depth, c, c_stride, factor);
+      tile<kPairs, kRows, kOrder, kInto>(a, a_stride, b, depth, c, c_stride, factor);
     } else {
-      tail_tile<kRows - 1, kOrder, kInto>(rows, a, a_stride, b, depth, c, c_stride, factor);
+      tail_tile<kPairs, kRows - 1, kOrder, kInto>(rows, a, a_stride, b, depth, c, c_stride, factor);
     }
   }
 }
 
-// C (rows x columns) from A (rows x depth) and B (depth x columns) in panels `b_panel` apart.
-template <Order kOrder, Into kInto>
+// C (rows x columns) from A (rows x depth) and B (depth x columns) in panels `b_panel` apart, where
+// depth counts floats or pairs.
+template <bool kPairs, Order kOrder, Into kInto>
 void product(const float* a, int64_t a_stride, const float* b, int64_t b_panel, int64_t rows,
              int64_t columns, int64_t depth, float* c, int64_t c_stride,
              const float* factor = nullptr) {
@@ -112,12 +150,13 @@ void product(const float* a, int64_t a_stride, const float* b, int64_t b_panel, 
   for (int64_t column = 0; column < columns; column += kPanel) {
     int64_t r = 0;
     for (; r + kTileRows <= rows; r += kTileRows) {
-      tile<kTileRows, kOrder, kInto>(a + r * a_step, a_stride, b, depth, c + r * c_stride + column,
-                                     c_stride, factor + r);
+      tile<kPairs, kTileRows, kOrder, kInto>(a + r * a_step, a_stride, b, depth,
+                                             c + r * c_stride + column, c_stride, factor + r);
     }
     if (r < rows) {
-      tail_tile<kTileRows - 1, kOrder, kInto>(rows - r, a + r * a_step, a_stride, b, depth,
-                                              c + r * c_stride + column, c_stride, factor + r);
+      tail_tile<kPairs, kTileRows - 1, kOrder, kInto>(rows - r, a + r * a_step, a_stride, b, depth,
+                                                      c + r * c_stride + column, c_stride,
+                                                      factor + r);
     }
     b += b_panel;
   }
@@ -137,6 +176,24 @@ VIDGEN_INLINE void widen_row(const T* from, int64_t width, int64_t padded, float
     i += kLanes;
   }
   for (; i < padded; i += kLanes) store(to + i, Floats{});
+}
+
+// `rows` rows of one head as bfloat16, zeros up to `padded`; `stride` in floats.
+template <class T>
+VIDGEN_INLINE void narrow(const TensorView& x, int64_t b, int64_t h, int64_t first, int64_t rows,
+                          float* to, int64_t stride) {
+  const int64_t width = x.size[3], padded = whole_panels(width);
+  for (int64_t l = 0; l < rows; ++l) {
+    const T* from = row<const T>(x, b, first + l, h);
+    BFloat16* at = reinterpret_cast<BFloat16*>(to + l * stride);
+    int64_t i = 0;
+    for (; i + kLanes <= width; i += kLanes) store(at + i, load(from + i));
+    if (i < width) {
+      store(at + i, Part{i, width - i}.load(from));
+      i += kLanes;
+    }
+    for (; i < padded; i += kLanes) store(at + i, Floats{});
+  }
 }
 
 // `rows` rows of one head, as float, times `factor`.
@@ -160,6 +217,27 @@ inline void pack_rows(const float* from, int64_t stride, int64_t rows, int64_t d
     }
     for (int64_t l = rows * kPanel; l < depth * kPanel; ++l) to[l] = 0.0f;
     to += depth * kPanel;
+  }
+}
+
+// The lower half of every word from `low`, the upper half from `high`, both rounded to bfloat16.
+VIDGEN_INLINE Floats pair(Floats low, Floats high) {
+  return bit_cast<Floats>(rounded_to_bfloat16(low) | rounded_to_bfloat16(high) << 16);
+}
+
+// B = rows of bfloat16, two of them at a time; there are `depth` rows, an even number.
+inline void pack_row_pairs(const float* from, int64_t stride, int64_t depth, int64_t padded,
+                           float* to) {
+  for (int64_t d = 0; d < padded; d += kPanel) {
+    for (int64_t l = 0; l < depth; l += 2) {
+      const BFloat16* low = reinterpret_cast<const BFloat16*>(from + l * stride) + d;
+      const BFloat16* high = reinterpret_cast<const BFloat16*>(from + (l + 1) * stride) + d;
+      for (int64_t i = 0; i < kPanel; i += kLanes) {
+        const Words both = bit_cast<Words>(load(low + i)) >> 16 | bit_cast<Words>(load(high + i));
+        store(to + i, bit_cast<Floats>(both));
+      }
+      to += kPanel;
+    }
   }
 }
 

@@ -86,8 +86,8 @@ class Tensor {
 
 // Differs from `expected` by no more than the type's rounding and a little float32 arithmetic.
 inline void expect_close(const Tensor& found, const std::vector<double>& expected,
-                         const std::string& what) {
-  const double unit = found.view().dtype == DType::f32 ? 2e-6 : 5e-3;
+                         const std::string& what, double slack = 1) {
+  const double unit = slack * (found.view().dtype == DType::f32 ? 2e-6 : 5e-3);
   double largest = 0;
   for (double value : expected) largest = std::fmax(largest, std::fabs(value));
   for (int64_t i = 0; i < found.elements(); ++i) {

@@ -165,9 +165,12 @@ void test_attention(const Problem& p, std::mt19937& random) {
     lse.set(i, 0.0f);
   }
   expect_close(lse, finite, p.name + " lse");
-  expect_close(grad_q, exact.grad_q, p.name + " grad_q");
-  expect_close(grad_k, exact.grad_k, p.name + " grad_k");
-  expect_close(grad_v, exact.grad_v, p.name + " grad_v");
+  // In pairs of bf16 the probabilities and their gradients are rounded as well. Of a single key the
+  // gradients are what is left of numbers that cancel.
+  const double slack = p.keys == 1 ? 20 : p.dtype == DType::bf16 ? 2 : 1;
+  expect_close(grad_q, exact.grad_q, p.name + " grad_q", slack);
+  expect_close(grad_k, exact.grad_k, p.name + " grad_k", slack);
+  expect_close(grad_v, exact.grad_v, p.name + " grad_v", slack);
 
   const auto out_before = out.bytes(), q_before = grad_q.bytes(), k_before = grad_k.bytes();
   p.variant->attention_forward(forward, 1);

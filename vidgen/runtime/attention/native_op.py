@@ -6,10 +6,23 @@ import torch
 from torch import Tensor
 
 from vidgen.runtime import native
-from vidgen.runtime.attention.backends import FLOAT, Backend, rows
+from vidgen.runtime.attention.backends import FLOAT, HALF, Backend, rows
 from vidgen.runtime.attention.mask import BlockMask
 from vidgen.runtime.ops import kernels
 from vidgen.runtime.ops.registry import define
+
+
+def _readable(x: Tensor) -> Tensor:
+    """As the kernels read it; the GPU's take 16 bytes at a time."""
+    x = rows(x)
+    if x.device.type != "cuda":
+        return x
+    steps = (x.data_ptr(), *(stride * x.itemsize for stride in x.stride()[:-1]))
+    return (
+        x
+        if all(step % 16 == 0 for step in steps)
+        else x.clone(memory_format=torch.contiguous_format)
+    )
 
 
 def _forward(
@@ -20,7 +33,7 @@ def _forward(
     blocks: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    q, k, v = (rows(x) for x in (q, k, v))
+    q, k, v = (_readable(x) for x in (q, k, v))
     out, lse = _outputs(q, k, v, key_lengths, blocks, scale)
     kernels.run_compiled(
         "attention_forward", q.device, (q, k, v, key_lengths, blocks, out, lse, scale)
@@ -52,7 +65,7 @@ def _backward(
     lse: Tensor,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v, out, grad_out = (rows(x) for x in (q, k, v, out, grad_out))
+    q, k, v, out, grad_out = (_readable(x) for x in (q, k, v, out, grad_out))
     lse = lse.contiguous()
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
     grads = _gradients(grad_out, grad_lse, q, k, v, key_lengths, blocks, out, lse, scale)
@@ -156,9 +169,10 @@ NATIVE_CPU = Backend(
 NATIVE_CUDA = Backend(
     "native",
     frozenset({"cuda"}),
-    FLOAT,
+    HALF,
     run=_run,
     missing=_missing_on_cuda,
+    head_dim_multiple=8,
     head_dim_max=256,
     masks=BOTH_MASKS,
 )
