@@ -238,6 +238,11 @@ void check(const GeluTanhBackward& a) {
   expect_tokens_like("grad_x", a.grad_x, a.x);
 }
 
+void check(const CopyRows& a) {
+  expect_tokens("x", a.x, 4);
+  expect_tokens_like("out", a.out, a.x);
+}
+
 void check(const VideoToInput& a) {
   expect_dims("frames", a.frames, 5);
   expect_type("frames", a.frames, DType::u8);

@@ -188,3 +188,13 @@ def test_non_finite_values_spread_as_in_torch(emulator, dtype):
     emulator.run("modulate_forward", [x, shift, scale], [out, mean, rstd], 1e-6)
     plain = eager_modulate(x, shift, scale)
     assert torch.equal(out.isnan(), plain.isnan())
+
+
+@pytest.mark.parametrize("width", [16, 33])
+def test_copy_rows(emulator, width, dtype):
+    """From a slice of a packed projection into a part of a joint buffer."""
+    packed = emulator.memory.copy(torch.randn(2, 7, 3, 3, width).to(dtype))
+    joint = emulator.memory.empty((2, 12, 3, width), dtype)
+    emulator.run("copy_rows_forward", [packed[:, :, 1]], [joint[:, 5:]])
+    assert torch.equal(joint[:, 5:], packed[:, :, 1])
+    assert joint[:, :5].isnan().all()
