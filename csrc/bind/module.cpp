@@ -59,4 +59,7 @@ PYBIND11_MODULE(_native, module) {
   module.attr("cuda_architectures") = "";
 #endif
   vidgen::bind::ops(module);
+#ifdef VIDGEN_WITH_CUDA
+  vidgen::bind::cuda_ops(module);
+#endif
 }
