@@ -24,6 +24,7 @@ COMMANDS = {
     "encode": "compute the latents and text features of a data set ahead of training",
     "convert": "translate published weights between layouts",
     "recipe": "show, validate or compare recipes",
+    "eval": "measure an autoencoder's reconstructions: PSNR, SSIM, LPIPS",
     "plan": "say what a run needs and costs before it starts",
     "bench": "measure operations and models on this machine",
     "doctor": "say what this machine has, what will run on it and why the rest will not",
