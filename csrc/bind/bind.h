@@ -7,5 +7,6 @@ namespace vidgen::bind {
 
 void ops(pybind11::module_& module);
 void memory(pybind11::module_& module);
+void cuda_ops(pybind11::module_& module);
 
 }  // namespace vidgen::bind

@@ -60,4 +60,7 @@ PYBIND11_MODULE(_native, module) {
 #endif
   vidgen::bind::ops(module);
   vidgen::bind::memory(module);
+#ifdef VIDGEN_WITH_CUDA
+  vidgen::bind::cuda_ops(module);
+#endif
 }

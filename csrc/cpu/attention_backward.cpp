@@ -64,9 +64,9 @@ VIDGEN_INLINE void read_queries(const AttentionBackward& a, const Memory& m, int
   for (int64_t l = 0; l < queries; ++l) {
     const Out* out = row<const Out>(a.out, b, l, h);
     const Grad* grad = row<const Grad>(a.grad_out, b, l, h);
-    Sums dot;
-    over(a.q.size[3],
-         [&](auto at, int s) VIDGEN_LAMBDA { dot.part[s] += at.load(out) * at.load(grad); });
+    VectorSums dot;
+    over_vectors(a.q.size[3], [&](auto at, int s)
+                                  VIDGEN_LAMBDA { dot.part[s] += at.load(out) * at.load(grad); });
     const float grad_lse = a.grad_lse.dims == 0 ? 0.0f : floats(a.grad_lse)[line + l];
     const float lse = floats(a.lse)[line + l];
     // A query that sees nothing: 2^(score - infinity) is zero.
@@ -90,9 +90,9 @@ VIDGEN_INLINE void score_gradients(const Memory& m, int64_t first, int64_t rows,
     float* grads = m.scores + r * m.score_stride;
     const Floats lse = spread(m.lse[first + r]), delta = spread(m.delta[first + r]);
     for (int64_t i = 0; i < columns; i += kLanes) {
-      const Floats p = exp2_of(load(probs + i) - lse);
-      store(probs + i, p);
-      store(grads + i, p * (load(grads + i) - delta));
+      const Floats p = exp2_of(load_one(probs + i) - lse);
+      store_one(probs + i, p);
+      store_one(grads + i, p * (load_one(grads + i) - delta));
     }
   }
 }
@@ -114,17 +114,17 @@ VIDGEN_INLINE void score_gradient_pairs(const Memory& m, int64_t first, int64_t 
     const Floats lse[2] = {spread(m.lse[first + r]), spread(m.lse[second])};
     const Floats delta[2] = {spread(m.delta[first + r]), spread(m.delta[second])};
     for (int64_t i = 0; i < columns; i += kLanes) {
-      const Floats p = exp2_of(load(probs + i) * scales - lse[0]);
+      const Floats p = exp2_of(load_one(probs + i) * scales - lse[0]);
       Floats p_next = {}, g_next = {};
-      const Floats g = p * (load(grads + i) - delta[0]);
+      const Floats g = p * (load_one(grads + i) - delta[0]);
       if (two) {
-        p_next = exp2_of(load(probs + next + i) * scales - lse[1]);
-        g_next = p_next * (load(grads + next + i) - delta[1]);
-        store(reinterpret_cast<BFloat16*>(grads + next) + i, g_next);
+        p_next = exp2_of(load_one(probs + next + i) * scales - lse[1]);
+        g_next = p_next * (load_one(grads + next + i) - delta[1]);
+        store_one(reinterpret_cast<BFloat16*>(grads + next) + i, g_next);
       }
-      store(reinterpret_cast<BFloat16*>(grads) + i, g);
-      store(prob_pairs + i, pair(p, p_next));
-      store(grad_pairs + i, pair(g, g_next));
+      store_one(reinterpret_cast<BFloat16*>(grads) + i, g);
+      store_one(prob_pairs + i, pair(p, p_next));
+      store_one(grad_pairs + i, pair(g, g_next));
     }
   }
 }
@@ -228,7 +228,8 @@ VIDGEN_INLINE void write(const TensorView& to, int64_t b, int64_t h, int64_t fir
     for (int64_t l = 0; l < rows; ++l) {
       auto* out = row<decltype(type)>(to, b, first + l, h);
       const float* sums = from + l * padded;
-      over(to.size[3], [&](auto at, int) VIDGEN_LAMBDA { at.store(out, at.load(sums) * f); });
+      over_vectors(to.size[3],
+                   [&](auto at, int) VIDGEN_LAMBDA { at.store(out, at.load(sums) * f); });
     }
   });
 }
@@ -292,7 +293,7 @@ VIDGEN_INLINE void add_parts(const AttentionBackward& a, int64_t b, int64_t h, i
   for (int64_t range = 1; range < ranges; ++range) {
     const float* part = total + range * range_stride;
     for (int64_t i = 0; i < rows * padded; i += kLanes) {
-      store(total + i, load(total + i) + load(part + i));
+      store_one(total + i, load_one(total + i) + load_one(part + i));
     }
   }
   write(a.grad_q, b, h, first, rows, total, padded, a.scale);

@@ -43,7 +43,7 @@ VIDGEN_INLINE float softmax_row(float* scores, int64_t columns, float scale, flo
                                 float& sum_so_far) {
   const Floats scales = spread(scale);
   const auto score = [&](int64_t i) VIDGEN_LAMBDA {
-    return kPairs ? load(scores + i) * scales : load(scores + i);
+    return kPairs ? load_one(scores + i) * scales : load_one(scores + i);
   };
   Floats most[2] = {spread(-kInfinity), spread(-kInfinity)};
   for (int64_t i = 0; i < columns; i += kPanel) {
@@ -63,11 +63,11 @@ VIDGEN_INLINE float softmax_row(float* scores, int64_t columns, float scale, flo
     sums[1] += y;
     if constexpr (kPairs) {
       BFloat16* narrow = reinterpret_cast<BFloat16*>(scores);
-      store(narrow + i, x);
-      store(narrow + i + kLanes, y);
+      store_one(narrow + i, x);
+      store_one(narrow + i + kLanes, y);
     } else {
-      store(scores + i, x);
-      store(scores + i + kLanes, y);
+      store_one(scores + i, x);
+      store_one(scores + i + kLanes, y);
     }
   }
   const float factor = top == -kInfinity ? 0.0f : exp2_of(spread(top) - level)[0];
@@ -148,7 +148,7 @@ VIDGEN_INLINE void write(const AttentionForward& a, const Memory& m, int64_t b, 
     const bool empty = m.top[r] == -kInfinity && total == 0.0f;
     lse[r] = empty ? -kInfinity : m.top[r] == -kInfinity ? total : m.top[r] * kLn2 + logf(total);
     const Floats inverse = spread(empty ? 0.0f : 1.0f / total);
-    over(width, [&](auto at, int) VIDGEN_LAMBDA { at.store(to, at.load(from) * inverse); });
+    over_vectors(width, [&](auto at, int) VIDGEN_LAMBDA { at.store(to, at.load(from) * inverse); });
   }
 }
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "cpu/tokens.h"
+#include "cpu/vectors.h"
 #include "vidgen/attention.h"
 
 namespace vidgen::cpu::VIDGEN_ISA {
@@ -101,7 +102,7 @@ VIDGEN_INLINE void tile(const float* a, int64_t a_stride, const float* b, int64_
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = Floats{};
   for (int64_t k = 0; k < depth; ++k) {
-    const Floats b0 = load(b), b1 = load(b + kLanes);
+    const Floats b0 = load_one(b), b1 = load_one(b + kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const Floats x = spread(kOrder == Order::kRows ? a[r * a_stride] : a[r]);
@@ -115,15 +116,15 @@ VIDGEN_INLINE void tile(const float* a, int64_t a_stride, const float* b, int64_
   for (int r = 0; r < kRows; ++r) {
     float* at = c + r * c_stride;
     if constexpr (kInto == Into::kAdd) {
-      sum[r][0] += load(at);
-      sum[r][1] += load(at + kLanes);
+      sum[r][0] += load_one(at);
+      sum[r][1] += load_one(at + kLanes);
     } else if constexpr (kInto == Into::kScaledAdd) {
       const Floats f = spread(factor[r]);
-      sum[r][0] += f * load(at);
-      sum[r][1] += f * load(at + kLanes);
+      sum[r][0] += f * load_one(at);
+      sum[r][1] += f * load_one(at + kLanes);
     }
-    store(at, sum[r][0]);
-    store(at + kLanes, sum[r][1]);
+    store_one(at, sum[r][0]);
+    store_one(at + kLanes, sum[r][1]);
   }
 }
 
@@ -172,12 +173,12 @@ VIDGEN_INLINE void widen_row(const T* from, int64_t width, int64_t padded, float
                              float* to) {
   const Floats f = spread(factor);
   int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) store(to + i, load(from + i) * f);
+  for (; i + kLanes <= width; i += kLanes) store_one(to + i, load_one(from + i) * f);
   if (i < width) {
-    store(to + i, Part{i, width - i}.load(from) * f);
+    store_one(to + i, PartVector{i, width - i}.load(from) * f);
     i += kLanes;
   }
-  for (; i < padded; i += kLanes) store(to + i, Floats{});
+  for (; i < padded; i += kLanes) store_one(to + i, Floats{});
 }
 
 // `rows` rows of one head as bfloat16, zeros up to `padded`; `stride` in floats.
@@ -189,12 +190,12 @@ VIDGEN_INLINE void narrow(const TensorView& x, int64_t b, int64_t h, int64_t fir
     const T* from = row<const T>(x, b, first + l, h);
     BFloat16* at = reinterpret_cast<BFloat16*>(to + l * stride);
     int64_t i = 0;
-    for (; i + kLanes <= width; i += kLanes) store(at + i, load(from + i));
+    for (; i + kLanes <= width; i += kLanes) store_one(at + i, load_one(from + i));
     if (i < width) {
-      store(at + i, Part{i, width - i}.load(from));
+      store_one(at + i, PartVector{i, width - i}.load(from));
       i += kLanes;
     }
-    for (; i < padded; i += kLanes) store(at + i, Floats{});
+    for (; i < padded; i += kLanes) store_one(at + i, Floats{});
   }
 }
 
@@ -214,8 +215,8 @@ inline void pack_rows(const float* from, int64_t stride, int64_t rows, int64_t d
                       int64_t padded, float* to) {
   for (int64_t d = 0; d < padded; d += kPanel) {
     for (int64_t l = 0; l < rows; ++l) {
-      store(to + l * kPanel, load(from + l * stride + d));
-      store(to + l * kPanel + kLanes, load(from + l * stride + d + kLanes));
+      store_one(to + l * kPanel, load_one(from + l * stride + d));
+      store_one(to + l * kPanel + kLanes, load_one(from + l * stride + d + kLanes));
     }
     for (int64_t l = rows * kPanel; l < depth * kPanel; ++l) to[l] = 0.0f;
     to += depth * kPanel;
@@ -224,7 +225,7 @@ inline void pack_rows(const float* from, int64_t stride, int64_t rows, int64_t d
 
 // The lower half of every word from `low`, the upper half from `high`, both rounded to bfloat16.
 VIDGEN_INLINE Floats pair(Floats low, Floats high) {
-  return bit_cast<Floats>(rounded_to_bfloat16(low) | rounded_to_bfloat16(high) << 16);
+  return bit_cast<Floats>(bfloat16_halves(low) | bfloat16_halves(high) << 16);
 }
 
 // B = rows of bfloat16, two of them at a time; there are `depth` rows, an even number.
@@ -235,8 +236,9 @@ inline void pack_row_pairs(const float* from, int64_t stride, int64_t depth, int
       const BFloat16* low = reinterpret_cast<const BFloat16*>(from + l * stride) + d;
       const BFloat16* high = reinterpret_cast<const BFloat16*>(from + (l + 1) * stride) + d;
       for (int64_t i = 0; i < kPanel; i += kLanes) {
-        const Words both = bit_cast<Words>(load(low + i)) >> 16 | bit_cast<Words>(load(high + i));
-        store(to + i, bit_cast<Floats>(both));
+        const Words both =
+            bit_cast<Words>(load_one(low + i)) >> 16 | bit_cast<Words>(load_one(high + i));
+        store_one(to + i, bit_cast<Floats>(both));
       }
       to += kPanel;
     }
@@ -310,7 +312,7 @@ VIDGEN_INLINE Floats exp2_of(Floats x) {
 
 VIDGEN_INLINE float largest(Floats value) {
   float lanes[kLanes];
-  store(lanes, value);
+  store_one(lanes, value);
   for (int half = kLanes / 2; half > 0; half /= 2) {
     for (int lane = 0; lane < half; ++lane) {
       if (lanes[lane + half] > lanes[lane]) lanes[lane] = lanes[lane + half];

@@ -25,8 +25,8 @@ VIDGEN_INLINE Weights weigh(float lse_a, float lse_b) {
 template <class Body>
 VIDGEN_INLINE void for_rows(const TensorView& x, int threads, Body&& body) {
   const int64_t length = x.size[1], heads = x.size[2];
-  const int64_t per_chunk = rows_per_chunk(x.size[3] * larger(1, heads));
   const int64_t tokens = x.size[0] * length;
+  const int64_t per_chunk = rows_per_chunk(tokens, x.size[3] * larger(1, heads), threads);
   in_parallel(divided_up(tokens, per_chunk), threads, [&](int64_t chunk) {
     const int64_t end = smaller(tokens, (chunk + 1) * per_chunk);
     for (int64_t n = chunk * per_chunk; n < end; ++n) {
@@ -46,7 +46,7 @@ void merge_forward(const MergeForward& a, int threads) {
       const float* out_a = row<const float>(a.out_a, b, l, h);
       const T* out_b = row<const T>(a.out_b, b, l, h);
       float* out = row<float>(a.out, b, l, h);
-      over(a.out.size[3], [&](auto at, int) VIDGEN_LAMBDA {
+      over_vectors(a.out.size[3], [&](auto at, int) VIDGEN_LAMBDA {
         at.store(out, spread(w.a) * at.load(out_a) + spread(w.b) * at.load(out_b));
       });
       floats(a.lse)[n] = w.lse;
@@ -64,8 +64,8 @@ void merge_backward(const MergeBackward& a, int threads) {
       const T* out_b = row<const T>(a.out_b, b, l, h);
       float* grad_a = row<float>(a.grad_out_a, b, l, h);
       T* grad_b = row<T>(a.grad_out_b, b, l, h);
-      Sums dot;
-      over(a.out_a.size[3], [&](auto at, int s) VIDGEN_LAMBDA {
+      VectorSums dot;
+      over_vectors(a.out_a.size[3], [&](auto at, int s) VIDGEN_LAMBDA {
         const Floats g = at.load(grad);
         dot.part[s] += g * (at.load(out_b) - at.load(out_a));
         at.store(grad_a, g * spread(w.a));

@@ -3,7 +3,7 @@
 namespace vidgen::cuda {
 namespace {
 
-// Strides of a (B, L, H, D) tensor, in packs of `bytes`.
+// Strides of a (B, L, H, D) tensor, in packs of that many elements.
 struct Strides {
   int64_t b, l, h;
 
@@ -30,11 +30,10 @@ __global__ void __launch_bounds__(256) copy_kernel(const P* x, Strides from, P* 
 template <class P>
 void launch_copy(const CopyRows& a, int64_t pack, const Launch& launch) {
   const int64_t packs = a.x.size[3] / pack;
-  copy_kernel<P><<<blocks(a.x.size[0] * a.x.size[1]), threads_for(a.x.size[2] * packs), 0,
-                   stream_of(launch)>>>(
-      static_cast<const P*>(a.x.data), Strides(a.x, pack), static_cast<P*>(a.out.data),
-      Strides(a.out, pack), a.x.size[1], static_cast<int>(a.x.size[2]), static_cast<int>(packs));
-  expect_launched("copy_rows_forward");
+  start("copy_rows_forward", copy_kernel<P>, blocks(a.x.size[0] * a.x.size[1]),
+        threads_for(a.x.size[2] * packs), 0, launch, static_cast<const P*>(a.x.data),
+        Strides(a.x, pack), static_cast<P*>(a.out.data), Strides(a.out, pack), a.x.size[1],
+        static_cast<int>(a.x.size[2]), static_cast<int>(packs));
 }
 
 }  // namespace
