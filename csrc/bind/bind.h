@@ -5,6 +5,7 @@
 
 namespace vidgen::bind {
 
+void io(pybind11::module_& module);
 void ops(pybind11::module_& module);
 
 }  // namespace vidgen::bind

@@ -58,5 +58,6 @@ PYBIND11_MODULE(_native, module) {
 #else
   module.attr("cuda_architectures") = "";
 #endif
+  vidgen::bind::io(module);
   vidgen::bind::ops(module);
 }
