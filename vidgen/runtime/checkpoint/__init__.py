@@ -1,8 +1,17 @@
 """Checkpoints: sharded, checked, and on disk either whole or not at all."""
 
 from vidgen.runtime.checkpoint.commit import latest, steps
-from vidgen.runtime.checkpoint.load import groups, load, read_objects, read_tensors, verify
-from vidgen.runtime.checkpoint.save import Saving, save
+from vidgen.runtime.checkpoint.load import (
+    LoadReport,
+    groups,
+    load,
+    read_objects,
+    read_tensors,
+    verify,
+)
+from vidgen.runtime.checkpoint.reader import GroupReader
+from vidgen.runtime.checkpoint.save import Saving, Summary, save
+from vidgen.runtime.checkpoint.staging import reserve
 
 __all__ = [
     "save",
@@ -13,5 +22,9 @@ __all__ = [
     "read_tensors",
     "read_objects",
     "verify",
+    "reserve",
+    "GroupReader",
     "Saving",
+    "Summary",
+    "LoadReport",
 ]
