@@ -50,6 +50,8 @@ int64_t Crew::call(const char* name, const std::string& path, uint64_t offset, u
   int64_t result;
   for (;;) {
     result = allowed(name, path, offset, bytes);
+    // The hook may have outlasted the caller's patience, and with it the caller's memory.
+    if (stopped) result = -ECANCELED;
     if (result >= 0) result = real(static_cast<uint64_t>(result));
     if ((result != -EINTR && result != -EAGAIN) || stopped) break;
     retried++;

@@ -141,9 +141,11 @@ class ReadJob : public Crew {
     for (uint64_t got = 0; got < needed;) {
       const int64_t result =
           call("read", file.path, offset + got, bytes_there - got, [&](uint64_t n) {
+            if (direct_io) n = std::max<uint64_t>(round_down(n), kPage);
             const ssize_t read = pread(descriptor, to + got, n, static_cast<off_t>(offset + got));
             return static_cast<int64_t>(read < 0 ? -errno : read);
           });
+      if (result == -ECANCELED && stopped) return false;
       if (result < 0) {
         note({unit.span, static_cast<int>(-result), offset + got, 0, 0});
         return false;

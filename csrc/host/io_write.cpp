@@ -160,6 +160,9 @@ class WriteJob : public Crew {
 #endif
   }
 
+  // O_DIRECT transfers whole pages, so a hook's part of a page is none.
+  uint64_t whole(uint64_t n) const { return settings.direct ? round_down(n) : n; }
+
   void write_one_by_one() {
     Block block;
     while (take(&block)) {
@@ -167,7 +170,7 @@ class WriteJob : public Crew {
       int64_t result;
       do {
         result = call("write", file.path, block.begin, block.end - block.begin, [&](uint64_t n) {
-          const ssize_t written = pwrite(open_[block.file].get(), file.data + block.begin, n,
+          const ssize_t written = pwrite(open_[block.file].get(), file.data + block.begin, whole(n),
                                          static_cast<off_t>(block.begin));
           return static_cast<int64_t>(written < 0 ? -errno : written);
         });
@@ -198,11 +201,12 @@ class WriteJob : public Crew {
       const uint64_t wanted = block.end - block.begin;
       slots[i].watched = watch("write", file.path, block.begin, wanted);
       const int64_t n = allowed("write", file.path, block.begin, wanted);
-      if (n <= 0) {
-        hooked.push_back({i, n});
+      const uint64_t now = n < 0 || stopped ? 0 : whole(static_cast<uint64_t>(n));
+      if (now == 0) {
+        hooked.push_back({i, std::min<int64_t>(n, 0)});
         return;
       }
-      ring.write(open_[block.file].get(), file.data + block.begin, static_cast<uint32_t>(n),
+      ring.write(open_[block.file].get(), file.data + block.begin, static_cast<uint32_t>(now),
                  block.begin, i);
       ++in_kernel;
     };

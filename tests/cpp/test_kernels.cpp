@@ -366,6 +366,7 @@ int main() {
   }
   test_checks();
   test_crc32c();
+  test_io();
   if (failures == 0) std::printf("all passed\n");
   return failures == 0 ? 0 : 1;
 }

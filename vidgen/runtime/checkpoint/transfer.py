@@ -105,30 +105,32 @@ def read_spans(
         return plain.read_spans(folder, spans, keep_going, progress, hook)
     names = sorted({span.file for span in spans})
     number = {name: i for i, name in enumerate(names)}
-    found, statistics = module.io_read(
-        [str(folder / name) for name in names],
-        [
-            (
-                number[s.file],
-                s.offset,
-                s.size,
-                s.crcs,
-                s.begin,
-                0 if s.out is None else s.out.nbytes,
-                0 if s.out is None else s.out.data_ptr(),
-            )
-            for s in spans
-        ],
-        chunk=CHUNK,
-        keep_going=keep_going,
-        direct=True,
-        threads=_read_threads(),
-        block=READ_BLOCK,
-        timeout_s=TIMEOUT_S,
-        hook=hook,
-        progress=progress,
-    )
+    jobs = [_job(span, number[span.file]) for span in spans]
+    try:
+        found, statistics = module.io_read(
+            [str(folder / name) for name in names],
+            jobs,
+            chunk=CHUNK,
+            keep_going=keep_going,
+            direct=True,
+            threads=_read_threads(),
+            block=READ_BLOCK,
+            timeout_s=TIMEOUT_S,
+            hook=hook,
+            progress=progress,
+        )
+    except TimeoutError:
+        _lost.append(spans)
+        raise
     return [Problem(spans[index], *rest) for index, *rest in found], Statistics(**statistics)
+
+
+_lost: list[Sequence[Span]] = []  # whose memory a stuck read may still fill
+
+
+def _job(span: Span, file: int) -> tuple[object, ...]:
+    wanted, address = (0, 0) if span.out is None else (span.out.nbytes, span.out.data_ptr())
+    return file, span.offset, span.size, span.crcs, span.begin, wanted, address
 
 
 @cache
