@@ -88,6 +88,7 @@ class Trainer:
         self.ema = EMA(self.named, recipe.train.ema_decay) if recipe.train.ema_decay else None
         self.optimizer = build_optimizer(self.named.values(), recipe.optim)
         self.seams = Seams(run_block=self._run_block)
+        checkpoint.reserve(self._state_bytes())
         if newest is not None:
             self._resume(newest)
         elif fresh and self.world.rank == 0:
@@ -231,6 +232,12 @@ class Trainer:
             groups["ema"] = self.ema.tensors
         return groups
 
+    def _state_bytes(self) -> int:
+        """What this rank has to save: weights, AdamW's two moments, the moving average."""
+        return sum(
+            checkpoint.held_bytes(p) * (3 if self.ema is None else 4) for p in self.named.values()
+        )
+
     def _save(self) -> checkpoint.Saving:
         return checkpoint.save(
             self._checkpoints,
@@ -346,7 +353,7 @@ class Trainer:
         if bad := self.loader.bad_clips:
             log.line(f"{len(bad)} clip(s) could not be read and were passed over")
         if self._saving is not None:
-            log.line(f"checkpoint {self._saving.wait()}")
+            log.line(f"checkpoint {self._saving.wait()}: {self._saving.summary}")
 
     def _end_early(self, log: RunLog, received: signal.Signals) -> None:
         # The recipe as it was run, overrides and all: no --fresh, which would set the run aside.

@@ -1,6 +1,7 @@
 """Checkpoints: sharded, checked, and on disk either whole or not at all."""
 
 from vidgen.runtime.checkpoint.commit import latest, steps
+from vidgen.runtime.checkpoint.layout import held_bytes
 from vidgen.runtime.checkpoint.load import (
     LoadReport,
     groups,
@@ -23,6 +24,7 @@ __all__ = [
     "read_objects",
     "verify",
     "reserve",
+    "held_bytes",
     "GroupReader",
     "Saving",
     "Summary",

@@ -91,6 +91,11 @@ def local_part(tensor: Tensor) -> tuple[Tensor, Box]:
     return tensor.to_local().detach(), Box(tuple(chunks[0].offsets), tuple(chunks[0].sizes))
 
 
+def held_bytes(tensor: Tensor) -> int:
+    """The bytes that this rank holds of a tensor."""
+    return local_part(tensor)[0].nbytes
+
+
 @dataclass(frozen=True)
 class Slice:
     """One box of a tensor as it lies in a file, with a checksum for each CHUNK of its bytes."""

@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,6 +227,8 @@ def _run(job: _Job, saving: Saving) -> None:
         _log.info("%s: %s", saving.path, saving.summary)
     except Exception as error:
         failed = error
+        # What was being written is in variables of the error's frames, which would keep it alive.
+        traceback.clear_frames(error.__traceback__)
     try:
         if failed is not None and _stuck(failed):
             job.snapshot.lose()

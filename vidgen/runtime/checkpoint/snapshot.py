@@ -64,6 +64,7 @@ class Snapshot:
     def release(self) -> None:
         """Give the memory back to the next save."""
         self.wait()
+        del self._image  # a view: the memory is lent again when there is none
         self._lease.give_back()
 
     def lose(self) -> None:

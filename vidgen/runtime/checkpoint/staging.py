@@ -1,6 +1,7 @@
 """The host memory that a save copies into: taken once, and lent again for every save."""
 
 import logging
+import os
 
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from vidgen.runtime.memory import Arena, Lease
 _log = logging.getLogger(__name__)
 
 _arena: Arena | None = None
+_owner = 0  # the process that took it: a forked child takes its own
 _lost: list[Lease] = []  # memory that a stuck write may still read
 
 
@@ -23,8 +25,7 @@ def reserve(nbytes: int) -> None:
 
 def lend(nbytes: int) -> tuple[Lease, Tensor]:
     """Memory for one save, which nobody else has now: the bytes, beginning on a page."""
-    if _arena is None or _arena.nbytes < nbytes + PAGE:
-        _take(nbytes + PAGE)
+    _take(nbytes + PAGE)
     assert _arena is not None
     lease = _arena.lease(nbytes + PAGE, what="a checkpoint")
     memory = lease.tensor((nbytes + PAGE,))
@@ -40,14 +41,16 @@ def lose(lease: Lease) -> None:
 
 
 def _take(nbytes: int) -> None:
-    global _arena
+    global _arena, _owner
+    if _owner != os.getpid():
+        _arena = None
     if _arena is not None:
         if _arena.nbytes >= nbytes:
             return
         _log.info("checkpoints outgrew their %.0f MiB of host memory", _arena.nbytes / 2**20)
         _arena.close()
         _arena = None
-    _arena = Arena(nbytes, name="checkpoints")
+    _arena, _owner = Arena(nbytes, name="checkpoints"), os.getpid()
     lease = _arena.lease(_arena.nbytes)
     lease.tensor((_arena.nbytes,)).zero_()
     lease.give_back()
