@@ -2,15 +2,15 @@
 
 import os
 import random
+import shutil
 import sys
 import tempfile
 import zlib
 
 # Before torch is imported: tests run side by side, one thread each, and what torch compiles is
-# theirs alone. In the common cache a run that was killed leaves half files that fail every later one.
+# theirs alone. In the common cache a killed run leaves half files that fail every later one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-compiled = tempfile.TemporaryDirectory(prefix="vidgen-compiled-", ignore_cleanup_errors=True)
-os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled.name
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="vidgen-compiled-")
 
 import pytest
 from hypothesis import settings
@@ -24,6 +24,10 @@ settings.load_profile("vidgen")
 
 def pytest_report_header() -> str:
     return f"vidgen: tests seeded with VIDGEN_TEST_SEED={SEED}"
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

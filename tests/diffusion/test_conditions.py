@@ -100,8 +100,8 @@ def test_the_shortest_clip_leaves_something_to_generate(name: ConditionName, cau
     for frames in (needed - ae.compression[0], needed):
         if frames < 1:
             continue
-        grid = latent_grid(ae, frames, 8, 16)
         try:
+            grid = latent_grid(ae, frames, 8, 16)
             mask, _ = given_latents(name, cut_pieces(name, clip(frames), ae), ae, grid, 0)
         except ValueError:
             fit.append(False)

@@ -26,9 +26,10 @@ def test_grids() -> None:
         (CAUSAL, 2, r"the nearest are 1 and 5"),
         (CAUSAL, 0, r"the nearest is 1$"),
         (CAUSAL, -7, r"the nearest is 1$"),
-        (PLAIN, 129, r"takes 1 or a multiple of 4; the nearest are 128 and 132"),
-        (PLAIN, 3, r"the nearest are 1 and 4"),
-        (PLAIN, 0, r"the nearest are 1 and 4"),
+        (PLAIN, 129, r"1 or a multiple of 4 from 8 on; the nearest are 128 and 132"),
+        (PLAIN, 3, r"the nearest are 1 and 8"),
+        (PLAIN, 4, r"the nearest are 1 and 8"),
+        (PLAIN, 0, r"the nearest is 1$"),
     ],
 )
 def test_the_nearest_frame_counts_are_named(ae: Any, frames: int, message: str) -> None:

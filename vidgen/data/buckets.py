@@ -189,7 +189,10 @@ def _frame_counts(resolution: str, key: str, step: int, causal: bool) -> list[in
         raise UserError(f'{where}: "{key}" is no frame count; expected e.g. 33 or 5-33')
     low, high = int(match[1]), int(match[2] or match[1])
     extra = 1 if causal else 0
-    valid = [n for n in range(low, high + 1) if n == 1 or (n > extra and n % step == extra % step)]
+    least = (
+        step + 1 if causal else 2 * step if step > 1 else 1
+    )  # see models.autoencoder.latent_grid
+    valid = [n for n in range(low, high + 1) if n == 1 or (n >= least and (n - extra) % step == 0)]
     if not valid:
         below = max(1, (low - extra) // step * step + extra)
         form = f"1 or {step}k + {extra}" if causal else f"1 or a multiple of {step}"

@@ -1,8 +1,9 @@
-"""The interface every video autoencoder has: the block-DCT codec, HunyuanVideo's VAE, DC-AE."""
+"""The interface every autoencoder has: block-DCT codec, HunyuanVideo's VAE, FLUX's, DC-AE."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -34,10 +35,24 @@ def latent_grid(
             near = f"nearest are {low} and {low + unit}" if low > 0 else f"nearest is {unit}"
             raise ValueError(f"{name} {size} is not a multiple of {unit}; the {near}")
     extra = 1 if ae.causal else 0
-    if frames != 1 and (frames < 1 or (frames - extra) % ct):
-        form = f"{ct}k+1" if ae.causal else f"1 or a multiple of {ct}"
-        low = max(1, (frames - extra) // ct * ct + extra)
-        high = max(1, (frames - extra) // ct * ct + extra + ct)
-        near = f"nearest are {low} and {high}" if low < high else f"nearest is {low}"
+    # Without causality a single latent frame is an image's: `ct` frames would come back as one.
+    least = ct + 1 if ae.causal else 2 * ct if ct > 1 else 1
+    if frames != 1 and (frames < least or (frames - extra) % ct):
+        form = f"{ct}k+1" if ae.causal else f"1 or a multiple of {ct} from {least} on"
+        low = (frames - extra) // ct * ct + extra
+        if frames < 1:
+            near = "nearest is 1"
+        else:
+            near = f"nearest are {low if low >= least else 1} and {max(low + ct, least)}"
         raise ValueError(f"{frames} frames: this autoencoder takes {form}; the {near}")
     return (frames - extra) // ct + extra if frames > 1 else 1, height // ch, width // cw
+
+
+def posterior_noise(mean_BCTHW: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Normal noise for each video from its own seed: on the CPU in fp32, so that a seed means the
+    same sample on every device."""
+    noise = [
+        torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed))
+        for mean, seed in zip(mean_BCTHW, seeds, strict=True)
+    ]
+    return torch.stack(noise).to(mean_BCTHW)

@@ -8,12 +8,17 @@ from pydantic import Field
 from vidgen.errors import UserError
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.block_dct.config import BlockDCTConfig
+from vidgen.models.flux_ae.config import FluxAEConfig
 from vidgen.models.hunyuan_vae.config import HunyuanVAEConfig
 from vidgen.models.mmdit.config import MMDiTConfig
 from vidgen.models.text.config import TextConfig
 from vidgen.models.text.encoder import TextEncoder
+from vidgen.models.video_dcae.config import VideoDCAEConfig
 
-AutoencoderConfig = Annotated[BlockDCTConfig | HunyuanVAEConfig, Field(discriminator="kind")]
+AutoencoderConfig = Annotated[
+    BlockDCTConfig | HunyuanVAEConfig | FluxAEConfig | VideoDCAEConfig,
+    Field(discriminator="kind"),
+]
 
 
 def build_autoencoder(
@@ -23,9 +28,28 @@ def build_autoencoder(
         from vidgen.models.block_dct.model import BlockDCT
 
         return BlockDCT(config).to(device)
+    if isinstance(config, FluxAEConfig):
+        from vidgen.models.flux_ae.model import FluxAE
+
+        return FluxAE(config, device=device, dtype=dtype)
+    if isinstance(config, VideoDCAEConfig):
+        return _build_video_dcae(config, device, dtype)
     from vidgen.models.hunyuan_vae.model import HunyuanVAE
 
     return HunyuanVAE(config, device=device, dtype=dtype)
+
+
+def _build_video_dcae(
+    config: VideoDCAEConfig, device: torch.device, dtype: torch.dtype
+) -> Autoencoder:
+    from vidgen.models.video_dcae import VideoDCAE, load_weights
+
+    if config.path is None:
+        raise UserError("autoencoder.path is not set: name the Video DC-AE's weights")
+    with torch.device("meta"):
+        model = VideoDCAE(config).to(dtype)
+    load_weights(model, config.path, device)
+    return model.eval().requires_grad_(False)
 
 
 def build_text(config: TextConfig, device: torch.device, dtype: torch.dtype) -> TextEncoder:

@@ -53,6 +53,7 @@ class TensorSource(Protocol):
     where: str  # how error messages name it
     infos: dict[str, TensorInfo]
     metadata: dict[str, str]
+    readers: int  # threads that may read at once, to some use
 
     def read(self, name: str, out: Tensor, row: int = 0) -> None:
         """Fill `out` (contiguous, on the CPU, the source's dtype) from row `row` onwards."""
@@ -61,6 +62,8 @@ class TensorSource(Protocol):
 
 class TensorDict:
     """Tensors that are in memory already."""
+
+    readers = 1
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.where = "the given tensors"
@@ -74,6 +77,8 @@ class TensorDict:
 
 class TensorFiles:
     """One safetensors file or the shards of one checkpoint; a context manager."""
+
+    readers = 4  # one thread copies out of the page cache more slowly than a good disk reads
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.where = str(path)

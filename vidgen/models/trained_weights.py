@@ -12,6 +12,8 @@ from vidgen.runtime.checkpoint import GroupReader, read_objects
 class TrainedWeights:
     """One group of a step's folder: "model", or "ema" for the averaged weights."""
 
+    readers = 1
+
     def __init__(self, step: Path, group: str) -> None:
         self.where = f"{step} ({group})"
         self._files = GroupReader(step, group)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vidgen.errors import UserError
-from vidgen.models.autoencoder import latent_grid
+from vidgen.models.autoencoder import latent_grid, posterior_noise
 from vidgen.models.hunyuan_vae.config import HunyuanVAEConfig
 from vidgen.models.hunyuan_vae.weights import load_weights
 from vidgen.models.tensor_files import PathOrTensors
@@ -70,13 +70,7 @@ class HunyuanVAE(nn.Module):
         """A sample of the posterior, drawn for each video from its own seed."""
         latent_grid(self, *video_BCTHW.shape[2:])
         posterior = self.vae.encode(video_BCTHW.to(self.vae.dtype)).latent_dist
-        # Drawn on the CPU in fp32, so that a seed means the same sample on every device.
-        noise = torch.stack(
-            [
-                torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed))
-                for mean, seed in zip(posterior.mean, seeds, strict=True)
-            ]
-        ).to(posterior.mean)
+        noise = posterior_noise(posterior.mean, seeds)
         sample: Tensor = posterior.mean + posterior.std * noise
         return (sample * self.scale).to(video_BCTHW.dtype)
 

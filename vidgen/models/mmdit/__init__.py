@@ -2,6 +2,7 @@
 
 from vidgen.models.mmdit.config import PRESETS, MMDiTConfig
 from vidgen.models.mmdit.model import MMDiT, Seams, patchify, unpatchify
+from vidgen.models.mmdit.modulation import ModulationTable, modulation_layers
 from vidgen.models.mmdit.weights import load_weights, save_weights
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "save_weights",
     "PRESETS",
     "Seams",
+    "ModulationTable",
+    "modulation_layers",
     "patchify",
     "unpatchify",
 ]

@@ -22,6 +22,11 @@ from vidgen.runtime.attention import attention
 Stream = tuple[Tensor, ...]  # (text_BTD, video_BVD) in dual-stream blocks, (joint_BLD,) in single
 
 
+def compute_modulation(layer: nn.Module, vec_BD: Tensor) -> Tensor:
+    result: Tensor = layer(vec_BD)
+    return result
+
+
 @dataclass(frozen=True)
 class Context:
     """What every block of one forward pass shares."""
@@ -30,6 +35,11 @@ class Context:
     cos_LP: Tensor
     sin_LP: Tensor
     attention: Callable[[Tensor, Tensor, Tensor], Tensor]
+    modulation: Callable[[nn.Module, Tensor], Tensor] = compute_modulation
+
+    def modulate_with(self, layer: nn.Module, chunks: int) -> Stream:
+        """Shifts, scales and gates of a modulation layer, each (B, D)."""
+        return self.modulation(layer, self.vec_BD).chunk(chunks, dim=-1)
 
 
 def call_block(index: int, block: nn.Module, stream: Stream, context: Context) -> Stream:
@@ -43,10 +53,12 @@ class Seams:
 
     `attention` takes q, k, v (B, L, H, head) and picks backend and mask. `run_block` is called for
     every block in order: recompute, offload, caching, capture or injection of the residual.
+    `modulation` gives a modulation layer's output, which a `ModulationTable` holds ready.
     """
 
     attention: Callable[[Tensor, Tensor, Tensor], Tensor] = attention
     run_block: Callable[[int, nn.Module, Stream, Context], Stream] = call_block
+    modulation: Callable[[nn.Module, Tensor], Tensor] = compute_modulation
 
 
 PLAIN = Seams()
@@ -73,15 +85,15 @@ class MLPEmbedder(nn.Module):
 
 
 class Modulation(nn.Module):
-    """`chunks` vectors a sample, from the SiLU of the conditioning vector."""
+    """`chunks` vectors a sample side by side, from the SiLU of the conditioning vector."""
 
     def __init__(self, width: int, chunks: int):
         super().__init__()
         self.lin = nn.Linear(width, chunks * width)
-        self.chunks = chunks
 
-    def forward(self, vec_BD: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.lin(F.silu(vec_BD)).chunk(self.chunks, dim=-1))
+    def forward(self, vec_BD: Tensor) -> Tensor:
+        out: Tensor = self.lin(F.silu(vec_BD))
+        return out
 
 
 class HeadScale(nn.Module):
@@ -140,7 +152,8 @@ class DualStreamBlock(nn.Module):
         self.txt_mlp = mlp(width, hidden)
 
     def forward(self, txt_BTD: Tensor, img_BVD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        txt_mod, img_mod = self.txt_mod(context.vec_BD), self.img_mod(context.vec_BD)
+        txt_mod = context.modulate_with(self.txt_mod, 6)
+        img_mod = context.modulate_with(self.img_mod, 6)
         cos, sin, text = context.cos_LP, context.sin_LP, txt_BTD.shape[1]
 
         txt_in = ops.modulate(txt_BTD, txt_mod[0], txt_mod[1])
@@ -178,7 +191,7 @@ class SingleStreamBlock(nn.Module):
         self.modulation = Modulation(width, 3)
 
     def forward(self, x_BLD: Tensor, context: Context) -> tuple[Tensor]:
-        shift, scale, gate = self.modulation(context.vec_BD)
+        shift, scale, gate = context.modulate_with(self.modulation, 3)
         qkv, hidden = self.linear1(ops.modulate(x_BLD, shift, scale)).split(self.split, dim=-1)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         q, k = self.norm(q, k, context.cos_LP, context.sin_LP)
@@ -194,8 +207,8 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, config.in_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x_BVD: Tensor, vec_BD: Tensor) -> Tensor:
-        shift, scale = self.adaLN_modulation(vec_BD).chunk(2, dim=-1)
+    def forward(self, x_BVD: Tensor, context: Context) -> Tensor:
+        shift, scale = context.modulate_with(self.adaLN_modulation, 2)
         out: Tensor = self.linear(ops.modulate(x_BVD, shift, scale))
         return out
 
@@ -241,24 +254,29 @@ class MMDiT(nn.Module):
         img = self.img_in(x_BVD)
         if cond is not None:
             img = img + self.cond_in(cond)
-        vec_BD = self.time_in(sincos_embedding(t)) + self.vector_in(vec)
-        if guidance is not None:
-            vec_BD = vec_BD + self.guidance_in(sincos_embedding(guidance))
+        vec_BD = self.conditioning(vec, t, guidance)
         text = self.txt_in(txt)
 
         length = text.shape[1]
         cos, sin = ops.rope_tables(
             grid, self.config.axes_dim, self.config.theta, length, device=x_BVD.device
         )
-        context = Context(vec_BD, cos, sin, seams.attention)
+        context = Context(vec_BD, cos, sin, seams.attention, seams.modulation)
         stream: Stream = (text, img)
         for index, block in enumerate(self.double_blocks):
             stream = seams.run_block(index, block, stream, context)
         stream = (torch.cat(stream, dim=1),)
         for index, block in enumerate(self.single_blocks, start=len(self.double_blocks)):
             stream = seams.run_block(index, block, stream, context)
-        out: Tensor = self.final_layer(stream[0][:, length:], vec_BD)
+        out: Tensor = self.final_layer(stream[0][:, length:], context)
         return out
+
+    def conditioning(self, vec: Tensor, t: Tensor, guidance: Tensor | None = None) -> Tensor:
+        """What every modulation of a sample is computed from: (B, D)."""
+        vec_BD: Tensor = self.time_in(sincos_embedding(t)) + self.vector_in(vec)
+        if guidance is not None:
+            vec_BD = vec_BD + self.guidance_in(sincos_embedding(guidance))
+        return vec_BD
 
     def _check(
         self,

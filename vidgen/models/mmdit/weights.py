@@ -1,7 +1,9 @@
 """Published weights into the model and back, streamed a tensor at a time."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
@@ -75,11 +77,16 @@ def load_weights(
         groups = by_internal(pieces(config, layout))
         total = sum(info.nbytes for info in tensors.infos.values())
         done = 0
-        for name in tensor_shapes(config):
-            if name in zeroed:
-                params[name].zero_()
-                continue
-            _fill(params[name].detach(), tensors, groups[name], config.head_dim)
+        for name in zeroed:
+            params[name].zero_()
+        names = [name for name in tensor_shapes(config) if name not in zeroed]
+
+        def read(name: str) -> Tensor | None:
+            return _read(params[name].detach(), tensors, groups[name], config.head_dim)
+
+        for name, whole in _ahead(names, read, tensors.readers):
+            if whole is not None:
+                _place(params[name].detach(), whole)
             done += sum(_nbytes(tensors, part) for part in groups[name])
             if progress:
                 progress(done, total)
@@ -138,15 +145,20 @@ def _read_internal(source: TensorSource, parts: list[Piece], out: Tensor, head_d
         copy_rows(rows, scratch, head_dim, to_half=True if part.interleaved else None)
 
 
-def _fill(param: Tensor, source: TensorSource, parts: list[Piece], head_dim: int) -> None:
+def _read(param: Tensor, source: TensorSource, parts: list[Piece], head_dim: int) -> Tensor | None:
+    """The whole tensor, or None where it could be read straight into its place."""
     if not isinstance(param, DTensor) and param.device.type == "cpu" and param.is_contiguous():
         _read_internal(source, parts, param, head_dim)
-        return
+        return None
     dtype = source.infos[parts[0].published].dtype
     for part in parts:
         dtype = torch.promote_types(dtype, source.infos[part.published].dtype)
     whole = torch.empty(param.shape, dtype=dtype)
     _read_internal(source, parts, whole, head_dim)
+    return whole
+
+
+def _place(param: Tensor, whole: Tensor) -> None:
     if isinstance(param, DTensor):
         moved = whole.to(device=param.device, dtype=param.dtype)
         # Every rank read the tensor, so each cuts out its own rows and nothing is sent.
@@ -154,6 +166,29 @@ def _fill(param: Tensor, source: TensorSource, parts: list[Piece], head_dim: int
         param.to_local().copy_(cut.to_local())
     else:
         param.copy_(whole)
+
+
+def _ahead(
+    names: list[str], read: Callable[[str], Tensor | None], readers: int
+) -> Iterator[tuple[str, Tensor | None]]:
+    """Tensors in order, read by several threads while those before are put into place.
+
+    At most twice as many tensors as threads are held at once: 1 GiB of the published model.
+    """
+    with ThreadPoolExecutor(readers, thread_name_prefix="weights") as pool:
+        coming: deque[tuple[str, Future[Tensor | None]]] = deque()
+        try:
+            for name in names:
+                coming.append((name, pool.submit(read, name)))
+                if len(coming) == 2 * readers:
+                    first, whole = coming.popleft()
+                    yield first, whole.result()
+            while coming:
+                first, whole = coming.popleft()
+                yield first, whole.result()
+        finally:
+            for _, left in coming:
+                left.cancel()
 
 
 def _nbytes(source: TensorSource, part: Piece) -> int:

@@ -1,0 +1,59 @@
+"""The published file's tensors under their own names, into the diffusers module."""
+
+import re
+
+import torch
+from torch import nn
+
+from vidgen.models.tensor_files import PathOrTensors, Shapes, check_tensors, open_source
+
+LAYERS = {
+    "conv_shortcut": "nin_shortcut",
+    "conv_norm_out": "norm_out",
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
+LEVELS = 4
+
+
+def published_name(name: str) -> str:
+    """What the published file calls a tensor of the diffusers module."""
+    for theirs, published in LAYERS.items():
+        name = name.replace(f".{theirs}.", f".{published}.")
+    name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
+    name = name.replace("mid_block.attentions.0", "mid.attn_1")
+    name = re.sub(r"(down|up)_blocks\.(\d)", lambda m: f"{m[1]}.{_level(m[1], int(m[2]))}", name)
+    name = re.sub(r"(down|up)samplers\.0", r"\1sample", name)
+    return name.replace(".resnets.", ".block.")
+
+
+def _level(way: str, index: int) -> int:
+    """Published levels count from the pixels down on both sides; diffusers decodes upwards."""
+    return index if way == "down" else LEVELS - 1 - index
+
+
+def published_shapes(ae: nn.Module) -> Shapes:
+    return {
+        # Attention was published as convolutions of one pixel.
+        name: (*shape, 1, 1) if re.search(r"attn_1\.(q|k|v|proj_out)\.weight", name) else shape
+        for name, shape in (
+            (published_name(name), tuple(tensor.shape)) for name, tensor in ae.state_dict().items()
+        )
+    }
+
+
+@torch.no_grad()
+def load_weights(ae: nn.Module, source: PathOrTensors, device: torch.device | str = "cpu") -> None:
+    """Fill the module; a wrong, missing or extra tensor is an error."""
+    with open_source(source) as tensors:
+        check_tensors(tensors, published_shapes(ae))
+        if any(param.is_meta for param in ae.parameters()):
+            ae.to_empty(device=device)
+        for name, target in ae.state_dict().items():
+            info = tensors.infos[published_name(name)]
+            whole = torch.empty(info.shape, dtype=info.dtype)
+            tensors.read(published_name(name), whole)
+            target.copy_(whole.view(target.shape))

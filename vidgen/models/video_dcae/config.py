@@ -1,0 +1,62 @@
+"""Shape of the Video DC-AE, and where its weights are."""
+
+from typing import Literal
+
+from pydantic import PositiveFloat, PositiveInt
+
+from vidgen.config import config
+
+Six = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt]
+UNIT_FRAMES, UNIT_PIXELS = 4, 32  # behind one latent
+
+
+@config
+class VideoDCAEConfig:
+    """The defaults are the published autoencoder: 4 x 32 x 32 compression to 128 channels."""
+
+    kind: Literal["video_dcae"] = "video_dcae"
+    path: str | None = None  # the published F32T4C128_AE.safetensors; None: random weights
+    latent_channels: PositiveInt = 128
+    widths: Six = (128, 256, 512, 512, 1024, 1024)  # from the pixels down, on both sides
+    encoder_depths: Six = (2, 2, 2, 3, 3, 3)
+    decoder_depths: Six = (3, 3, 3, 3, 3, 3)
+    head_dim: PositiveInt = 32  # of the linear attention in the last three stages
+    std: PositiveFloat = 1.0  # of raw latents, which are divided by it; published training: 0.493
+    # Larger videos are cut into tiles that overlap and fade into each other.
+    tiling: bool = True
+    tile_frames: PositiveInt = 32
+    tile_size: PositiveInt = 256  # pixels
+    tile_overlap: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name, size, unit in (
+            ("tile_frames", self.tile_frames, UNIT_FRAMES),
+            ("tile_size", self.tile_size, UNIT_PIXELS),
+        ):
+            if size % unit:
+                low = size // unit * unit
+                near = f"nearest are {low} and {low + unit}" if low else f"nearest is {unit}"
+                raise ValueError(f"{name} {size} is not a multiple of {unit}; the {near}")
+        if not 0 <= self.tile_overlap < 1:
+            raise ValueError(f"tile_overlap {self.tile_overlap:g}: expected 0 or more, below 1")
+        for stage in (3, 4, 5):
+            if self.widths[stage] % self.head_dim:
+                raise ValueError(
+                    f"widths[{stage}] = {self.widths[stage]} does not divide into heads of "
+                    f"head_dim = {self.head_dim}"
+                )
+        for name, wide, narrow in (
+            ("the encoder's last", self.widths[5], self.latent_channels),
+            *(
+                (f"stage {s}'s", factor * self.widths[s], self.widths[s + 1])
+                for s, factor in enumerate(FACTORS)
+            ),
+        ):
+            if wide % narrow:
+                raise ValueError(
+                    f"{name} shortcut cannot bring {wide} channels to {narrow}: not a multiple"
+                )
+
+
+DOWN_FRAMES = (False, False, False, True, True)  # which of the five halvings also halve time
+FACTORS = tuple(8 if frames else 4 for frames in DOWN_FRAMES)  # pixels that become one

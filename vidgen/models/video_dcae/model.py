@@ -1,0 +1,162 @@
+"""The Video DC-AE: 32 x 32 pixels of 4 frames become one latent of 128 channels.
+
+Six stages on either side: residual convolutions near the pixels, linear attention near the latents;
+every change of resolution has a shortcut without weights. Nothing is causal. An image is a video of
+one frame and has one latent frame.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vidgen.models.autoencoder import latent_grid
+from vidgen.models.video_dcae.config import (
+    DOWN_FRAMES,
+    UNIT_FRAMES,
+    UNIT_PIXELS,
+    VideoDCAEConfig,
+)
+from vidgen.models.video_dcae.layers import (
+    AttentionBlock,
+    Downsample,
+    Project,
+    ResBlock,
+    RMSNorm3d,
+    Upsample,
+    conv,
+)
+from vidgen.models.video_dcae.tiling import in_tiles
+
+FIRST_ATTENTION = 3  # stages before it are residual convolutions
+
+
+def blocks(config: VideoDCAEConfig, stage: int, depth: int) -> nn.ModuleList:
+    width = config.widths[stage]
+    if stage < FIRST_ATTENTION:
+        return nn.ModuleList(ResBlock(width) for _ in range(depth))
+    return nn.ModuleList(AttentionBlock(width, config.head_dim) for _ in range(depth))
+
+
+class EncoderStage(nn.Module):
+    def __init__(self, config: VideoDCAEConfig, stage: int):
+        super().__init__()
+        self.blocks = blocks(config, stage, config.encoder_depths[stage])
+        self.down = (
+            Downsample(config.widths[stage], config.widths[stage + 1], DOWN_FRAMES[stage])
+            if stage < len(DOWN_FRAMES)
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.down(x)
+        return out
+
+
+class DecoderStage(nn.Module):
+    def __init__(self, config: VideoDCAEConfig, stage: int):
+        super().__init__()
+        self.up = (
+            Upsample(config.widths[stage + 1], config.widths[stage], DOWN_FRAMES[stage])
+            if stage < len(DOWN_FRAMES)
+            else nn.Identity()
+        )
+        self.blocks = blocks(config, stage, config.decoder_depths[stage])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: VideoDCAEConfig):
+        super().__init__()
+        self.project_in = conv(3, config.widths[0], 3)
+        self.stages = nn.ModuleList(EncoderStage(config, stage) for stage in range(6))
+        self.project_out = Project(config.widths[5], config.latent_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.project_in(x)
+        for stage in self.stages:
+            x = stage(x)
+        out: Tensor = self.project_out(x)
+        return out
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: VideoDCAEConfig):
+        super().__init__()
+        self.project_in = Project(config.latent_channels, config.widths[5])
+        self.stages = nn.ModuleList(DecoderStage(config, stage) for stage in range(6))
+        self.norm_out = RMSNorm3d(config.widths[0])
+        self.project_out = conv(config.widths[0], 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.project_in(x)
+        for stage in reversed(self.stages):
+            x = stage(x)
+        out: Tensor = self.project_out(F.relu(self.norm_out(x)))
+        return out
+
+
+class VideoDCAE(nn.Module):
+    """Deterministic: `encode` has no use for its seeds."""
+
+    compression = (UNIT_FRAMES, UNIT_PIXELS, UNIT_PIXELS)
+    causal = False
+
+    def __init__(self, config: VideoDCAEConfig) -> None:
+        super().__init__()
+        self.config, self.latent_channels = config, config.latent_channels
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+
+    def forward(self, video_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruction and raw latents, with gradients and without tiles: what training needs."""
+        latent_grid(self, *video_BCTHW.shape[2:])
+        latent = self.encoder(video_BCTHW)
+        return self.decoder(latent), latent
+
+    @torch.no_grad()
+    def encode(self, video_BCTHW: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+        grid = latent_grid(self, *video_BCTHW.shape[2:])
+        x = video_BCTHW.to(self.dtype)
+        latent = self._in_tiles(self.encoder, x, (self.latent_channels, *grid))
+        return (latent / self.config.std).to(video_BCTHW.dtype)
+
+    @torch.no_grad()
+    def decode(self, latent_BCTHW: Tensor) -> Tensor:
+        latent = (latent_BCTHW * self.config.std).to(self.dtype)
+        frames, height, width = latent.shape[2:]
+        frames = frames if frames == 1 else frames * UNIT_FRAMES
+        shape = (3, frames, height * UNIT_PIXELS, width * UNIT_PIXELS)
+        return self._in_tiles(self.decoder, latent, shape).to(latent_BCTHW.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.encoder.project_in.weight.dtype
+
+    def _in_tiles(self, run: nn.Module, x: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+        c = self.config
+        if not c.tiling:
+            whole: Tensor = run(x)
+            return whole
+        latents = (
+            c.tile_frames // UNIT_FRAMES,
+            c.tile_size // UNIT_PIXELS,
+            c.tile_size // UNIT_PIXELS,
+        )
+        return in_tiles(run, x, shape, latents, c.tile_overlap)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """As published: small, so that a block starts close to its shortcut."""
+        for name, param in self.named_parameters():
+            if name.endswith("bias"):
+                param.zero_()
+            else:
+                nn.init.trunc_normal_(param, std=0.02, generator=generator)

@@ -1,0 +1,86 @@
+"""What a benchmark keeps: one JSON file a suite and machine, and the table it prints.
+
+A row is a plain mapping: what was run (shape, dtype, implementation), its figures, and its rulers
+and peers from the same run beside them. Figures carry their unit in the name: `gb_per_s`, `ms`,
+`fraction_of_copy`.
+"""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vidgen.runtime.observe import hardware
+
+Row = Mapping[str, Any]
+FOLDER = Path("profiles/results")
+
+
+def machine_name() -> str:
+    """The GPU's name, else the CPU's with its cores: a folder under profiles/results."""
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    else:
+        cpu = hardware.cpu()
+        vendor = re.sub(r"\(.*?\)|CPU|Processor|@.*", " ", cpu["name"])
+        name = f"cpu {vendor} {cpu['usable cores']}core"
+    return "-".join(re.findall(r"[a-z0-9.]+", name.lower()))
+
+
+def write(
+    suite: str,
+    rows: Sequence[Row],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    out: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Keep `rows` as profiles/results/<machine>/<suite>.json, or as `out`; returns where."""
+    path = Path(out) if out else FOLDER / machine_name() / f"{suite}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = {
+        "suite": suite,
+        "command": " ".join(["python", *map(_relative, sys.orig_argv[1:])]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": {"cpu": hardware.cpu(), "gpus": hardware.gpus()},
+        "versions": hardware.versions(),
+        "threads": torch.get_num_threads(),
+        "settings": dict(settings or {}),
+        "rows": [dict(row) for row in rows],
+    }
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(kept, indent=1, default=str) + "\n")
+    os.replace(partial, path)
+    return path
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Rows under one heading of every key, numbers to three digits."""
+    rows = [{key: _shown(value) for key, value in row.items()} for row in rows]
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    widths = {key: max(len(key), *(len(row.get(key, "")) for row in rows)) for key in keys}
+    lines = [{key: key for key in keys}, *rows]
+    return "\n".join(
+        "  ".join(line.get(key, "").ljust(widths[key]) for key in keys).rstrip() for line in lines
+    )
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
+
+
+def _relative(argument: str) -> str:
+    """A path of this machine says nothing elsewhere."""
+    path = Path(argument)
+    if not path.is_absolute():
+        return argument
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
