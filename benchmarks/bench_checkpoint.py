@@ -1,6 +1,6 @@
 """Checkpoints beside their rulers and peers, in turn and several times over: medians count.
 
-    python benchmarks/bench_checkpoint.py --gb 2 --rounds 3 --out FILE
+    python benchmarks/bench_checkpoint.py --gb 2 --rounds 3
 
 Rulers: one copy of the state off its device; the same bytes written and read by O_DIRECT, one after
 another, on the same disk; the same bytes read from the page cache. Peers write what they write by
@@ -8,26 +8,24 @@ default; the fsync that makes it durable, which they leave out, is timed beside 
 """
 
 import argparse
-import json
 import os
-import shlex
 import shutil
 import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidgen.runtime import checkpoint
 from vidgen.runtime.checkpoint import transfer
-from vidgen.runtime.observe import hardware
+from vidgen.runtime.observe import results
 
 MIB = 1 << 20
 BLOCK = 8 * MIB
@@ -144,7 +142,6 @@ def measure_ours(groups: Groups, folder: Path, rulers: Rulers, samples: Samples)
     path = saving.wait()
     assert saving.summary is not None
     samples["written"].append(saving.summary.written_s)
-    samples["whole"].append(time.perf_counter() - began)
 
     told: list[checkpoint.LoadReport] = []
     for name, prepare, flags in (
@@ -201,10 +198,8 @@ PEERS = {
 }
 
 
-def measure_peers(groups: Groups, folder: Path, results: dict[str, Any]) -> None:
+def measure_peers(groups: Groups, folder: Path, peers: dict[str, Samples]) -> None:
     for name, save in PEERS.items():
-        if isinstance(results.get(name), str):
-            continue
         path = folder / "peer"
         path.mkdir()
         settle()
@@ -212,21 +207,19 @@ def measure_peers(groups: Groups, folder: Path, results: dict[str, Any]) -> None
         try:
             finish = save(groups, path)
         except ImportError as error:
-            results[name] = f"not measured: {error}"
+            print(f"{name} is not measured: {error}", file=sys.stderr)
         else:
             settle()
-            blocked = time.perf_counter() - began
+            times = peers.setdefault(name, defaultdict(list))
+            times["training stands still"].append(time.perf_counter() - began)
             finish()
-            whole = time.perf_counter() - began
+            times["written"].append(time.perf_counter() - began)
             drop_from_cache(path)
-            times = results.setdefault(name, {"blocked": [], "whole": [], "durable": []})
-            times["blocked"].append(blocked)
-            times["whole"].append(whole)
-            times["durable"].append(time.perf_counter() - began)
+            times["written and durable"].append(time.perf_counter() - began)
         shutil.rmtree(path)
 
 
-def measure_steps(folder: Path, device: torch.device, nbytes: int, steps: int) -> dict[str, Any]:
+def measure_steps(folder: Path, device: torch.device, nbytes: int, steps: int) -> list[results.Row]:
     """A step that multiplies matrices for long enough, without and with a checkpoint after it."""
     groups = make_state(nbytes, device)
     size = 1024 if device.type == "cpu" else 8192
@@ -240,7 +233,7 @@ def measure_steps(folder: Path, device: torch.device, nbytes: int, steps: int) -
     work(5)
     began = time.perf_counter()
     work(20)
-    wished = 3 * nbytes / 1e9  # seconds: the disk takes more than 0.33 GB/s
+    wished = 10 * nbytes / 1e9  # seconds: a disk of 0.1 GB/s keeps up
     count = max(1, round(20 * wished / (time.perf_counter() - began)))
     checkpoint.save(folder / "steps", 0, groups, {}, keep_last=1).wait()
     plain, saved, blocked, waited = [], [], [], []
@@ -257,14 +250,17 @@ def measure_steps(folder: Path, device: torch.device, nbytes: int, steps: int) -
             saving.wait()  # the plain step after it must not share the disk's work
             waited.append(time.perf_counter() - began)
     without, with_it = statistics.median(plain), statistics.median(saved)
-    return {
-        "state_bytes": bytes_of(groups),
-        "step_s": without,
-        "step_with_checkpoint_s": with_it,
-        "slower": with_it / without - 1,
-        "blocked_s": statistics.median(blocked),
-        "written after the step's end_s": statistics.median(waited),
-    }
+    return [
+        {"what": "step without a checkpoint", "gb": bytes_of(groups) / 1e9, "s": without},
+        {
+            "what": "step with one",
+            "gb": bytes_of(groups) / 1e9,
+            "s": with_it,
+            "slower": with_it / without - 1,
+            "blocked_s": statistics.median(blocked),
+            "waited_for_disk_s": statistics.median(waited),
+        },
+    ]
 
 
 def main() -> None:
@@ -278,22 +274,22 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(dir=args.dir, prefix="vidgen-bench-") as name:
-        result = measure(args, Path(name), device)
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.out:
-        Path(args.out).write_text(text + "\n")
+        folder = Path(name)
+        rows = measure(args, folder, device)
+        rows += measure_steps(folder, device, int(args.gb * 1e9 / 8), args.steps)
+        settings = {"method": str(transfer.method(folder)), "rounds": args.rounds}
+    print(results.table(rows))
+    print(results.write("checkpoint", rows, settings=settings, out=args.out))
 
 
-def measure(args: argparse.Namespace, folder: Path, device: torch.device) -> dict[str, Any]:
+def measure(args: argparse.Namespace, folder: Path, device: torch.device) -> list[results.Row]:
     groups = make_state(int(args.gb * 1e9), device)
     nbytes = bytes_of(groups)
     rulers = Rulers(nbytes, folder, device)
-    names = "ruler copy,ruler write,blocked,written,whole,amplification,load cold,load cached"
-    samples: Samples = {n: [] for n in [*names.split(","), "ruler read cold", "ruler read cached"]}
-    peers: dict[str, Any] = {}
     rulers.copy()  # its pages are touched, as those of checkpoint.reserve are
     checkpoint.reserve(nbytes)
+    samples: Samples = defaultdict(list)
+    peers: dict[str, Samples] = {}
     for _ in range(args.rounds):
         samples["ruler copy"].append(rulers.copy())
         samples["ruler write"].append(rulers.write())
@@ -302,42 +298,30 @@ def measure(args: argparse.Namespace, folder: Path, device: torch.device) -> dic
         shutil.rmtree(folder / "ours")
         if not args.no_peers:
             measure_peers(groups, folder, peers)
-    method = str(transfer.method(folder))
-    del groups
     median = {name: statistics.median(values) for name, values in samples.items()}
-    for times in peers.values():
-        if isinstance(times, dict):
-            times.update({name: statistics.median(values) for name, values in times.items()})
-    return {
-        "suite": "checkpoint",
-        "command": shlex.join(["python", *sys.argv]),
-        "versions": hardware.versions(),
-        "cpu": hardware.cpu()["name"],
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "bytes": nbytes,
-        "method": method,
-        "rounds": args.rounds,
-        "seconds": {name: {"median": median[name], "all": samples[name]} for name in samples},
-        "peers": peers,
-        "gb_per_s": {
-            "write": nbytes / median["written"] / 1e9,
-            "ruler write": nbytes / median["ruler write"] / 1e9,
-            "load cold": nbytes / median["load cold"] / 1e9,
-            "ruler read cold": nbytes / median["ruler read cold"] / 1e9,
-            "load cached": nbytes / median["load cached"] / 1e9,
-            "ruler read cached": nbytes / median["ruler read cached"] / 1e9,
-        },
-        "fractions": {
-            "write / ruler": median["ruler write"] / median["written"],
-            "load cold / ruler": median["ruler read cold"] / median["load cold"],
-            "load cached / ruler": median["ruler read cached"] / median["load cached"],
-            "blocked / copy": median["blocked"] / median["ruler copy"],
-            "blocked / copy, first save": samples["blocked"][0] / median["ruler copy"],
-            "read amplification": median["amplification"],
-        },
-        "steps": measure_steps(folder, device, int(args.gb * 1e9 / 8), args.steps),
-    }
+
+    def row(what: str, seconds: float, ruler: str | None = None, **more: float) -> results.Row:
+        against = {"of_ruler": median[ruler] / seconds} if ruler else {}
+        rate = nbytes / seconds / 1e9
+        return {"what": what, "gb": nbytes / 1e9, "s": seconds, "gb_per_s": rate} | against | more
+
+    rows = [
+        row("ruler: a copy of the state off its device", median["ruler copy"]),
+        row("vidgen: training stands still", median["blocked"], "ruler copy"),
+        row("vidgen: the first time", samples["blocked"][0], "ruler copy"),
+        row("ruler: O_DIRECT write and fsync", median["ruler write"]),
+        row("vidgen: written and committed", median["written"], "ruler write"),
+    ]
+    for name in ("cold", "cached"):
+        rows.append(row(f"ruler: read, {name}", median[f"ruler read {name}"]))
+        amplification = {"amplification": median["amplification"]}
+        rows.append(row(f"vidgen: load, {name}", median[f"load {name}"], f"ruler read {name}"))
+        rows[-1] = {**rows[-1], **amplification}
+    for name, times in peers.items():
+        for part, values in times.items():
+            ruler = "ruler copy" if part == "training stands still" else "ruler write"
+            rows.append(row(f"{name}: {part}", statistics.median(values), ruler))
+    return rows
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ part "tests that need a GPU" "$python" -m pytest -m gpu -n 0 tests
 part "benchmarks on $gpu" "$python" -m pytest benchmarks -n 0 -o python_files="bench_*.py" \
     --benchmark-json "$results/ops.json"
 part "loading 7.6 GB of weights" "$python" benchmarks/bench_load.py --depth 6 --single 12 --rounds 1
+part "checkpoints of 4 GB" "$python" benchmarks/bench_checkpoint.py --gb 4 --rounds 2
 part "forward and backward of stage 1" "$python" -m vidgen bench mfu recipes/stage1.yaml \
     --bucket "256px x 129" --out "$results/mfu.json"
 part "what this machine is" "$python" -m vidgen doctor

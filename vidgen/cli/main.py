@@ -23,6 +23,7 @@ COMMANDS = {
     "sample": "make videos from a trained model",
     "encode": "compute the latents and text features of a data set ahead of training",
     "convert": "translate published weights between layouts",
+    "ckpt": "list, check, compare, export and import checkpoints",
     "recipe": "show, validate or compare recipes",
     "plan": "say what a run needs and costs before it starts",
     "bench": "measure operations and models on this machine",

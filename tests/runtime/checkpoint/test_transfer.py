@@ -1,4 +1,4 @@
-"""The fault matrix: disks that do half, refuse, are full, slow or stuck, however they are written."""
+"""The fault matrix: disks that do half, refuse, are full, slow or stuck."""
 
 import errno
 import logging

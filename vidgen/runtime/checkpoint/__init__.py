@@ -1,9 +1,12 @@
 """Checkpoints: sharded, checked, and on disk either whole or not at all."""
 
-from vidgen.runtime.checkpoint.commit import latest, steps
+from vidgen.runtime.checkpoint.commit import latest, leftovers, steps
+from vidgen.runtime.checkpoint.compare import differences
 from vidgen.runtime.checkpoint.layout import held_bytes
 from vidgen.runtime.checkpoint.load import (
+    About,
     LoadReport,
+    describe,
     groups,
     load,
     read_objects,
@@ -19,6 +22,9 @@ __all__ = [
     "load",
     "latest",
     "steps",
+    "leftovers",
+    "describe",
+    "differences",
     "groups",
     "read_tensors",
     "read_objects",
@@ -29,4 +35,5 @@ __all__ = [
     "Saving",
     "Summary",
     "LoadReport",
+    "About",
 ]

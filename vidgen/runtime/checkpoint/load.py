@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vidgen.errors import UserError
 from vidgen.runtime.checkpoint import transfer
+from vidgen.runtime.checkpoint.commit import complete
 from vidgen.runtime.checkpoint.jobs import Span
 from vidgen.runtime.checkpoint.layout import (
     DTYPE_NAMES,
@@ -118,6 +119,25 @@ class _Work:
             self.in_place.append(piece.contiguous(begin, flat))
         else:
             self.to_device.append(Move(piece, begin, flat))
+
+
+@dataclass(frozen=True)
+class About:
+    """A checkpoint in short."""
+
+    bytes: int
+    world: int  # ranks that wrote it
+    groups: dict[str, int]  # and the bytes of each one's tensors
+
+
+def describe(root: str | os.PathLike[str], step: int) -> About:
+    """What a step under root holds."""
+    manifest = read_manifest(complete(Path(root))[step])
+    sizes = {
+        group: sum(whole(e.shape).numel * DTYPES[e.dtype].itemsize for e in entries.values())
+        for group, entries in manifest.tensors.items()
+    }
+    return About(sum(file.size for file in manifest.files.values()), manifest.world, sizes)
 
 
 def groups(path: str | os.PathLike[str]) -> list[str]:
