@@ -81,7 +81,8 @@ def test_diff_names_tensors_and_how_far_apart_they_are(run: Path, said: Said) ->
 
 
 def test_diff_tells_what_only_one_has(tmp_path: Path, said: Said) -> None:
-    a = {"model": {"w": torch.zeros(2), "x": torch.tensor([0.0])}, "ema": {}}
+    a = {"model": {"w": torch.zeros(2), "x": torch.tensor([0.0])}}
+    a["ema"] = a["model"]
     b = {"model": {"w": torch.zeros(3), "x": torch.tensor([-0.0]), "y": torch.zeros(1)}}
     one = checkpoint.save(tmp_path / "a", 1, a, {}).wait()
     two = checkpoint.save(tmp_path / "b", 1, b, {}).wait()

@@ -113,9 +113,9 @@ def compare(a: Path, b: Path) -> int:
     from vidgen.train.config import Recipe
 
     found = False
-    recipes = [read_objects(path).get("recipe") for path in (a, b)]
-    if all(recipes):
-        for line in diff(*(read_recipe(recipe, [], Recipe) for recipe in recipes)):
+    trees = [read_objects(path).get("recipe", {}) for path in (a, b)]
+    if all(trees):
+        for line in diff(*(read_recipe(tree, [], Recipe) for tree in trees)):
             found = True
             print(line)
     for label, how in differences(a, b):

@@ -16,6 +16,7 @@ from vidgen.runtime.checkpoint.load import (
 from vidgen.runtime.checkpoint.reader import GroupReader
 from vidgen.runtime.checkpoint.save import Saving, Summary, save
 from vidgen.runtime.checkpoint.staging import reserve
+from vidgen.runtime.checkpoint.transfer import writer
 
 __all__ = [
     "save",
@@ -31,6 +32,7 @@ __all__ = [
     "verify",
     "reserve",
     "held_bytes",
+    "writer",
     "GroupReader",
     "Saving",
     "Summary",

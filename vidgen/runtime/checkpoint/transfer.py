@@ -56,6 +56,12 @@ def method(directory: Path) -> Method:
     return _probed[device]
 
 
+def writer(directory: Path) -> tuple[bool, str]:
+    """Whether the compiled engine writes a directory's checkpoints, and how they are written."""
+    found = method(directory)
+    return found.engine, str(found)
+
+
 _probed: dict[int, Method] = {}
 
 
