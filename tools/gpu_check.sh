@@ -40,6 +40,10 @@ part "loading 7.6 GB of weights" "$python" benchmarks/bench_load.py --depth 6 --
 part "checkpoints of 4 GB" "$python" benchmarks/bench_checkpoint.py --gb 4 --rounds 2
 part "forward and backward of stage 1" "$python" -m vidgen bench mfu recipes/stage1.yaml \
     --bucket "256px x 129" --out "$results/mfu.json"
+part "one pass of sampling, and within 24 GB" "$python" benchmarks/bench_sampling.py \
+    --shapes 256px --rounds 2
+part "a ring of simulated ranks beside one kernel" "$python" benchmarks/parallel/bench_ring.py \
+    --tokens 76544 --parts 4 --rounds 2 --out "$results/parallel_ring.json"
 part "what this machine is" "$python" -m vidgen doctor
 
 [ ${#failed[@]} -eq 0 ] || refuse "failed after $SECONDS s: ${failed[*]}"

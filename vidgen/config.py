@@ -66,6 +66,22 @@ def read_recipe(
     return reader.validate(data)
 
 
+def peek(path: str | Path, key: str) -> Any:
+    """One top-level value of a recipe file, unchecked; None where there is none to be read."""
+    try:
+        own, _ = parse_yaml(Path(path).read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError):
+        return None
+    if not isinstance(own, dict):
+        return None
+    bases = own.get("base", [])
+    inherited = (
+        peek(Path(path).parent / base, key)
+        for base in (reversed(bases) if isinstance(bases, list) else [bases])
+    )
+    return own[key] if key in own else next((v for v in inherited if v is not None), None)
+
+
 def to_dict(cfg: Any) -> dict[str, Any]:
     """A configuration as plain mappings, lists and scalars: what its YAML file would hold."""
     return dict(TypeAdapter(type(cfg)).dump_python(cfg, mode="json"))

@@ -3,19 +3,29 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from vidgen.cli import sample
 from vidgen.cli.main import parse
 from vidgen.cli.sample import request
+from vidgen.diffusion.config import ConditionName
+from vidgen.diffusion.solvers import SOLVERS
 from vidgen.errors import UserError
+from vidgen.sample.config import SampleConfig
 
 
 def asked(*argv: str) -> dict[str, Any]:
     args, _ = parse("sample", ["run", *argv])
     assert isinstance(args, argparse.Namespace)
     return request(args)
+
+
+def test_the_choices_are_those_there_are() -> None:
+    """Listed in the command itself, so that asking for help loads nothing."""
+    assert tuple(SOLVERS) == sample.SOLVERS == get_args(get_type_hints(SampleConfig)["solver"])
+    assert get_args(ConditionName) == sample.CONDITIONS
 
 
 def test_only_what_was_said_is_passed_on() -> None:
@@ -45,7 +55,7 @@ def test_like_repeats_a_videos_request(tmp_path: Path, monkeypatch: pytest.Monke
     video.write_bytes(b"")
     record = {"prompts": ["a cat"], "seed": 3, "steps": 20, "height": 64, "width": 64}
     metadata = {"vidgen_request": json.dumps(record)}
-    stub = SimpleNamespace(read_metadata=lambda path: metadata)
+    stub = SimpleNamespace(read_metadata=lambda path: metadata, BadClip=Exception)
     monkeypatch.setitem(sys.modules, "vidgen.data.video", stub)
     found = asked("--like", str(video), "--steps", "30", "--resolution", "256px")
     assert (found["prompts"], found["seed"], found["steps"]) == (["a cat"], 3, 30)
@@ -67,6 +77,10 @@ def test_like_repeats_a_videos_request(tmp_path: Path, monkeypatch: pytest.Monke
         (("--prompt", "x", "--ref", "a.png"), "--ref needs --condition"),
         (("--prompt", "x", "--condition", "i2v_head", "--ref", "/no.png"), "no such file"),
         (("--like", "/no.mp4"), "--like /no.mp4: there is no such file"),
+        (("--prompt", "x", "--crf", "52"), "'52' is not from 0"),
+        (("--prompt", "x", "--crf", "x"), "'x' is not from 0"),
+        (("--prompt", "x", "--image-model", "f"), "--image-model and --image-ae go together"),
+        (("--prompt", "x", "--image-model", "/f", "--image-ae", "/a"), "/f: there is no such"),
     ],
 )
 def test_refused_before_a_model_is_loaded(argv: tuple[str, ...], message: str) -> None:
@@ -74,45 +88,93 @@ def test_refused_before_a_model_is_loaded(argv: tuple[str, ...], message: str) -
         asked(*argv)
 
 
+def test_a_table_of_prompts_may_bring_its_references(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text("prompt,ref\na door,door.png\n")
+    found = asked("--prompts", str(path), "--condition", "i2v_head")
+    assert found["prompts"] == [{"prompt": "a door", "ref": ["door.png"]}]
+    assert found["condition"] == "i2v_head"
+
+
 @pytest.mark.parametrize("published", [False, True])
 def test_the_paths_of_the_videos_are_printed(
-    vidgen: Any, monkeypatch: pytest.MonkeyPatch, published: bool
+    vidgen: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, published: bool
 ) -> None:
     """The calls into vidgen.sample, with a stand-in for a trained model."""
-    import vidgen.sample as sample
+    import vidgen.sample as package
 
     calls: list[Any] = []
 
-    def make_requests(pipeline: str, prompts: list[str], **given: Any) -> list[str]:
-        calls.append((pipeline, given))
+    def make_requests(pipeline: "Pipeline", prompts: list[str], **given: Any) -> list[str]:
+        calls.append((str(pipeline), given))
         return [f"request for {prompt}" for prompt in prompts]
 
     def write_samples(
-        pipeline: str, requests: list[str], out: str, *, batch: int, crf: int
+        pipeline: "Pipeline", requests: list[str], out: str, **more: Any
     ) -> list[Path]:
-        calls.append((requests, out, batch, crf))
+        more.pop("team")
+        calls.append((requests, out, more))
         return [Path(out) / "0000.mp4"]
 
+    def draw_first_frames(
+        painter: "Pipeline", requests: list[str], out: str, *, resolution: str, team: Any
+    ) -> list[str]:
+        calls.append((str(painter), resolution))
+        return [f"{request} from its picture" for request in requests]
+
     class Pipeline:
-        @staticmethod
-        def from_checkpoint(source: str) -> str:
-            return f"checkpoint {source}"
+        memory_said = "within 24 GB: all stays"
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __str__(self) -> str:
+            return self.name
+
+        def check(self, request: str) -> None:
+            pass
+
+        def painter(self, weights: str, autoencoder: dict[str, str]) -> "Pipeline":
+            assert autoencoder["kind"] == "flux_ae"
+            return Pipeline(f"painter {Path(weights).name} {Path(autoencoder['path']).name}")
+
+        def close(self) -> None:
+            calls.append(f"closed {self}")
 
         @staticmethod
-        def from_weights(source: str, recipe: dict[str, Any]) -> str:
-            return f"weights {source} for {recipe['name']}"
+        def from_checkpoint(source: str, device: Any, memory: int | None) -> "Pipeline":
+            return Pipeline(f"checkpoint {source} {memory}")
 
-    for stand_in in (make_requests, write_samples, Pipeline):
-        assert hasattr(sample, stand_in.__name__)
-        monkeypatch.setattr(sample, stand_in.__name__, stand_in)
+        @staticmethod
+        def from_weights(
+            source: str, recipe: dict[str, Any], device: Any, memory: int | None
+        ) -> "Pipeline":
+            return Pipeline(f"weights {source} for {recipe['name']} {memory}")
+
+    for stand_in in (make_requests, write_samples, draw_first_frames, Pipeline):
+        assert hasattr(package, stand_in.__name__)
+        monkeypatch.setattr(package, stand_in.__name__, stand_in)
     recipe = Path(__file__).parents[2] / "recipes" / "stage2.yaml"
-    more = ("--recipe", str(recipe)) if published else ()
-    argv = ("sample", "run", "--prompt", "x", "--steps", "4", "--batch", "2", *more)
-    assert vidgen(*argv) == (0, "samples/0000.mp4\n", "")
-    loaded = "weights run for stage2" if published else "checkpoint run"
+    flux, ae = tmp_path / "flux.safetensors", tmp_path / "ae.safetensors"
+    flux.touch()
+    ae.touch()
+    more: tuple[Any, ...] = ("--recipe", recipe, "--image-model", flux, "--image-ae", ae)
+    argv = ("sample", "run", "--prompt", "x", "--steps", "4", "--memory", "24GB")
+    status, out, err = vidgen(*argv, *(more if published else ()))
+    assert (status, out) == (0, "samples/0000.mp4\n")
+    assert err == "within 24 GB: all stays\n"
+    loaded = f"{'weights run for stage2' if published else 'checkpoint run'} 24000000000"
+    asked_for = "request for x"
+    painted = []
+    if published:
+        painter = "painter flux.safetensors ae.safetensors"
+        painted = [(painter, "768px"), f"closed {painter}"]
+        asked_for += " from its picture"
     assert calls == [
         (loaded, {"steps": 4, "samples": 1}),
-        (["request for x"], "samples", 2, 18),
+        *painted,
+        ([asked_for], "samples", {"crf": 18, "preview": False}),
+        f"closed {loaded}",
     ]
 
 
@@ -121,13 +183,12 @@ def test_a_request_survives_the_round_trip_through_a_video(
 ) -> None:
     """What `--like` reads is what sampling writes: every key is an argument of make_requests."""
     from vidgen.sample import Request
-    from vidgen.sample.files import request_record
 
     made = Request("a cat", 3, 17, 64, 64, 20, 7.5, 3.0, 24.0, None)
     video = tmp_path / "0000.mp4"
     video.write_bytes(b"")
     monkeypatch.setattr(
-        "vidgen.data.video.read_metadata", lambda path: {"vidgen_request": request_record(made)}
+        "vidgen.data.video.read_metadata", lambda path: {"vidgen_request": made.record()}
     )
     found = asked("--like", str(video))
     assert found.pop("samples") == 1

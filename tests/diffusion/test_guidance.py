@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidgen.diffusion.guidance import BRANCHES, Branches, GuidanceConfig, evaluations, plan
+from vidgen.diffusion.guidance import BRANCHES, Branches, GuidanceConfig, plan
+from vidgen.diffusion.sampler import evaluations
 from vidgen.sample.config import SampleConfig
 
 GRID = (3, 2, 2)

@@ -1,5 +1,6 @@
 """A small model with random weights, and files to refer to."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,17 @@ from vidgen.data.video import write_image, write_video
 from vidgen.models.build import build_autoencoder, build_text
 from vidgen.models.mmdit import MMDiT
 from vidgen.sample import Pipeline
+from vidgen.sample.parts import Part
 from vidgen.sample.system import System
+
+_spec = importlib.util.spec_from_file_location(
+    "several_processes", Path(__file__).parents[1] / "runtime" / "conftest.py"
+)
+assert _spec is not None
+assert _spec.loader is not None
+_several_processes = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_several_processes)
+ranks = _several_processes.ranks  # the fixture
 
 RECIPE: dict[str, Any] = {
     "name": "small",
@@ -51,27 +62,28 @@ def recipe() -> Callable[..., dict[str, Any]]:
     return lambda **changes: merged(RECIPE, changes)
 
 
+def small_pipeline(**changes: Any) -> Pipeline:
+    system = System.of(merged(RECIPE, changes))
+    generator = torch.Generator().manual_seed(0)
+    model = MMDiT(system.model)
+    with torch.no_grad():
+        for param in model.parameters():
+            param.copy_(0.2 * torch.randn(param.shape, generator=generator))
+    cpu = torch.device("cpu")
+    return Pipeline(
+        system,
+        Part.of(model.eval().requires_grad_(False)),
+        Part.of(build_autoencoder(system.autoencoder, cpu, torch.float32)),
+        Part.of(build_text(system.text, cpu, torch.float32)),
+        device=cpu,
+        dtype=torch.float32,
+        source="small step-000000007",
+    )
+
+
 @pytest.fixture
 def make_pipeline() -> Callable[..., Pipeline]:
-    def make(**changes: Any) -> Pipeline:
-        system = System.of(merged(RECIPE, changes))
-        generator = torch.Generator().manual_seed(0)
-        model = MMDiT(system.model)
-        with torch.no_grad():
-            for param in model.parameters():
-                param.copy_(0.2 * torch.randn(param.shape, generator=generator))
-        cpu = torch.device("cpu")
-        return Pipeline(
-            system,
-            model,
-            build_autoencoder(system.autoencoder, cpu, torch.float32),
-            build_text(system.text, cpu, torch.float32),
-            cpu,
-            torch.float32,
-            "small step-000000007",
-        )
-
-    return make
+    return small_pipeline
 
 
 @pytest.fixture

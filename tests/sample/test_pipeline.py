@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vidgen.config import to_dict
 from vidgen.diffusion.conditions import given_parts
-from vidgen.diffusion.guidance import evaluations
+from vidgen.diffusion.sampler import evaluations
 from vidgen.errors import UserError
 from vidgen.models.mmdit import save_weights
 from vidgen.runtime import checkpoint
@@ -69,7 +69,21 @@ def test_the_same_request_gives_the_same_bits_whatever_ran_before(pipeline: Pipe
     assert apart(other, other_again) == 0
 
 
-def test_a_video_is_the_same_alone_and_in_a_batch(pipeline: Pipeline, files: Any) -> None:
+def test_a_video_is_the_same_alone_and_beside_others(pipeline: Pipeline, files: Any) -> None:
+    """Bit for bit, whatever the others' shapes and settings."""
+    requests = [
+        replace(ONE, condition="i2v_head", prompt="a red circle", ref=(files["left"],)),
+        replace(ONE, prompt="two blue squares", seed=4, frames=5, height=48, negative="grey"),
+        replace(ONE, condition="i2v_loop", prompt="", ref=(files["clip"],), steps=2),
+        replace(ONE, condition="i2v_head", prompt="", ref=(files["clip"],)),
+    ]
+    together = pipeline.generate(requests)
+    for request, video in zip(requests, together, strict=True):
+        assert apart(pipeline.generate([request])[0], video) == 0
+    assert apart(together[0], together[3]) > 3
+
+
+def test_videos_made_together_are_the_same_to_rounding(pipeline: Pipeline, files: Any) -> None:
     """To one level of 255: matrix products of another size may round differently."""
     requests = [
         replace(ONE, condition="i2v_head", prompt=prompt, seed=seed, ref=(files[ref],), negative=no)
@@ -79,10 +93,19 @@ def test_a_video_is_the_same_alone_and_in_a_batch(pipeline: Pipeline, files: Any
             ("", 3, "clip", ""),
         )
     ]
-    together = pipeline.generate(requests)
-    for request, video in zip(requests, together, strict=True):
-        assert apart(pipeline.generate([request])[0], video) <= 1
+    called: list[int] = []
+    pipeline.model.register_forward_hook(lambda *_: called.append(1))
+    alone = pipeline.generate(requests)
+    passes = len(called)
+    called.clear()
+    together = pipeline.generate(requests, together=True)
+    assert 3 * len(called) == passes
+    for one, other in zip(alone, together, strict=True):
+        assert apart(one, other) <= 1
     assert apart(together[0], together[2]) > 3
+    with pytest.raises(ValueError, match="may differ in text, seed and references only"):
+        pipeline.generate([ONE, replace(ONE, steps=5)], together=True)
+    assert pipeline.generate([], together=True) == []
 
 
 @pytest.mark.parametrize(
@@ -92,6 +115,7 @@ def test_a_video_is_the_same_alone_and_in_a_batch(pipeline: Pipeline, files: Any
         {"seed": 4},
         {"negative": "grey"},
         {"steps": 5},
+        {"solver": "heun"},
         {"guidance": 4.0},
         {"fps": 12.0},
         {"motion_score": 7.0},
@@ -135,7 +159,7 @@ def test_the_defaults_run_80_and_110_branches_in_50_steps(make_pipeline: Make, f
     pipeline.model.register_forward_hook(lambda *_: called.append(1))
     for name, expected in (("t2v", 80), ("i2v_head", 110)):
         called.clear()
-        request = replace(default, condition=name, ref=references(name, files))
+        request = replace(default, condition=name, ref=references(name, files))  # type: ignore[arg-type]
         assert evaluations(pipeline.branches(request, (2, 2, 2))) == expected
         pipeline.generate([request])
         assert len(called) == expected
@@ -170,6 +194,11 @@ def test_an_image_given_is_not_a_clip_given(pipeline: Pipeline) -> None:
 
 def test_a_distilled_model_runs_one_branch_and_reads_the_scale(make_pipeline: Make) -> None:
     pipeline = make_pipeline(model={"guidance_embed": True, "cond_embed": False})
+    both = [ONE, replace(ONE, seed=8)]
+    for one, other in zip(
+        pipeline.generate(both), pipeline.generate(both, together=True), strict=True
+    ):
+        assert apart(one, other) <= 1
     assert evaluations(pipeline.branches(ONE, (1, 2, 2))) == ONE.steps
     videos = [pipeline.generate([replace(ONE, guidance=g)])[0] for g in (2.0, 8.0)]
     assert apart(*videos) > 0
@@ -196,6 +225,7 @@ def test_progress_counts_steps(pipeline: Pipeline) -> None:
         ({"frames": 8}, r"8 frames: this autoencoder takes 4k\+1; the nearest are 5 and 9"),
         ({"frames": 0}, "the nearest is 1"),
         ({"steps": 0}, "steps 0: expected 1 or more"),
+        ({"solver": "magic"}, "solver 'magic': there are euler, heun, rf_taylor"),
         ({"fps": 0.0}, "fps 0: expected a number above 0"),
         ({"fps": float("nan")}, "fps nan: expected"),
         ({"condition": "i2v_head"}, r"condition i2v_head takes 1 file\(s\); 0 were given"),
@@ -217,11 +247,6 @@ def test_a_model_without_conditions_refuses_them(make_pipeline: Make, files: Any
     assert pipeline.generate([ONE])[0].std() > 3
     with pytest.raises(UserError, match=r"takes no image or video \(model.cond_embed is false\)"):
         pipeline.generate([replace(ONE, condition="i2v_head", ref=(files["left"],))])
-
-
-def test_a_batch_shares_its_settings(pipeline: Pipeline) -> None:
-    with pytest.raises(ValueError, match="may differ in prompt, seed and reference only"):
-        pipeline.generate([ONE, replace(ONE, steps=5)])
 
 
 def save_run(folder: Path, pipeline: Pipeline, *, averaged: bool) -> Path:

@@ -1,6 +1,8 @@
 """Every recipe: its model at full size without memory, its training shrunk to two CPU steps."""
 
 import math
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,31 @@ def test_full_size_on_the_meta_device(path: Path) -> None:
     assert count == parameters(recipe.model)
     if path.stem.startswith("stage"):
         assert 11.8e9 < count < 12e9
+
+
+def test_stage_3_shrunk_on_the_four_ranks_it_gives_a_sample(
+    start_ranks: Callable[..., list["subprocess.Popen[str]"]],
+    shapes_manifest: Path,
+    tmp_path: Path,
+) -> None:
+    path = next(path for path in RECIPES if path.stem == "stage3")
+    shrunk = [option for option in SHRUNK if not option.startswith("parallel.")]
+    places = (f"data.manifest={shapes_manifest}", f"run_dir={tmp_path / 'run'}")
+    model = ("model=tiny", "model.in_channels=96")
+    children = start_ranks(4, "train", path, *model, *shrunk, *places)
+    shown = [child.communicate(timeout=300)[0] for child in children]
+    assert [child.returncode for child in children] == [0] * 4, "\n".join(shown)
+    records = read_metrics(tmp_path / "run")
+    assert [record["step"] for record in records] == [1, 2]
+
+    # One process has the same first loss: what four ranks share is one sample.
+    alone = read_recipe(
+        path,
+        [*model, *SHRUNK, places[0], f"run_dir={tmp_path / 'one'}", "train.steps=1"],
+        Recipe,
+    )
+    Trainer(alone).run()
+    assert records[0]["loss"] == pytest.approx(read_metrics(tmp_path / "one")[0]["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

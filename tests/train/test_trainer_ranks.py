@@ -98,6 +98,43 @@ def test_two_ranks_four_ranks_and_two_again_train_as_one(
     close(curve(run_dir), curve(tmp_path / "one"))
 
 
+@pytest.mark.parametrize(
+    ("world", "options"),
+    [
+        (2, ("parallel.context=2",)),
+        (4, ("parallel.context=4", "parallel.ulysses=2", "parallel.text=replicated")),
+    ],
+)
+def test_ranks_that_share_a_sample_train_as_one(
+    world: int,
+    options: tuple[str, ...],
+    start_ranks: StartRanks,
+    tiny: Callable[..., Recipe],
+    recipe_file: Path,
+    tmp_path: Path,
+) -> None:
+    more = ("train.steps=4", "train.accumulate=2", "model.cond_embed=true")
+    more += ("conditions.weights={t2v: 1, i2v_head: 2}",)
+    Trainer(tiny(*more, run="one")).run()
+    run_dir = tmp_path / "many"
+    finish(start_ranks(world, "train", recipe_file, f"run_dir={run_dir}", *more, *options))
+    close(curve(run_dir), curve(tmp_path / "one"))
+
+
+def test_heads_divided_over_ranks_are_whole_in_a_checkpoint(
+    start_ranks: StartRanks, tiny: Callable[..., Recipe], recipe_file: Path, tmp_path: Path
+) -> None:
+    """Two ranks hold half the heads each, then one holds all, then two again: one curve."""
+    Trainer(tiny("train.steps=6", run="one")).run()
+    expected = curve(tmp_path / "one")
+    run_dir = tmp_path / "turns"
+    two = (f"run_dir={run_dir}", "train.steps=6", "parallel.tensor=2", "parallel.zero=3")
+    finish(start_ranks(2, "train", recipe_file, *two, "--stop-after", "2"))
+    Trainer(tiny("train.steps=6", run="turns")).run(stop_after=4)
+    finish(start_ranks(2, "train", recipe_file, *two))
+    close(curve(run_dir), expected)
+
+
 def test_a_rank_that_is_told_to_stop_stops_all_at_one_step(
     start_ranks: StartRanks, recipe_file: Path, tmp_path: Path
 ) -> None:

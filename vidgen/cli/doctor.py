@@ -12,6 +12,8 @@ from vidgen.errors import UserError
 EXAMPLE = """\
   vidgen doctor
   vidgen doctor --json --dir /data/checkpoints
+  torchrun --nproc-per-node 8 -m vidgen doctor --distributed
+  torchrun --nproc-per-node 8 -m vidgen doctor --distributed --mesh data=2,context=4
 """
 
 
@@ -21,9 +23,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dir", metavar="DIR", default=".", help="whose disk to measure (default: here)"
     )
     parser.add_argument("--no-measure", action="store_true", help="leave the measurements out")
+    parser.add_argument(
+        "--distributed", action="store_true", help="measure what torchrun's ranks do together"
+    )
+    parser.add_argument(
+        "--mesh", metavar="AXIS=RANKS,...", help="along these axes (default: machines, their ranks)"
+    )
+    parser.add_argument(
+        "--message", metavar="MIB", type=int, default=64, help="MiB of a message (default: 64)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.distributed:
+        from vidgen.cli.doctor_distributed import survey_ranks
+
+        survey_ranks(args.mesh, args.message, args.json)
+        return
     directory = Path(args.dir)
     if not directory.is_dir() or not os.access(directory, os.W_OK):
         raise UserError(f"--dir {args.dir}: not a directory this user can write to")

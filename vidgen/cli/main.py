@@ -25,6 +25,7 @@ COMMANDS = {
     "convert": "translate published weights between layouts",
     "ckpt": "list, check, compare, export and import checkpoints",
     "recipe": "show, validate or compare recipes",
+    "eval": "measure an autoencoder's reconstructions: PSNR, SSIM, LPIPS",
     "plan": "say what a run needs and costs before it starts",
     "bench": "measure operations and models on this machine",
     "doctor": "say what this machine has, what will run on it and why the rest will not",

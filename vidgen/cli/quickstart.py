@@ -233,7 +233,8 @@ class Quickstart:
         from tqdm import tqdm
 
         from vidgen.data.judge import judge
-        from vidgen.sample.files import batches, make_requests, write_sample
+        from vidgen.sample import make_requests
+        from vidgen.sample.files import write_sample
 
         requests = [
             make_requests(pipeline, [prompt], seed=number, frames=FRAMES)[0]
@@ -241,11 +242,13 @@ class Quickstart:
         ]
         judged: list[Judged] = []
         with tqdm(total=len(requests), unit="video", desc=name) as bar:
-            for group in batches(requests, SAMPLE_BATCH):
-                for request, video in zip(group, pipeline.generate(group), strict=True):
+            for start in range(0, len(requests), SAMPLE_BATCH):
+                group = requests[start : start + SAMPLE_BATCH]
+                videos = pipeline.generate(group, together=True)
+                for request, video in zip(group, videos, strict=True):
                     scene = scenes[len(judged)]
                     path = self.folder / name / f"{len(judged):02d}.mp4"
-                    write_sample(path, video, request, pipeline.source)
+                    write_sample(path, video, request, pipeline.source, pipeline.weights_hash)
                     judged.append(Judged(scene, request, path, judge(video)))
                 bar.update(len(group))
         return judged

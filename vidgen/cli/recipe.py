@@ -2,7 +2,7 @@
 
 import argparse
 
-from vidgen.config import diff, dump_yaml, read_recipe
+from vidgen.config import diff, dump_yaml
 from vidgen.errors import UserError
 
 EXAMPLE = """\
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from vidgen.train.config import Recipe
+    from vidgen.train.autoencoder_config import read_any
 
     paths = [text for text in args.recipes if "=" not in text]
     overrides = [text for text in args.recipes if "=" in text]
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"recipe {args.action} takes {wanted or 'some'} files, found {len(paths)}")
     if args.action == "validate":
         return validate(paths, overrides)
-    recipes = [read_recipe(path, overrides, Recipe) for path in paths]
+    recipes = [read_any(path, overrides) for path in paths]
     if args.action == "show":
         print(dump_yaml(recipes[0]), end="")
     else:
@@ -41,12 +41,12 @@ def run(args: argparse.Namespace) -> int:
 
 def validate(paths: list[str], overrides: list[str]) -> int:
     """Checks every file before it fails, so that one run shows all that is wrong."""
-    from vidgen.train.config import Recipe
+    from vidgen.train.autoencoder_config import read_any
 
     problems = []
     for path in paths:
         try:
-            read_recipe(path, overrides, Recipe)
+            read_any(path, overrides)
             print(f"{path}: valid")
         except UserError as error:
             problems.append(str(error))

@@ -2,21 +2,35 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vidgen.cli.arguments import count
 from vidgen.config import read_recipe, to_dict
 from vidgen.errors import UserError
 
+if TYPE_CHECKING:
+    from vidgen.runtime.parallel import World
+    from vidgen.sample import Pipeline
+
 EXAMPLE = """\
   vidgen sample runs/quickstart --prompt "a red circle moving left" --out videos/
   vidgen sample ckpts/Open_Sora_v2.safetensors --recipe recipes/stage2.yaml --prompt "a calm sea"
   vidgen sample runs/stage2 --prompt "the door opens" --condition i2v_head --ref door.png
+  vidgen sample runs/stage2 --prompts prompts.csv --samples 2 --memory 24GB
   vidgen sample runs/stage2 --like videos/0000.mp4       # the same prompt, seed and settings
 """
 
 CONDITIONS = ("t2v", "i2v_head", "i2v_tail", "i2v_loop", "v2v_head", "v2v_tail")
+SOLVERS = ("euler", "heun", "rf_taylor")
+
+
+def crf(text: str) -> int:
+    value = int(text) if text.isdecimal() else -1
+    if not 0 <= value <= 51:
+        raise argparse.ArgumentTypeError(f"{text!r} is not from 0 (lossless) to 51 (worst)")
+    return value
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,13 +39,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--recipe", metavar="YAML", help="for published weights: names the parts around them")
     what = parser.add_argument_group("what to show")
     what.add_argument("--prompt", action="append", default=[], help="may be given several times")
-    what.add_argument("--prompts", metavar="FILE", help="one prompt a line")
+    what.add_argument("--prompts", metavar="FILE", help="one prompt a line, or a .csv or .jsonl")
     what.add_argument("--negative", help="what to move away from")
     what.add_argument("--samples", metavar="N", type=count, default=1, help="videos a prompt")
     what.add_argument("--seed", type=int, help="of the first sample; the next ones count up")
     what.add_argument("--condition", choices=CONDITIONS, help="default t2v")
     what.add_argument("--ref", metavar="FILE", action="append", default=[], help="image or video")
     what.add_argument("--like", metavar="VIDEO", help="repeat a video's own settings")
+    first = parser.add_argument_group("first frame drawn by FLUX.1 (text to image to video)")
+    first.add_argument("--image-model", metavar="FILE", help="flux1-dev.safetensors")
+    first.add_argument("--image-ae", metavar="FILE", help="its autoencoder, ae.safetensors")
+    first.add_argument("--image-resolution", metavar="NAME", default="768px", help="default 768px")
     shape = parser.add_argument_group("shape (default: the recipe's)")
     shape.add_argument("--frames", type=count)
     shape.add_argument("--height", type=count)
@@ -41,34 +59,72 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shape.add_argument("--fps", type=float)
     how = parser.add_argument_group("how (default: the recipe's)")
     how.add_argument("--steps", type=count)
+    how.add_argument("--solver", choices=SOLVERS, help="heun and rf_taylor evaluate twice a step")
     how.add_argument("--guidance", type=float, help="text")
     how.add_argument("--guidance-img", type=float, help="image or video condition")
     how.add_argument("--motion-score", type=float)
-    add("--batch", metavar="N", type=count, default=1, help="videos at a time; changes none")
-    add("--crf", type=int, default=18, help="H.264 quality, 0 to 51, lower is better (default 18)")
+    where = parser.add_argument_group("where")
+    where.add_argument("--memory", metavar="SIZE", help="the most to use of a GPU, such as 24GB")
+    where.add_argument("--context", metavar="N", type=count, help="ranks that share one video")
+    where.add_argument("--branch", metavar="N", type=count, help="ranks that share its branches")
+    add("--preview", action="store_true", help="a rough picture beside each video as it forms")
+    add("--crf", type=crf, default=18, help="H.264 quality, 0 to 51, lower is better (default 18)")
     add("--out", metavar="DIR", default="samples", help="default: samples/")
 
 
 def run(args: argparse.Namespace) -> None:
     wanted = request(args)  # before anything is built
-    from vidgen.sample import Pipeline, make_requests, write_samples
+    from vidgen.runtime import parallel
+    from vidgen.sample import draw_first_frames, make_requests, write_samples
+    from vidgen.sample.team import make_team
 
+    with parallel.start() as world:
+        pipeline = open_pipeline(args, world)
+        if args.like and world.rank == 0:
+            compare_weights(args.like, pipeline)
+        requests = make_requests(pipeline, **wanted)
+        team = make_team(world, len(requests), context=args.context, branch=args.branch)
+        if args.image_model:
+            for one in requests:
+                pipeline.check(one)
+            autoencoder = {"kind": "flux_ae", "path": args.image_ae}
+            painter = pipeline.painter(args.image_model, autoencoder)
+            requests = draw_first_frames(
+                painter, requests, args.out, resolution=args.image_resolution, team=team
+            )
+            painter.close()
+        paths = write_samples(
+            pipeline, requests, args.out, crf=args.crf, preview=args.preview, team=team
+        )
+        if world.rank == 0:
+            if pipeline.memory_said:
+                print(pipeline.memory_said, file=sys.stderr)
+            for path in paths:
+                print(path)
+        pipeline.close()
+
+
+def open_pipeline(args: argparse.Namespace, world: "World") -> "Pipeline":
+    from vidgen.sample import Pipeline
+    from vidgen.sample.memory import parse_memory
+
+    memory = parse_memory(args.memory) if args.memory else None
     if args.recipe:
         from vidgen.train.config import Recipe
 
         recipe = to_dict(read_recipe(args.recipe, [], Recipe))
-        pipeline = Pipeline.from_weights(args.source, recipe)
-    else:
-        pipeline = Pipeline.from_checkpoint(args.source)
-    requests = make_requests(pipeline, **wanted)
-    for path in write_samples(pipeline, requests, args.out, batch=args.batch, crf=args.crf):
-        print(path)
+        return Pipeline.from_weights(args.source, recipe, world.device, memory=memory)
+    return Pipeline.from_checkpoint(args.source, world.device, memory=memory)
 
 
 def request(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `make_requests`; what was not said is left out."""
     given = like(args.like) if args.like else {}
-    prompts = args.prompt + (read_prompts(args.prompts) if args.prompts else [])
+    prompts: list[Any] = list(args.prompt)
+    if args.prompts:
+        from vidgen.sample.prompts import read_prompts
+
+        prompts += read_prompts(args.prompts)
     if prompts:
         given["prompts"] = prompts
     if not given.get("prompts"):
@@ -78,10 +134,18 @@ def request(args: argparse.Namespace) -> dict[str, Any]:
         raise UserError("--height and --width go together; or use --resolution 256px --aspect 16:9")
     if args.height and (args.resolution or args.aspect):
         raise UserError("--height and --width, or --resolution and --aspect: not both")
-    if args.condition not in (None, "t2v") and not args.ref:
+    own_refs = any(isinstance(row, dict) and "ref" in row for row in prompts)
+    if args.condition not in (None, "t2v") and not args.ref and not own_refs:
         raise UserError(f"--condition {args.condition} needs --ref with an image or a video")
     if args.ref and args.condition in (None, "t2v"):
         raise UserError("--ref needs --condition, such as --condition i2v_head")
+    if bool(args.image_model) != bool(args.image_ae):
+        raise UserError("--image-model and --image-ae go together: FLUX.1's two files")
+    if args.image_model and args.condition not in (None, "t2v"):
+        raise UserError(f"--image-model draws the first frame itself; leave out {args.condition}")
+    for path in (args.image_model, args.image_ae):
+        if path and not Path(path).exists():
+            raise UserError(f"{path}: there is no such file")
     for path in args.ref:
         if not Path(path).is_file():
             raise UserError(f"--ref {path}: there is no such file")
@@ -90,7 +154,7 @@ def request(args: argparse.Namespace) -> dict[str, Any]:
             given.pop(name, None)
     names = (
         *("negative", "seed", "condition", "frames", "height", "width", "resolution", "aspect"),
-        *("fps", "steps", "guidance", "guidance_img", "motion_score"),
+        *("fps", "steps", "solver", "guidance", "guidance_img", "motion_score"),
     )
     given.update({name: getattr(args, name) for name in names if getattr(args, name) is not None})
     if args.ref:
@@ -99,24 +163,30 @@ def request(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def read_prompts(path: str) -> list[str]:
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"--prompts {path}: {error.strerror}") from None
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise UserError(f"--prompts {path}: the file holds no prompt; write one a line")
-    return prompts
-
-
 def like(path: str) -> dict[str, Any]:
     """The request that made a video, from the video's own metadata."""
-    from vidgen.data.video import read_metadata
-
-    if not Path(path).is_file():
-        raise UserError(f"--like {path}: there is no such file")
-    record = read_metadata(path).get("vidgen_request")
+    record = metadata(path).get("vidgen_request")
     if record is None:
         raise UserError(f"--like {path}: it does not say how it was made; vidgen's videos do")
     return dict(json.loads(record))
+
+
+def metadata(path: str) -> dict[str, str]:
+    from vidgen.data.video import BadClip, read_metadata
+
+    if not Path(path).is_file():
+        raise UserError(f"--like {path}: there is no such file")
+    try:
+        return read_metadata(path)
+    except BadClip as error:
+        raise UserError(f"--like {path}: {error}; expected a video or PNG of vidgen's") from None
+
+
+def compare_weights(path: str, pipeline: "Pipeline") -> None:
+    made_with = metadata(path).get("weights")
+    if made_with and made_with != pipeline.weights_hash:
+        print(
+            f"note: {path} was made with other weights ({made_with}) than these "
+            f"({pipeline.weights_hash}), so it will not be the same video",
+            file=sys.stderr,
+        )

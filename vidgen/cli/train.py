@@ -3,7 +3,6 @@
 import argparse
 
 from vidgen.cli.arguments import add_recipe, count
-from vidgen.config import read_recipe
 
 EXAMPLE = """\
   vidgen train recipes/stage1.yaml optim.lr=3e-5 model.depth=2
@@ -27,9 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from vidgen.train.config import Recipe
+    from vidgen.train.autoencoder_config import AutoencoderRecipe, read_any
 
-    recipe = read_recipe(args.recipe, args.overrides, Recipe)  # before anything is built
+    recipe = read_any(args.recipe, args.overrides)  # before anything is built
+    if isinstance(recipe, AutoencoderRecipe):
+        from vidgen.train.autoencoder import AutoencoderTrainer
+
+        AutoencoderTrainer(recipe, fresh=args.fresh).run(stop_after=args.stop_after)
+        return
     from vidgen.train import Trainer
 
     Trainer(recipe, fresh=args.fresh).run(stop_after=args.stop_after)

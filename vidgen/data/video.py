@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vidgen.data import png
 from vidgen.data.extras import pyav
 from vidgen.errors import UserError
 
@@ -266,8 +267,12 @@ def write_video(
         partial.unlink(missing_ok=True)
 
 
-def write_image(path: str | os.PathLike[str], picture_HWC: np.ndarray) -> None:
-    """Write uint8 RGB as PNG; the file appears whole or not at all."""
+def write_image(
+    path: str | os.PathLike[str],
+    picture_HWC: np.ndarray,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write uint8 RGB as PNG with text in it; the file appears whole or not at all."""
     av = pyav("Writing an image")
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture_HWC), format="rgb24")
     encoder = av.CodecContext.create("png", "w")
@@ -278,12 +283,17 @@ def write_image(path: str | os.PathLike[str], picture_HWC: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        partial.write_bytes(b"".join(bytes(packet) for packet in packets))
+        whole = b"".join(bytes(packet) for packet in packets)
+        partial.write_bytes(png.with_text(whole, metadata or {}))
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What a video or a PNG says of itself; raises BadClip."""
+    path = Path(path)
+    if path.suffix == ".png" and path.is_file():
+        return png.read_text(path.read_bytes())
     with _opened(path) as (container, _):
         return dict(container.metadata)

@@ -33,6 +33,12 @@ class Branches:
 
     weights: dict[str, float | Tensor]
 
+    def on(self, x: Tensor) -> "Branches":
+        """The same, weights of tokens being of the kind of `x`."""
+        return Branches(
+            {name: w.to(x) if isinstance(w, Tensor) else w for name, w in self.weights.items()}
+        )
+
     def combine(self, velocity: dict[str, Tensor]) -> Tensor:
         terms = []
         for name, weight in self.weights.items():
@@ -87,7 +93,3 @@ def _step(
 
 def _zero(weight: float | Tensor) -> bool:
     return not weight.any() if isinstance(weight, Tensor) else weight == 0.0
-
-
-def evaluations(branches: list[Branches]) -> int:
-    return sum(len(step.weights) for step in branches)

@@ -62,8 +62,10 @@ def build_text(config: TextConfig, device: torch.device, dtype: torch.dtype) -> 
     return T5ClipText(config, device=device, dtype=dtype)
 
 
-def check_parts_fit(model: MMDiTConfig, autoencoder: Autoencoder, text: TextEncoder) -> None:
-    """The widths at which the parts of a recipe meet."""
+def check_parts_fit(
+    model: MMDiTConfig, autoencoder: Autoencoder, text: TextEncoder | TextConfig
+) -> None:
+    """The widths at which the parts of a recipe meet; of the text its config tells them too."""
     for key, has, part, gives in (
         ("in_channels", model.latent_channels, "the autoencoder", autoencoder.latent_channels),
         ("context_in_dim", model.context_in_dim, "text tokens", text.token_width),

@@ -16,6 +16,6 @@ class SampleConfig:
     oscillate_img: bool = True
     oscillate_after: NonNegativeInt = 10
     dynamic_img: bool = True  # the image scale rises over frames and falls over steps
-    solver: Literal["euler"] = "euler"
+    solver: Literal["euler", "heun", "rf_taylor"] = "euler"  # the others evaluate twice a step
     fps: PositiveFloat = 24.0
     motion_score: float | None = 4.0  # appended to the caption; null appends none

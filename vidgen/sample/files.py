@@ -1,106 +1,28 @@
-"""Turning a command into requests, and videos into files that say how they were made."""
+"""Videos into files that say how they were made, and one summary a run."""
 
 import json
-import math
-import time
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from numpy.typing import NDArray
 
-from vidgen.data.buckets import BucketTable, parse_aspect, parse_resolution, shape_of
 from vidgen.data.video import write_image, write_video
-from vidgen.diffusion.sampler import Progress
+from vidgen.diffusion.sampler import Progress, evaluations
+from vidgen.diffusion.solvers import SOLVERS
 from vidgen.errors import UserError
-from vidgen.sample.pipeline import Pipeline, Request
-
-
-def make_requests(
-    pipeline: Pipeline,
-    prompts: Sequence[str],
-    *,
-    samples: int = 1,
-    seed: int = 0,
-    frames: int | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    resolution: str | None = None,
-    aspect: str | None = None,
-    **given: Any,
-) -> list[Request]:
-    """`samples` requests a prompt, with seeds seed, seed + 1, ...; the rest is the recipe's.
-
-    A sample's seed does not depend on how many prompts or samples there are beside it.
-    """
-    if (height is None) != (width is None):
-        raise UserError("height and width go together; or give a resolution and an aspect")
-    if height is not None and (resolution is not None or aspect is not None):
-        raise UserError("height and width, or resolution and aspect: not both")
-    seen = largest_bucket(pipeline)
-    if height is None or width is None:
-        height, width = seen[1:]
-        if resolution is not None or aspect is not None:
-            area, ratio = float(seen[1] * seen[2]), seen[2] / seen[1]
-            if resolution is not None:
-                area, named = parse_resolution(resolution)
-                ratio = named or ratio
-            if aspect is not None:
-                ratio = parse_aspect(aspect)
-            unit = pipeline.autoencoder.compression[1] * pipeline.system.model.patch_size
-            height, width = shape_of(area, ratio, unit)
-    defaults = pipeline.system.sample
-    settings = {
-        "steps": defaults.steps,
-        "guidance": defaults.guidance,
-        "guidance_img": defaults.guidance_img,
-        "fps": defaults.fps,
-        "motion_score": defaults.motion_score,
-        **given,
-    }
-    if "ref" in settings:
-        settings["ref"] = tuple(settings["ref"])
-    return [
-        Request(
-            prompt=prompt,
-            seed=seed + n,
-            frames=seen[0] if frames is None else frames,
-            height=height,
-            width=width,
-            **settings,
-        )
-        for prompt in prompts
-        for n in range(samples)
-    ]
-
-
-def largest_bucket(pipeline: Pipeline) -> tuple[int, int, int]:
-    """Frames, height and width of the longest and largest videos trained on, nearest to 16:9."""
-    ae = pipeline.autoencoder
-    table = BucketTable(
-        pipeline.system.data,
-        temporal_step=ae.compression[0],
-        causal=ae.causal,
-        spatial_multiple=ae.compression[1] * pipeline.system.model.patch_size,
-    )
-    frames = max(bucket.frames for bucket in table.buckets)
-    shelf = next(shelf for shelf in table.shelves if frames in shelf.frames)  # by falling area
-    height, width = min(shelf.shapes, key=lambda s: abs(math.log(s[1] / s[0] * 9 / 16)))
-    return frames, height, width
-
-
-def batches(requests: Sequence[Request], size: int) -> Iterator[list[Request]]:
-    """Neighbouring requests that share a shape, at most `size` of them."""
-    batch: list[Request] = []
-    for request in requests:
-        if batch and (len(batch) == size or request.shared() != batch[0].shared()):
-            yield batch
-            batch = []
-        batch.append(request)
-    if batch:
-        yield batch
+from vidgen.runtime.observe.memory import peak_memory_gb
+from vidgen.runtime.observe.timer import StepTimer
+from vidgen.sample.pipeline import Pipeline
+from vidgen.sample.preview import PreviewFile, Projection
+from vidgen.sample.references import check_references
+from vidgen.sample.request import Request
+from vidgen.sample.team import ALONE, Team
 
 
 def write_samples(
@@ -108,71 +30,194 @@ def write_samples(
     requests: Sequence[Request],
     out: str | Path,
     *,
-    batch: int = 1,
     crf: int = 18,
+    preview: bool = False,
+    team: Team = ALONE,
 ) -> list[Path]:
-    """Generate and write every request, with a progress bar and a summary.json beside them."""
+    """Generate and write every request, with a progress bar and a summary of this run beside them.
+
+    Each video is written as it is done. Of several teams each makes its share; every rank calls
+    this with the same requests and gets all the paths.
+    """
     from tqdm import tqdm
 
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot hold the videos: {error.strerror}") from None
-    written: list[Path] = []
-    records = []
-    with tqdm(total=sum(r.steps for r in requests), unit="step", desc="sample") as bar:
-        for group in batches(requests, batch):
-            began = time.perf_counter()
-            videos = pipeline.generate(group, progress=_advance(bar, len(group)))
-            seconds = (time.perf_counter() - began) / len(group)
-            for request, video in zip(group, videos, strict=True):
-                path = _free_name(folder, ".png" if request.frames == 1 else ".mp4")
-                write_sample(path, video, request, pipeline.source, crf=crf)
-                written.append(path)
-                record = {"file": path.name, "seconds": round(seconds, 3), **asdict(request)}
-                records.append(record)
-    summary = {"source": pipeline.source, "videos": records}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
-    return written
+    if not 0 <= crf <= 51:
+        raise UserError(f"crf {crf}: expected 0 (lossless) to 51 (worst)")
+    folder = make_folder(out)
+    for request in requests:  # all of them, before the first takes its time
+        pipeline.check(request)
+        check_references(request.condition, request.ref, pipeline.autoencoder)
+    paths = agreed(free_names(folder, [_suffix(r) for r in requests]))
+    mine = list(zip(requests, paths, strict=True))[team.index :: team.count]
+
+    timer = StepTimer(pipeline.device)
+    with timer.phase("text"):
+        features = pipeline.features([request for request, _ in mine])
+    report = Summary(pipeline, paths[0] if paths else folder / "none", timer.lap())
+    projection = Projection.fit(pipeline.autoencoder, pipeline.device) if preview else None
+    costs = [_costs(pipeline, request) for request, _ in mine]
+    total = sum(map(sum, costs))
+    quiet = not team.leads or team.index != 0
+    with tqdm(total=total, unit="pass", desc="sample", disable=quiet) as bar:
+        for (request, path), cost in zip(mine, costs, strict=True):
+            look = None
+            if projection is not None and team.leads:
+                look = PreviewFile(projection, path.with_suffix(".preview.png"))
+            try:
+                video = pipeline.video(
+                    request,
+                    features,
+                    progress=_advance(bar, cost),
+                    preview=look,
+                    timer=timer,
+                    team=team,
+                )
+                with timer.phase("write"):
+                    if team.leads:
+                        write_sample(
+                            path, video, request, pipeline.source, pipeline.weights_hash, crf=crf
+                        )
+            finally:
+                if look is not None:
+                    look.remove()
+            report.add(path, request, timer.lap())
+            if not quiet:
+                report.write()
+    if team.count > 1 and team.leads:
+        report.gather(team)
+    if not quiet:
+        report.write()
+    return paths
 
 
-def _advance(bar: Any, videos: int) -> Progress:
-    def one_step(done: int, steps: int) -> None:
-        bar.update(videos)
+class Summary:
+    """What a run made and how long each part of it took, in a file of its own."""
 
-    return one_step
+    def __init__(self, pipeline: Pipeline, first: Path, before: dict[str, float]) -> None:
+        self._pipeline = pipeline
+        self.path = first.with_name(f"summary-{first.stem}.json")
+        self._before = before
+        self._videos: list[dict[str, Any]] = []
+
+    def add(self, path: Path, request: Request, spent_ms: dict[str, float]) -> None:
+        made = self._pipeline.branches(request, self._pipeline.check(request).tokens)
+        full = self._pipeline.branches(request, self._pipeline.check(request).tokens, full=True)
+        self._videos.append(
+            {
+                "file": path.name,
+                "seconds": _seconds(spent_ms),
+                # Passes of the model, and what they would be without the branch plan.
+                "passes": evaluations(made, request.solver),
+                "passes_unplanned": evaluations(full, request.solver),
+                **asdict(request),
+            }
+        )
+
+    def gather(self, team: Team) -> None:
+        """The videos of all teams, in order, on every rank that leads one."""
+        assert team.leaders is not None
+        everyone: list[Any] = [None] * team.count
+        dist.all_gather_object(everyone, self._videos, group=team.leaders)
+        self._videos = sorted((v for part in everyone for v in part), key=lambda v: v["file"])
+
+    def write(self) -> None:
+        pipeline = self._pipeline
+        record = {
+            "source": pipeline.source,
+            "weights": pipeline.weights_hash,
+            "device": str(pipeline.device),
+            "memory": pipeline.memory_said,
+            "peak_memory_gb": round(peak_memory_gb(pipeline.device), 2),
+            "seconds": _seconds(self._before),
+            "videos": self._videos,
+        }
+        write_text(self.path, json.dumps(record, indent=1))
 
 
 def write_sample(
-    path: Path, video_THWC: NDArray[np.uint8], request: Request, source: str, *, crf: int = 18
+    path: Path,
+    video_THWC: NDArray[np.uint8],
+    request: Request,
+    source: str,
+    weights: str = "",
+    *,
+    crf: int = 18,
 ) -> None:
-    """One video, whose metadata can make it again."""
+    """One video or picture, whose metadata can make it again."""
     about = {
         "comment": f"{request.prompt} (seed {request.seed}, {source}, vidgen)",
         "prompt": request.prompt,
         "seed": str(request.seed),
         "recipe": source,
-        "vidgen_request": request_record(request),
+        "weights": weights,
+        "vidgen_request": request.record(),
     }
     try:
         if request.frames == 1:
-            write_image(path, video_THWC[0])
+            write_image(path, video_THWC[0], about)
         else:
             write_video(path, video_THWC, request.fps, crf=crf, metadata=about)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
-def request_record(request: Request) -> str:
-    """As `vidgen sample --like` reads it: keyword arguments of `make_requests`."""
-    record = asdict(request)
-    record["prompts"] = [record.pop("prompt")]
-    return json.dumps(record)
+def write_text(path: Path, text: str) -> None:
+    """The file appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def _free_name(folder: Path, suffix: str) -> Path:
-    number = 0
-    while (path := folder / f"{number:04d}{suffix}").exists():
-        number += 1
-    return path
+def make_folder(out: str | Path) -> Path:
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot hold the videos: {error.strerror}") from None
+    return folder
+
+
+def free_names(folder: Path, suffixes: Sequence[str], prefix: str = "") -> list[Path]:
+    """Numbers that no picture or video in the folder has, in order."""
+    taken = {path.stem for path in folder.iterdir() if path.suffix in (".mp4", ".png")}
+    free = (name for n in count() if (name := f"{prefix}{n:04d}") not in taken)
+    return [
+        folder / f"{name}{suffix}"
+        for name, suffix in zip(islice(free, len(suffixes)), suffixes, strict=True)
+    ]
+
+
+def agreed(paths: list[Path]) -> list[Path]:
+    """What rank 0 found: the others may look when files have come already."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return paths
+    told = [paths]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
+
+
+def _suffix(request: Request) -> str:
+    return ".png" if request.frames == 1 else ".mp4"
+
+
+def _costs(pipeline: Pipeline, request: Request) -> list[int]:
+    """Passes of the model in each step: the bar moves evenly and its ETA holds."""
+    branches = pipeline.branches(request, pipeline.check(request).tokens)
+    counts = SOLVERS[request.solver].counts(len(branches))
+    return [n * len(step.weights) for n, step in zip(counts, branches, strict=True)]
+
+
+def _advance(bar: Any, costs: Sequence[int]) -> Progress:
+    def one_step(done: int, steps: int) -> None:
+        bar.update(costs[done - 1])
+
+    return one_step
+
+
+def _seconds(spent_ms: dict[str, float]) -> dict[str, float]:
+    return {name: round(ms / 1000, 3) for name, ms in spent_ms.items()}

@@ -1,16 +1,18 @@
 """From prompts to videos: text, noise, guided integration, decoding."""
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from vidgen.config import to_dict
 from vidgen.diffusion import flow
 from vidgen.diffusion.conditions import (
     caption,
@@ -18,41 +20,32 @@ from vidgen.diffusion.conditions import (
     frames_needed,
     given_latents,
 )
-from vidgen.diffusion.config import ConditionName
 from vidgen.diffusion.guidance import Branches, GuidanceConfig, plan
-from vidgen.diffusion.sampler import SOLVERS, Progress
+from vidgen.diffusion.sampler import Progress
+from vidgen.diffusion.solvers import SOLVERS
 from vidgen.errors import UserError
 from vidgen.models.autoencoder import Autoencoder, latent_grid
 from vidgen.models.build import build_autoencoder, build_text, check_parts_fit
 from vidgen.models.mmdit import MMDiT, load_weights, patchify, unpatchify
-from vidgen.models.mmdit.layouts import Layout
-from vidgen.models.text.encoder import TextEncoder
+from vidgen.models.mmdit.model import call_block
+from vidgen.models.text.encoder import TextEncoder, TextFeatures
 from vidgen.runtime import checkpoint, parallel
+from vidgen.runtime.observe.timer import StepTimer
+from vidgen.sample.denoise import Denoiser, Grid, Inputs, normal_noise, table_bytes, token_grid
+from vidgen.sample.memory import plan_memory
+from vidgen.sample.parts import Part
 from vidgen.sample.references import read_references
+from vidgen.sample.request import Request
+from vidgen.sample.seams import NO_HOOKS, Hooks, RunBlock, StateStore
+from vidgen.sample.streaming import BlockStream
 from vidgen.sample.system import System
+from vidgen.sample.team import ALONE, Team
+from vidgen.sample.weights import find_step, fingerprint
 
-
-@dataclass(frozen=True)
-class Request:
-    """Everything that decides one video."""
-
-    prompt: str
-    seed: int
-    frames: int
-    height: int
-    width: int
-    steps: int
-    guidance: float
-    guidance_img: float
-    fps: float
-    motion_score: float | None
-    negative: str = ""
-    condition: ConditionName = "t2v"
-    ref: tuple[str, ...] = ()
-
-    def shared(self) -> "Request":
-        """What the requests of one batch must have in common."""
-        return replace(self, prompt="", seed=0, negative="", ref=())
+Video = NDArray[np.uint8]  # (T, H, W, 3)
+# Told after each step: steps done, and the latents (C, t, h, w) the video would end at from there.
+Preview = Callable[[int, Tensor], None]
+Features = Mapping[str, TextFeatures]  # by caption, in host memory, a batch of one each
 
 
 class Pipeline:
@@ -61,119 +54,293 @@ class Pipeline:
     def __init__(
         self,
         system: System,
-        model: MMDiT,
-        autoencoder: Autoencoder,
-        text: TextEncoder,
+        model: Part[MMDiT],
+        autoencoder: Part[Autoencoder],
+        text: Part[TextEncoder],
+        *,
         device: torch.device,
         dtype: torch.dtype,
         source: str,
+        memory: int | None = None,
+        hooks: Hooks = NO_HOOKS,
     ) -> None:
-        check_parts_fit(system.model, autoencoder, text)
-        self.system, self.model = system, model.eval().requires_grad_(False)
-        self.autoencoder, self.text = autoencoder, text
+        """`memory` is the most bytes of the device to use; parts then take turns in it."""
+        check_parts_fit(system.model, autoencoder.get(), system.text)
+        self.system = system
+        self._model, self._autoencoder, self._text = model, autoencoder, text
         self.device, self.dtype, self.source = device, dtype, source
+        self.memory, self.hooks = memory, hooks
+        self.states = StateStore()
+        self.stream: BlockStream | None = None
+        self.memory_said = ""  # what was done to stay within it
+        self._autoencoder_config = system.autoencoder
+        self._weights_hash = ""
 
     @staticmethod
-    def from_checkpoint(path: str | Path, device: str = "auto") -> "Pipeline":
+    def from_checkpoint(
+        path: str | Path,
+        device: str | torch.device = "auto",
+        *,
+        memory: int | None = None,
+    ) -> "Pipeline":
         """A run directory, whose newest checkpoint is taken, or one step's directory.
 
-        The moving average of the weights is used where the run kept one.
+        The moving average of the weights is used where the run kept one. `memory` is the most
+        bytes of the device to use.
         """
-        step = _find_step(Path(path))
+        step = find_step(Path(path))
         system = System.of(checkpoint.read_objects(step)["recipe"])
         group = "ema" if "ema" in checkpoint.groups(step) else "model"
-        weights = checkpoint.read_tensors(step, group)
-        return Pipeline._build(system, weights, "vidgen", device, f"{system.name} {step.name}")
+        return Pipeline._build(
+            system, str(step), group, device, f"{system.name} {step.name}", memory
+        )
 
     @staticmethod
     def from_weights(
-        path: str | Path, recipe: Mapping[str, Any], device: str = "auto"
+        path: str | Path,
+        recipe: Mapping[str, Any],
+        device: str | torch.device = "auto",
+        *,
+        memory: int | None = None,
     ) -> "Pipeline":
         """Published weights (a file or a folder), and the recipe that names the other parts.
 
         The recipe is given as plain mappings: `to_dict(read_recipe("stage2.yaml", [], Recipe))`.
         """
         system = System.of(recipe)
-        return Pipeline._build(system, str(path), None, device, f"{system.name} {Path(path).name}")
+        source = f"{system.name} {Path(path).name}"
+        return Pipeline._build(system, str(path), "model", device, source, memory)
 
     @staticmethod
     def _build(
         system: System,
-        weights: str | dict[str, Tensor],
-        layout: Layout | None,
-        device: str,
+        weights: str,
+        group: str,
+        device: str | torch.device,
         source: str,
+        memory: int | None,
+        text: Part[TextEncoder] | None = None,
     ) -> "Pipeline":
-        where = parallel.choose_device(device)
+        where = parallel.choose_device(device) if isinstance(device, str) else device
         dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-        with torch.device("meta"):
-            model = MMDiT(system.model)
-        load_weights(model.to(dtype), weights, layout=layout, device=where)
-        return Pipeline(
+
+        def model() -> MMDiT:
+            with torch.device("meta"):
+                found = MMDiT(system.model)
+            found.to(dtype)
+            if memory is not None:
+                pipeline.stream = BlockStream(found, where, dtype)
+            load_weights(found, weights, device=where, group=group)
+            return found.eval().requires_grad_(False)
+
+        pipeline = Pipeline(
             system,
-            model,
-            build_autoencoder(system.autoencoder, where, dtype),
-            build_text(system.text, where, dtype),
-            where,
-            dtype,
-            source,
+            Part(model),
+            Part(lambda: build_autoencoder(system.autoencoder, where, dtype)),
+            text or Part(lambda: build_text(system.text, where, dtype)),
+            device=where,
+            dtype=dtype,
+            source=source,
+            memory=memory,
+        )
+        if memory is None:
+            pipeline.model  # noqa: B018  weights that do not fit are refused before text is read
+        return pipeline
+
+    def painter(self, weights: str | Path, autoencoder: Mapping[str, Any]) -> "Pipeline":
+        """FLUX.1's image model in the same transformer, reading the same text as this model.
+
+        `autoencoder` is as in a recipe: {"kind": "flux_ae", "path": "ae.safetensors"}.
+        """
+        own = to_dict(self.system)
+        recipe = {
+            **{key: own[key] for key in ("text", "data", "flow")},
+            "name": "flux",
+            "model": "flux_dev",
+            "autoencoder": dict(autoencoder),
+            "conditions": {"suffix": False},  # an image has no frame rate
+        }
+        return Pipeline._build(
+            System.of(recipe),
+            str(weights),
+            "model",
+            self.device,
+            f"flux {Path(weights).name}",
+            self.memory,
+            text=self._text,
         )
 
+    def close(self) -> None:
+        """Give all memory back."""
+        for part in (self._model, self._autoencoder, self._text):
+            part.drop()
+        if self.stream is not None:
+            self.stream.close()
+            self.stream = None
+
+    @property
+    def model(self) -> MMDiT:
+        return self._model.get()
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        return self._autoencoder.get()
+
+    @property
+    def weights_hash(self) -> str:
+        """Tells apart the weights that videos were made with, whatever file held them."""
+        if not self._weights_hash:
+            self._weights_hash = fingerprint(self.model)
+        return self._weights_hash
+
     @torch.no_grad()
+    def features(self, requests: Sequence[Request]) -> Features:
+        """What the text encoder makes of every caption, each by itself.
+
+        Where memory is limited the encoder leaves afterwards: give it all requests at once.
+        """
+        captions = {c: None for r in requests for c in self._captions(r)}
+        if self.stream is not None:
+            self.stream.release()
+        encoder = self._text.get()
+        found = {}
+        for text in captions:
+            one = encoder.encode([text])
+            found[text] = TextFeatures(one.tokens_BLD.cpu(), one.pooled_BD.cpu())
+        if self.memory is not None:
+            del encoder
+            self._text.drop()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return found
+
     def generate(
         self,
         requests: Sequence[Request],
         *,
+        together: bool = False,
         progress: Progress | None = None,
         full_guidance: bool = False,
-    ) -> list[NDArray[np.uint8]]:
-        """Videos (T, H, W, 3) of requests that share everything but prompt, seed and reference.
+    ) -> list[Video]:
+        """Videos (T, H, W, 3) of any requests, one after another.
 
-        A video depends on its own request alone, never on its neighbours in the batch.
+        A video depends on its own request alone: the same bits whatever is made beside it.
+        `together` makes requests that differ in text, seed and references only in common passes:
+        a small model is then several times as fast, and its videos are the same to rounding.
         """
-        if not requests:
-            return []
-        one = requests[0]
-        if any(request.shared() != one.shared() for request in requests):
-            raise ValueError("requests of one batch may differ in prompt, seed and reference only")
-        grid = self._check(one)
-        patch = self.system.model.patch_size
-        tokens = (grid[0], grid[1] // patch, grid[2] // patch)
-        latent_shape = (self.autoencoder.latent_channels, *grid)
-        noise = torch.stack([_noise(request.seed, latent_shape) for request in requests])
-        mask, given = self._references(requests, grid)
-
-        text = {
-            "text": self._features([self._caption(r, r.prompt) for r in requests]),
-            "image": self._features([self._caption(r, r.negative) for r in requests]),
-        }
-        text["none"] = text["image"]
-        shown = patchify(condition_channels(mask, given), patch).to(self.dtype)
-        hidden = torch.zeros_like(shown)
-        cond = {"text": shown, "image": shown, "none": hidden}
-
-        def evaluate(branch: str, x_BVD: Tensor, t: float) -> Tensor:
-            txt, vec = text[branch]
-            t_B = torch.full((len(requests),), t, device=self.device)
-            config = self.system.model
-            velocity: Tensor = self.model(
-                x_BVD.to(self.dtype),
-                grid=tokens,
-                txt=txt,
-                vec=vec,
-                t=t_B,
-                cond=cond[branch] if config.cond_embed else None,
-                guidance=torch.full_like(t_B, one.guidance) if config.guidance_embed else None,
+        for request in requests:
+            self.check(request)
+        if together and len({request.shared() for request in requests}) > 1:
+            raise ValueError("requests made together may differ in text, seed and references only")
+        features = self.features(requests)
+        groups = [list(requests)] if together and requests else [[request] for request in requests]
+        return [
+            video
+            for group in groups
+            for video in self._videos(
+                group, features, progress=progress, full_guidance=full_guidance
             )
-            return velocity
+        ]
 
-        times = flow.timesteps(one.steps, flow.shift_alpha(self.system.flow, grid))
-        branches = self.branches(one, tokens, full=full_guidance)
-        solve = SOLVERS[self.system.sample.solver]
-        x = solve(evaluate, patchify(noise.to(self.device), patch), times, branches, progress)
-        latents = unpatchify(x, tokens, patch)
-        latents = torch.where(mask.bool(), given, latents)  # what was given is kept as it is
-        return [self._decode(latent, one.frames) for latent in latents]
+    def video(
+        self,
+        request: Request,
+        features: Features,
+        *,
+        progress: Progress | None = None,
+        preview: Preview | None = None,
+        timer: StepTimer | None = None,
+        team: Team = ALONE,
+    ) -> Video:
+        """One video, its captions encoded beforehand."""
+        (video,) = self._videos(
+            [request], features, progress=progress, preview=preview, timer=timer, team=team
+        )
+        return video
+
+    @torch.no_grad()
+    def _videos(
+        self,
+        requests: Sequence[Request],
+        features: Features,
+        *,
+        progress: Progress | None = None,
+        preview: Preview | None = None,
+        timer: StepTimer | None = None,
+        team: Team = ALONE,
+        full_guidance: bool = False,
+    ) -> list[Video]:
+        one = requests[0]
+        grid = self.check(one)
+
+        def phase(name: str) -> AbstractContextManager[None]:
+            return contextlib.nullcontext() if timer is None else timer.phase(name)
+
+        with phase("references"):
+            pairs = [self._references(request, grid) for request in requests]
+            mask, given = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        with phase("load"):
+            denoiser = Denoiser(
+                self.model,
+                self.dtype,
+                team,
+                self.hooks,
+                self.states,
+                self._fit(one, grid) or call_block,
+            )
+        patch = self.system.model.patch_size
+
+        def watch(done: int, t: float, x: Tensor, v: Tensor) -> None:
+            if preview is not None:
+                latent = unpatchify(x - t * v, grid.tokens, patch)
+                preview(done, torch.where(mask.bool(), given, latent)[0])
+
+        with phase("denoise"):
+            shape = (self.autoencoder.latent_channels, *grid.latent)
+            noise = torch.stack([normal_noise(request.seed, shape) for request in requests])
+            inputs = self._inputs(requests, grid, mask, given, features, full_guidance)
+            x = denoiser.run(inputs, patchify(noise.to(self.device), patch), progress, watch)
+            latents = unpatchify(x, grid.tokens, patch)
+            latents = torch.where(mask.bool(), given, latents)  # what was given stays as it is
+        with phase("decode"):
+            if self.stream is not None:
+                self.stream.release()
+            return [self._decode(latent[None], one.frames) for latent in latents]
+
+    def _inputs(
+        self,
+        requests: Sequence[Request],
+        grid: Grid,
+        mask: Tensor,
+        given: Tensor,
+        features: Features,
+        full: bool,
+    ) -> Inputs:
+        config, one = self.system.model, requests[0]
+        captions = [self._captions(request) for request in requests]
+        said, unsaid = ([features[c] for c in column] for column in zip(*captions, strict=True))
+        by_branch = {"text": said, "image": unsaid, "none": unsaid}
+
+        def placed(tensors: list[Tensor]) -> Tensor:
+            return torch.cat(tensors).to(self.device, self.dtype)
+
+        cond: dict[str, Tensor | None] = dict.fromkeys(by_branch)
+        if config.cond_embed:
+            shown = patchify(condition_channels(mask, given), config.patch_size).to(self.dtype)
+            cond = {"text": shown, "image": shown, "none": torch.zeros_like(shown)}
+        scale = None
+        if config.guidance_embed:
+            scale = torch.full((len(requests),), one.guidance, device=self.device)
+        return Inputs(
+            grid=grid.tokens,
+            times=flow.timesteps(one.steps, flow.shift_alpha(self.system.flow, grid.latent)),
+            branches=self.branches(one, grid.tokens, full=full),
+            solver=one.solver,
+            text={name: placed([f.tokens_BLD for f in fs]) for name, fs in by_branch.items()},
+            pooled={name: placed([f.pooled_BD for f in fs]) for name, fs in by_branch.items()},
+            cond=cond,
+            guidance=scale,
+        )
 
     def branches(
         self, request: Request, tokens: tuple[int, int, int], *, full: bool = False
@@ -194,14 +361,12 @@ class Pipeline:
         has_image = request.condition != "t2v"
         return plan(config, request.steps, tokens, has_image=has_image, full=full)
 
-    def _check(self, request: Request) -> tuple[int, int, int]:
+    def check(self, request: Request) -> Grid:
+        """The request's sizes; refuses in one line what this model cannot make."""
+        patch = self.system.model.patch_size
         try:
-            grid = latent_grid(
-                self.autoencoder,
-                request.frames,
-                request.height,
-                request.width,
-                self.system.model.patch_size,
+            latent = latent_grid(
+                self.autoencoder, request.frames, request.height, request.width, patch
             )
         except ValueError as error:
             raise UserError(str(error)) from None
@@ -209,6 +374,8 @@ class Pipeline:
             raise UserError(f"steps {request.steps}: expected 1 or more")
         if not 0 < request.fps < math.inf:
             raise UserError(f"fps {request.fps:g}: expected a number above 0")
+        if request.solver not in SOLVERS:
+            raise UserError(f"solver {request.solver!r}: there are {', '.join(SOLVERS)}")
         if request.condition != "t2v":
             if not self.system.model.cond_embed:
                 raise UserError(
@@ -220,50 +387,58 @@ class Pipeline:
                 raise UserError(
                     f"{request.condition} needs at least {needed} frames, not {request.frames}"
                 )
-        return grid
+        return Grid(latent, token_grid(latent, patch))
 
-    def _references(
-        self, requests: Sequence[Request], grid: tuple[int, int, int]
-    ) -> tuple[Tensor, Tensor]:
-        masks, latents = [], []
-        for r in requests:
-            pieces = read_references(
-                r.condition, r.ref, self.autoencoder, (r.height, r.width), self.device
+    def _fit(self, request: Request, grid: Grid) -> RunBlock | None:
+        """Make room on the device for this shape of video; says what that took."""
+        if self.memory is None:
+            return None
+        model, stream = self.model, self.stream
+        assert stream is not None
+        parts = [self.autoencoder] if isinstance(self.autoencoder, nn.Module) else []
+        around = stream.around_bytes + sum(p.nbytes for part in parts for p in part.parameters())
+        fitted = plan_memory(
+            self.memory,
+            self.system.model,
+            self.system.autoencoder,
+            grid=grid.tokens,
+            text_length=self.system.text.length,
+            video=(request.frames, request.height, request.width),
+            around_bytes=around,
+            table_bytes=table_bytes(model, request.steps, self.dtype.itemsize),
+            dtype=self.dtype,
+        )
+        if fitted.autoencoder != self._autoencoder_config:
+            self._autoencoder_config = fitted.autoencoder
+            self._autoencoder = Part(
+                lambda: build_autoencoder(fitted.autoencoder, self.device, self.dtype)
             )
-            mask, given = given_latents(r.condition, pieces, self.autoencoder, grid, r.seed)
-            masks.append(mask.to(self.device))
-            latents.append(given.float().to(self.device))
-        return torch.stack(masks), torch.stack(latents)
+        streamed = stream.keep(fitted.block_bytes)
+        self.memory_said = fitted.said(len(stream.sizes), streamed)
+        return stream.run_block
 
-    def _features(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        features = self.text.encode(captions)
-        return features.tokens_BLD.to(self.dtype), features.pooled_BD.to(self.dtype)
+    def _references(self, request: Request, grid: Grid) -> tuple[Tensor, Tensor]:
+        size = (request.height, request.width)
+        pieces = read_references(
+            request.condition, request.ref, self.autoencoder, size, self.device
+        )
+        mask, given = given_latents(
+            request.condition, pieces, self.autoencoder, grid.latent, request.seed
+        )
+        return mask[None].to(self.device), given[None].float().to(self.device)
 
-    def _caption(self, request: Request, text: str) -> str:
-        if not text or not self.system.conditions.suffix:
-            return text
-        return caption(text, request.fps, request.motion_score)
+    def _captions(self, request: Request) -> tuple[str, str]:
+        """What the model is asked for, and what it is to move away from."""
 
-    def _decode(self, latent_CTHW: Tensor, frames: int) -> NDArray[np.uint8]:
-        video = self.autoencoder.decode(latent_CTHW[None])[0, :, :frames]
+        def full(text: str) -> str:
+            if not text or not self.system.conditions.suffix:
+                return text
+            return caption(text, request.fps, request.motion_score)
+
+        return full(request.prompt), full(request.negative)
+
+    def _decode(self, latents_BCTHW: Tensor, frames: int) -> Video:
+        video = self.autoencoder.decode(latents_BCTHW)[0, :, :frames]
         pixels = ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        result: NDArray[np.uint8] = pixels.permute(1, 2, 3, 0).cpu().numpy()
+        result: Video = pixels.permute(1, 2, 3, 0).cpu().numpy()
         return result
-
-
-def _noise(seed: int, shape: tuple[int, ...]) -> Tensor:
-    """On the CPU, so that a seed means the same video on every device."""
-    count = math.prod(shape)
-    return torch.randn(count, generator=torch.Generator().manual_seed(seed)).view(shape)
-
-
-def _find_step(path: Path) -> Path:
-    for root in (path / "checkpoints", path):
-        if newest := checkpoint.latest(root):
-            return newest
-    if (path / "manifest.json").is_file():
-        return path
-    raise UserError(
-        f"{path} is no run and no checkpoint: expected a run directory (with checkpoints/step-...)"
-        " or one step's directory; for published weights add --recipe recipes/stage3.yaml"
-    )

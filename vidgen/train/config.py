@@ -33,6 +33,12 @@ class OptimConfig:
 class ParallelConfig:
     zero: Literal[2, 3] = 2  # 2 keeps whole parameters between forward and backward, 3 does not
     context: PositiveInt = 1  # ranks that share one sample's tokens
+    ulysses: PositiveInt | None = None  # of those, neighbours that exchange heads; 1: all in a
+    # ring; null: what measured bandwidth and FLOPs say
+    text: Literal["sharded", "replicated"] = "sharded"  # over a context group
+    tensor: PositiveInt = 1  # ranks that share every block's heads and hidden features
+    copies: PositiveInt = 1  # of the sharded parameters: hybrid sharding
+    timeout_s: PositiveFloat = 600  # after which a rank that does not move ends all of them
 
 
 @config

@@ -1,12 +1,14 @@
 """From a batch of clips to what the model and the loss take.
 
 Every random draw belongs to a sample (seed, epoch, manifest row), so a run does not change with
-the number of ranks or with where it was resumed.
+the number of ranks or with where it was resumed. The ranks of a context group make the same
+example: each encodes a share of the samples and gives it to the others.
 """
 
 import hashlib
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +28,7 @@ from vidgen.models.autoencoder import Autoencoder, latent_grid
 from vidgen.models.mmdit import MMDiTConfig, patchify
 from vidgen.models.text.encoder import TextEncoder, TextFeatures
 from vidgen.runtime import ops
+from vidgen.runtime.parallel import ContextGroup, shares
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,10 @@ class ExampleMaker:
         seed: int,
         device: torch.device,
         dtype: torch.dtype,
+        group: ContextGroup | None = None,
     ) -> None:
         self._model, self._ae, self._text = model, autoencoder, text
+        self._group = group
         self._flow, self._conditions = flow_config, conditions
         self._seed, self._device, self._dtype = seed, device, dtype
         self._null = text.encode([""])
@@ -67,7 +72,12 @@ class ExampleMaker:
         bucket = batch.bucket
         grid = latent_grid(self._ae, bucket.frames, bucket.height, bucket.width)
         video = ops.video_to_input(batch.video_BTHWC, 0.5, 0.5, torch.float32)
-        clean = self._ae.encode(video, [d.encoder_seed for d in draws]).float()
+        seeds = [d.encoder_seed for d in draws]
+        clean = self._divided(
+            len(draws),
+            lambda mine: self._ae.encode(video[mine], seeds[mine]).float(),
+            (self._ae.latent_channels, *grid),
+        )
 
         alpha = flow.shift_alpha(self._flow, grid)
         t_B = torch.stack([flow.sample_timestep(alpha, d.generator) for d in draws])
@@ -94,7 +104,7 @@ class ExampleMaker:
                 caption(text, None if math.isnan(fps) else fps, motion)
                 for text, fps, motion in zip(captions, batch.fps, batch.motion, strict=True)
             ]
-        features = self._text.encode(captions)
+        features = self._features(captions)
         drop_tokens = self._which(draws, self._conditions.drop_tokens)
         drop_pooled = self._which(draws, self._conditions.drop_pooled)
         null = self._null
@@ -111,15 +121,60 @@ class ExampleMaker:
     def _condition(
         self, video: Tensor, grid: tuple[int, int, int], draws: list["_Draws"]
     ) -> Tensor:
-        masks, latents = [], []
-        for clip, draw in zip(video, draws, strict=True):
-            name = self._choose(clip.shape[1], draw.random)
-            pieces = cut_pieces(name, clip, self._ae)
-            mask, given = given_latents(name, pieces, self._ae, grid, draw.encoder_seed)
-            masks.append(mask.to(self._device))
-            latents.append(given.to(self._device))
-        channels = condition_channels(torch.stack(masks), torch.stack(latents))
+        names = [self._choose(video.shape[2], draw.random) for draw in draws]
+
+        def encode(mine: slice) -> Tensor:
+            channels = []
+            for name, clip, draw in zip(names[mine], video[mine], draws[mine], strict=True):
+                pieces = cut_pieces(name, clip, self._ae)
+                mask, given = given_latents(name, pieces, self._ae, grid, draw.encoder_seed)
+                pair = (part[None].to(self._device) for part in (mask, given))
+                channels.append(condition_channels(*pair))
+            return torch.cat(channels)
+
+        # From the other end: with fewer samples than ranks, those without a clip take conditions.
+        shape = (1 + self._ae.latent_channels, *grid)
+        channels = self._divided(len(draws), encode, shape, last_first=True)
         return patchify(channels, self._model.patch_size).to(self._dtype)
+
+    def _features(self, captions: list[str]) -> TextFeatures:
+        null = self._null
+
+        def encode(mine: slice) -> Tensor:
+            found = self._text.encode(captions[mine])
+            return torch.cat((found.tokens_BLD.flatten(1), found.pooled_BD), dim=1)
+
+        if self._group is None:
+            return self._text.encode(captions)
+        tokens = null.tokens_BLD[0]
+        flat = self._divided(
+            len(captions), encode, (tokens.numel() + null.pooled_BD.shape[1],), tokens.dtype
+        )
+        return TextFeatures(
+            flat[:, : tokens.numel()].unflatten(1, tokens.shape), flat[:, tokens.numel() :]
+        )
+
+    def _divided(
+        self,
+        count: int,
+        encode: Callable[[slice], Tensor],
+        shape: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+        last_first: bool = False,
+    ) -> Tensor:
+        """`encode` of all samples, each done by one rank of the group; `shape` is one result's."""
+        if self._group is None:
+            return encode(slice(0, count))
+        counts = shares(count, self._group.size)
+        if last_first:
+            counts.reverse()
+        begin = sum(counts[: self._group.rank])
+        mine = slice(begin, begin + counts[self._group.rank])
+        if mine.start == mine.stop:
+            part = torch.empty(0, *shape, dtype=dtype, device=self._device)
+        else:
+            part = encode(mine)
+        return self._group.all_gather(part, counts)
 
     def _choose(self, frames: int, rng: random.Random) -> ConditionName:
         """By weight, among the conditions this clip is long enough for."""

@@ -187,6 +187,7 @@ def _plain(value: Any) -> Any:
 
 _COLUMNS = (
     "loss",
+    "psnr",
     "grad_norm",
     "lr",
     "ms",
@@ -208,6 +209,8 @@ def _column(name: str, record: Record) -> str | None:
     match name:
         case "loss":
             return f"loss {value:.4f}{_score(record, name)}"
+        case "psnr":
+            return f"PSNR {value:.2f} dB"
         case "grad_norm":
             return f"norm {value:.3g}{_score(record, name)}"
         case "lr":

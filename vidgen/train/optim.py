@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vidgen.runtime.parallel.zero import local
 from vidgen.train.config import OptimConfig
@@ -12,8 +13,13 @@ from vidgen.train.config import OptimConfig
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
     """Fused, with its state made at once: what a checkpoint fills must exist before it is read."""
+    # What is sharded differently is a group of its own: one fused update takes tensors of one mesh.
+    alike: dict[object, list[nn.Parameter]] = {}
+    for p in parameters:
+        key = (p.device_mesh, p.placements) if isinstance(p, DTensor) else None
+        alike.setdefault(key, []).append(p)
     optimizer = torch.optim.AdamW(
-        parameters,
+        [{"params": group} for group in alike.values()],
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,

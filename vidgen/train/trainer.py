@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,13 @@ from vidgen.runtime.memory.recompute import recompute
 from vidgen.runtime.observe.memory import peak_memory_gb
 from vidgen.runtime.observe.mfu import hfu, mfu, peak
 from vidgen.runtime.observe.timer import StepTimer
+from vidgen.runtime.parallel import flight
 from vidgen.train.config import Recipe
 from vidgen.train.examples import Example, ExampleMaker
 from vidgen.train.log import RunLog
 from vidgen.train.optim import EMA, build_optimizer, learning_rate
+from vidgen.train.ranks import Ranks
+from vidgen.train.run_dir import make_run_dir, set_old_run_aside
 from vidgen.train.start import compute_dtype, launch_command, load_initial
 from vidgen.train.stopping import StopSignals
 
@@ -44,16 +46,12 @@ class Trainer:
     """Trains what a recipe describes; goes on from the newest checkpoint of its run directory."""
 
     def __init__(self, recipe: Recipe, *, fresh: bool = False) -> None:
-        if recipe.parallel.context > 1:
-            raise UserError(
-                f"parallel.context is {recipe.parallel.context}: the trainer does not split a "
-                "sample over ranks yet; set parallel.context=1"
-            )
         self.recipe = recipe
         self.run_dir = Path(recipe.run_dir)
-        self.world = parallel.start(recipe.train.device)
+        self.world = parallel.start(recipe.train.device, timeout_s=recipe.parallel.timeout_s)
         self.device = self.world.device
         self.dtype = compute_dtype(recipe.train.dtype, self.device)
+        self.ranks = Ranks(recipe.parallel, self.world, recipe.model, self.dtype)
         autoencoder = build_autoencoder(recipe.autoencoder, self.device, self.dtype)
         text = build_text(recipe.text, self.device, self.dtype)
         check_parts_fit(recipe.model, autoencoder, text)
@@ -66,20 +64,21 @@ class Trainer:
             seed=recipe.seed,
             device=self.device,
             dtype=self.dtype,
+            group=self.ranks.context,
         )
         self.text_length = text.length
         # Ahead of the model: a wrong manifest should not wait for 12 G parameters.
         self.loader = open_loader(
             recipe.data,
             seed=recipe.seed,
-            rank=self.world.rank,
-            world=self.world.world,
+            rank=self.ranks.data_rank,
+            world=self.ranks.data_world,
             device=self.device,
             temporal_step=autoencoder.compression[0],
             causal=autoencoder.causal,
             spatial_multiple=autoencoder.compression[1] * recipe.model.patch_size,
         )
-        self._make_run_dir()
+        make_run_dir(self.run_dir)
         self.step = 0
         self._saving: checkpoint.Saving | None = None
         newest = None if fresh else checkpoint.latest(self._checkpoints)
@@ -87,17 +86,21 @@ class Trainer:
         self.named = dict(self.model.named_parameters())
         self.ema = EMA(self.named, recipe.train.ema_decay) if recipe.train.ema_decay else None
         self.optimizer = build_optimizer(self.named.values(), recipe.optim)
-        self.seams = Seams(run_block=self._run_block)
+        self.seams = self.ranks.seams(Seams(run_block=self._run_block))
         checkpoint.reserve(self._state_bytes())
         if newest is not None:
             self._resume(newest)
         elif fresh and self.world.rank == 0:
-            self._set_old_run_aside()
+            set_old_run_aside(self.run_dir, keep=recipe.data.manifest)
 
     # The loop -----------------------------------------------------------------------------------
 
     def run(self, stop_after: int | None = None) -> int:
         """Train to the recipe's last step, or to `stop_after`; returns the steps completed."""
+        with self.world.watch():
+            return self._run(stop_after)
+
+    def _run(self, stop_after: int | None) -> int:
         recipe, last = self.recipe, min(self.recipe.train.steps, stop_after or sys.maxsize)
         log = RunLog(
             self.run_dir,
@@ -121,7 +124,7 @@ class Trainer:
                     log.step(self.step, **self._speed(metrics, timer.lap()))
                     stopping = self._agree(stop.received is not None)
                     if self.step % recipe.checkpoint.every == 0 or self.step == last or stopping:
-                        with timer.phase("checkpoint"):
+                        with self._phase(timer, "checkpoint"):
                             self._saving = self._save()
                     if self.step % COLLECT_EVERY == 0:
                         gc.collect()
@@ -143,18 +146,21 @@ class Trainer:
             group["lr"] = lr
         losses: list[tuple[list[int], Tensor]] = []
         work = _Work()
-        for _ in range(recipe.train.accumulate):
-            with timer.phase("data"):
+        for micro in range(recipe.train.accumulate):
+            last = micro + 1 == recipe.train.accumulate
+            parallel.synchronise_gradients(self.model, last)
+            with self._phase(timer, "data"):
                 batch = next(self.loader)
-            with timer.phase("encode"):
+            with self._phase(timer, "encode"):
                 example = self.make_example(batch)
-            with timer.phase("forward"):
+            with self._phase(timer, "forward"):
                 loss_B = self.sample_losses(example)
-            with timer.phase("backward"):
+            with self._phase(timer, "backward"):
                 (loss_B.mean() / recipe.train.accumulate).backward()
             losses.append((batch.keys, loss_B.detach()))
             work.add(batch, example, self)
-        with timer.phase("optimizer"):
+        with self._phase(timer, "optimizer"):
+            self.ranks.finish_gradients(self.named)
             norm = parallel.clip_grad_norm(self.named.values(), recipe.optim.clip)
             mean_loss = self._mean(torch.stack([loss_B.mean() for _, loss_B in losses]).mean())
             self._check_finite(mean_loss, float(norm), losses, batch.epoch)
@@ -164,6 +170,10 @@ class Trainer:
             if self.ema is not None:
                 self.ema.update(self.step)
         return {"loss": mean_loss, "grad_norm": float(norm), "lr": lr, "work": work}
+
+    def _phase(self, timer: StepTimer, name: str) -> AbstractContextManager[None]:
+        flight.note(name, step=self.step + 1)
+        return timer.phase(name)
 
     def sample_losses(self, example: Example) -> Tensor:
         """The loss of each sample, (B,)."""
@@ -194,26 +204,26 @@ class Trainer:
         recipe = self.recipe
         with torch.device("meta"):
             model = MMDiT(recipe.model)
-        # Every rank fills whole parameters alike, on the CPU so that a seed means the same on
-        # every device, and then keeps its shard of them.
-        if recipe.train.init_from and not resuming:
-            load_initial(model, recipe.train.init_from)
-        else:
-            model.to_empty(device="cpu")
-            model.init_weights(torch.Generator().manual_seed(recipe.seed))
-        model.to(self.device)
         if recipe.train.compile:
             for block in blocks(model):
                 block.compile()
-        if self.world.world > 1:
-            parallel.shard(
-                model,
-                blocks(model),
-                self.world.flat_mesh(),
-                zero=recipe.parallel.zero,
-                param_dtype=self.dtype,
-            )
+        if recipe.parallel.tensor == 1:
+            # Sharded before it has memory: no rank ever holds the whole.
+            self.ranks.shard(model, self.dtype)
+            model.to_empty(device=self.device)
+            self._fill(model, resuming)
+        else:
+            model.to_empty(device=self.device)
+            self._fill(model, resuming)
+            self.ranks.divide(model)
+            self.ranks.shard(model, self.dtype)
         return model
+
+    def _fill(self, model: MMDiT, resuming: bool) -> None:
+        if self.recipe.train.init_from and not resuming:
+            load_initial(model, self.recipe.train.init_from)
+        else:
+            model.init_weights(torch.Generator().manual_seed(self.recipe.seed))
 
     @property
     def _checkpoints(self) -> Path:
@@ -242,7 +252,7 @@ class Trainer:
         return checkpoint.save(
             self._checkpoints,
             self.step,
-            self._tensors(),
+            self.ranks.for_checkpoint(self._tensors()),
             {
                 "recipe": to_dict(self.recipe),
                 "loader": self.loader.state_dict(),
@@ -261,34 +271,12 @@ class Trainer:
                     f"{newest} was trained with another {part} ({part}.{changed[0]}); resume with "
                     "the recipe as it was, or pass --fresh to begin a new run beside it"
                 )
-        objects = checkpoint.load(newest, self._tensors())
+        tensors = self._tensors()
+        stored = self.ranks.for_checkpoint(tensors)
+        objects = checkpoint.load(newest, stored)
+        self.ranks.from_checkpoint(tensors, stored)
         self.loader.load_state_dict(objects["loader"])
         self.step = objects["trainer"]["step"]
-
-    def _make_run_dir(self) -> None:
-        try:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"run_dir {self.run_dir} cannot be made: {error.strerror}; name another one"
-            ) from None
-
-    def _set_old_run_aside(self) -> None:
-        """All the run directory holds, but for the data, should that lie in there."""
-        data = Path(self.recipe.data.manifest).resolve()
-        found = [
-            entry
-            for entry in (self.run_dir.iterdir() if self.run_dir.is_dir() else ())
-            if not data.is_relative_to(entry.resolve())
-        ]
-        if not found:
-            return
-        beside = (self.run_dir.with_name(f"{self.run_dir.name}-old{n}") for n in count(1))
-        old = next(path for path in beside if not path.exists())
-        old.mkdir()
-        for entry in found:
-            entry.rename(old / entry.name)
-        print(f"the run that was in {self.run_dir} is now in {old}")
 
     # Numbers and lines -----------------------------------------------------------------------
 
@@ -303,19 +291,21 @@ class Trainer:
             f"{self.device.type} in {str(self.dtype).removeprefix('torch.')}; MFU of {self.peak}; "
             f"run directory {self.run_dir}"
         )
+        if self.world.world > 1:
+            log.line(self.ranks.describe())
         if self.step:
             log.line(f"resumed at step {self.step} of {recipe.train.steps}")
 
     def _speed(self, metrics: dict[str, Any], phases: dict[str, float]) -> dict[str, Any]:
         work, ms = metrics.pop("work"), sum(phases.values())
-        seconds, ranks = ms / 1000, self.world.world
+        seconds, ranks = ms / 1000, self.ranks.data_world
         return {
             **metrics,
             "ms": ms,
             "tokens_per_s": work.tokens * ranks / seconds,
             "videos_per_s": work.videos * ranks / seconds,
-            "mfu": mfu(work.model_flops, seconds, self.peak),
-            "hfu": hfu(work.executed_flops, seconds, self.peak),
+            "mfu": mfu(work.model_flops, seconds, self.peak, self.ranks.together),
+            "hfu": hfu(work.executed_flops, seconds, self.peak, self.ranks.together),
             "data_ms": phases.get("data", 0.0),
             "replaced_clips": self.loader.replaced or None,
             "memory_gb": peak_memory_gb(self.device),

@@ -24,8 +24,8 @@ def test_a_single_process_opens_no_port_until_a_mesh_is_asked_for() -> None:
         assert (world.rank, world.world, world.device) == (0, 1, torch.device("cpu"))
         world.barrier()
         assert not dist.is_initialized()
-        assert world.mesh().shape == (1, 1)
-        assert world.flat_mesh().shape == (1,)
+        assert world.mesh().shape == (1, 1, 1)
+        assert world.shard_mesh().shape == (1, 1, 1)
     assert not dist.is_initialized()
 
 
@@ -40,8 +40,21 @@ def walk(rank: int, world: int, folder: Path, port: int) -> list[Any]:
     with start("cpu", timeout_s=200) as here:
         mesh = here.mesh(context=2)
         here.barrier()
-        data, context = (dist.get_process_group_ranks(g) for g in mesh.get_all_groups())
-        flat = dist.get_process_group_ranks(here.flat_mesh().get_group())
+        data, context, tensor = (dist.get_process_group_ranks(g) for g in mesh.get_all_groups())
+        assert tensor == [rank]
+        shards = here.shard_mesh()
+        flat = dist.get_process_group_ranks(shards.get_group("shard"))
+        copies = here.shard_mesh(copies=2).get_group("copies")
+        assert dist.get_process_group_ranks(copies) == [rank % 2, rank % 2 + 2]
+        grids = here.context_group(4)
+        assert grids.degrees == [1, 2, 4]
+        ring, ulysses = grids.grid(2)
+        assert ring is not None
+        assert ulysses is not None
+        assert dist.get_process_group_ranks(ring) == [rank % 2, rank % 2 + 2]
+        assert dist.get_process_group_ranks(ulysses) == [rank // 2 * 2, rank // 2 * 2 + 1]
+        with pytest.raises(UserError, match=r"to one of 1, 2, 4$"):
+            here.context_group(4, degrees=[3])
         with pytest.raises(UserError) as refusal:
             here.mesh(context=3)
         return [list(mesh.shape), data, context, flat, str(refusal.value)]
@@ -52,15 +65,15 @@ def test_context_groups_are_neighbours(ranks: Any) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     refusal = (
-        "4 ranks cannot be split into context-parallel groups of 3; "
+        "4 ranks cannot be split into context x tensor parallel groups of 3; "
         "set it to one of 1, 2, 4, or start another number of ranks"
     )
     everyone = [0, 1, 2, 3]
     assert ranks(walk, 4, port) == [
-        [[2, 2], [0, 2], [0, 1], everyone, refusal],
-        [[2, 2], [1, 3], [0, 1], everyone, refusal],
-        [[2, 2], [0, 2], [2, 3], everyone, refusal],
-        [[2, 2], [1, 3], [2, 3], everyone, refusal],
+        [[2, 2, 1], [0, 2], [0, 1], everyone, refusal],
+        [[2, 2, 1], [1, 3], [0, 1], everyone, refusal],
+        [[2, 2, 1], [0, 2], [2, 3], everyone, refusal],
+        [[2, 2, 1], [1, 3], [2, 3], everyone, refusal],
     ]
 
 

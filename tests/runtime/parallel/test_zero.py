@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
-from vidgen.runtime.parallel import clip_grad_norm, shard
+from vidgen.runtime.parallel import clip_grad_norm, fill, shard, synchronise_gradients
 
 STEPS, LIMIT = 4, 0.05
 
@@ -141,6 +141,54 @@ def mixed_norm(rank: int, world: int, folder: Path) -> None:
 
 def test_the_norm_counts_everything_once(ranks: Any) -> None:
     ranks(mixed_norm, 3)
+
+
+def fill_shards(rank: int, world: int, folder: Path) -> None:
+    """A model sharded before it has memory is filled with what one process would have."""
+    join(rank, world, folder)
+    torch.manual_seed(0)
+    original = Net()
+    for mesh in (
+        init_device_mesh("cpu", (world,)),
+        init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("copies", "parts")),
+    ):
+        with torch.device("meta"):
+            model = Net()
+        shard(model, model.blocks, mesh)
+        assert all(p.is_meta for p in model.parameters())
+        model.to_empty(device="cpu")
+        for ours, theirs in zip(model.parameters(), original.parameters(), strict=True):
+            fill(ours, theirs)
+            assert torch.equal(ours.full_tensor(), theirs)
+    dist.destroy_process_group()
+
+
+def test_no_rank_ever_holds_the_whole(ranks: Any) -> None:
+    ranks(fill_shards, 4)
+
+
+def accumulate(rank: int, world: int, folder: Path) -> None:
+    """Micro-steps that do not reduce give the gradient of those that do."""
+    join(rank, world, folder)
+    torch.manual_seed(0)
+    original = Net()
+    batches = [torch.randn(2, 5) for _ in range(3)]
+    found = []
+    for every in (True, False):
+        model = copy.deepcopy(original)
+        shard(model, model.blocks, init_device_mesh("cpu", (world,)), zero=3)
+        for number, batch in enumerate(batches, start=1):
+            synchronise_gradients(model, every or number == len(batches))
+            model(batch * (rank + 1)).square().mean().backward()
+        found.append([p.grad.full_tensor() for p in model.parameters()])
+    for often, once in zip(*found, strict=True):
+        torch.testing.assert_close(once, often, rtol=1e-5, atol=1e-6)
+    synchronise_gradients(original, False)  # not sharded: there is nothing to reduce
+    dist.destroy_process_group()
+
+
+def test_gradients_reduced_once_a_step_are_the_same(ranks: Any) -> None:
+    ranks(accumulate, 2)
 
 
 def test_zero_is_2_or_3() -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from vidgen.models.mmdit.config import MMDiTConfig
 from vidgen.runtime import ops
 from vidgen.runtime.attention import attention
+from vidgen.runtime.parallel.zero import fill
 
 Stream = tuple[Tensor, ...]  # (text_BTD, video_BVD) in dual-stream blocks, (joint_BLD,) in single
 
@@ -48,17 +49,38 @@ def call_block(index: int, block: nn.Module, stream: Stream, context: Context) -
 
 
 @dataclass(frozen=True)
+class Part:
+    """The tokens that this process computes, and how they meet those of others."""
+
+    text: slice
+    video: slice
+    attention: Callable[[Tensor, Tensor, Tensor], Tensor] | None  # None: that of the seams
+    gather: Callable[[Tensor], Tensor]  # this part's video tokens to all of them
+
+    def rope(self, table_LP: Tensor, text_length: int) -> Tensor:
+        text, video = table_LP[:text_length], table_LP[text_length:]
+        return torch.cat((text[self.text], video[self.video]))
+
+
+def whole(batch: int, text_length: int, video_length: int) -> Part:
+    """Every token here: one process to a sample."""
+    return Part(slice(0, text_length), slice(0, video_length), None, lambda video: video)
+
+
+@dataclass(frozen=True)
 class Seams:
     """Where other code hooks in without subclassing.
 
     `attention` takes q, k, v (B, L, H, head) and picks backend and mask. `run_block` is called for
     every block in order: recompute, offload, caching, capture or injection of the residual.
-    `modulation` gives a modulation layer's output, which a `ModulationTable` holds ready.
+    `modulation` gives a modulation layer's output, which a `ModulationTable` holds ready. `split`
+    takes the numbers of samples, text and video tokens; it says which tokens are computed here.
     """
 
     attention: Callable[[Tensor, Tensor, Tensor], Tensor] = attention
     run_block: Callable[[int, nn.Module, Stream, Context], Stream] = call_block
     modulation: Callable[[nn.Module, Tensor], Tensor] = compute_modulation
+    split: Callable[[int, int, int], Part] = whole
 
 
 PLAIN = Seams()
@@ -251,25 +273,26 @@ class MMDiT(nn.Module):
         `guidance_embed`.
         """
         self._check(x_BVD, grid, cond, guidance)
-        img = self.img_in(x_BVD)
+        part = seams.split(txt.shape[0], txt.shape[1], x_BVD.shape[1])
+        img = self.img_in(x_BVD[:, part.video])
         if cond is not None:
-            img = img + self.cond_in(cond)
+            img = img + self.cond_in(cond[:, part.video])
         vec_BD = self.conditioning(vec, t, guidance)
-        text = self.txt_in(txt)
+        text = self.txt_in(txt[:, part.text])
 
-        length = text.shape[1]
-        cos, sin = ops.rope_tables(
-            grid, self.config.axes_dim, self.config.theta, length, device=x_BVD.device
+        tables = ops.rope_tables(
+            grid, self.config.axes_dim, self.config.theta, txt.shape[1], device=x_BVD.device
         )
-        context = Context(vec_BD, cos, sin, seams.attention, seams.modulation)
+        cos, sin = (part.rope(table, txt.shape[1]) for table in tables)
+        context = Context(vec_BD, cos, sin, part.attention or seams.attention, seams.modulation)
         stream: Stream = (text, img)
         for index, block in enumerate(self.double_blocks):
             stream = seams.run_block(index, block, stream, context)
         stream = (torch.cat(stream, dim=1),)
         for index, block in enumerate(self.single_blocks, start=len(self.double_blocks)):
             stream = seams.run_block(index, block, stream, context)
-        out: Tensor = self.final_layer(stream[0][:, length:], context)
-        return out
+        out: Tensor = self.final_layer(stream[0][:, text.shape[1] :], context)
+        return part.gather(out)
 
     def conditioning(self, vec: Tensor, t: Tensor, guidance: Tensor | None = None) -> Tensor:
         """What every modulation of a sample is computed from: (B, D)."""
@@ -314,7 +337,10 @@ class MMDiT(nn.Module):
                     module.weight.zero_()
                 else:
                     bound = math.sqrt(6 / (module.in_features + module.out_features))
-                    module.weight.uniform_(-bound, bound, generator=generator)
+                    # On the CPU and whole: a seed means the same on every device and split.
+                    shape, dtype = module.weight.shape, module.weight.dtype
+                    drawn = torch.empty(shape, dtype=dtype, device="cpu")
+                    fill(module.weight, drawn.uniform_(-bound, bound, generator=generator))
                 if module.bias is not None:
                     module.bias.zero_()
             elif isinstance(module, HeadScale):

@@ -49,6 +49,7 @@ def load_weights(
     layout: Layout | None = None,
     adapt: bool = False,
     device: torch.device | str = "cpu",
+    group: str = "model",
     progress: Progress | None = None,
 ) -> None:
     """Fill the model from a safetensors file, a folder of shards, a training step or a dict.
@@ -56,7 +57,8 @@ def load_weights(
     A wrong, missing or extra tensor is an error. `adapt` starts a video model from an image model:
     a guidance embedder the model does not have is left out, a condition embedder the source does
     not have starts at zero. A model on the meta device is materialised on `device`. Values are
-    cast to the parameters' dtype; sharded parameters (DTensor) take their own rows.
+    cast to the parameters' dtype; sharded parameters (DTensor) take their own rows. `group` says
+    which weights of a training step are meant: "model", or "ema" for the averaged ones.
 
     Fused tensors that carry no note of ours are FLUX.1's; for the `state_dict()` of a model,
     whose names are the same, say layout="vidgen".
@@ -66,7 +68,7 @@ def load_weights(
             "these tensors are some module's state_dict(): pass layout='vidgen' if the module "
             "is vidgen's, else 'flux' or 'open-sora'"
         )
-    with open_source(source) as tensors:
+    with open_source(source, group) as tensors:
         layout = layout or detect_layout(tensors)
         config = model.config
         if (noted := noted_config(tensors)) is not None:

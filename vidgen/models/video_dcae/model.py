@@ -154,9 +154,16 @@ class VideoDCAE(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """As published: small, so that a block starts close to its shortcut."""
-        for name, param in self.named_parameters():
-            if name.endswith("bias"):
-                param.zero_()
-            else:
-                nn.init.trunc_normal_(param, std=0.02, generator=generator)
+        """Convolutions keep the size of what they are given; blocks start close to their shortcut.
+
+        The public code draws every weight at a deviation of 0.02, which only fits its own widths.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                deviation = module.weight[0].numel() ** -0.5
+                nn.init.trunc_normal_(module.weight, std=deviation, generator=generator)
+                if module.bias is not None:
+                    module.bias.zero_()
+            elif isinstance(module, RMSNorm3d):
+                module.weight.fill_(1.0 if module is self.decoder.norm_out else 0.1)
+                module.bias.zero_()

@@ -1,10 +1,32 @@
 """One hop around a ring of ranks: send to the next, receive from the one before."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from vidgen.runtime.parallel import flight
+
+
+class Hop(Protocol):
+    """A hop under way; whoever begins one waits for it before letting go of its buffers."""
+
+    def wait(self) -> Tensor:
+        """What has been received."""
+        ...
+
+
+class Hops(Protocol):
+    """A ring as one of its ranks sees it: `Ring` over a process group, or a simulation."""
+
+    rank: int
+    lengths: tuple[int, ...]
+
+    def hop(self, here: Tensor, there: Tensor) -> Hop:
+        """Send `here` on and receive `there`; on every rank, hops begin in the same order."""
+        ...
 
 
 class Ring:
@@ -18,45 +40,45 @@ class Ring:
         if len(self.lengths) != self.size:
             raise ValueError(f"{len(self.lengths)} lengths for a group of {self.size} ranks")
 
-    def owner(self, hops: int) -> int:
-        """Whose tokens are here after so many hops."""
-        return (self.rank - hops) % self.size
-
-    def hop(self, here: Tensor, there: Tensor) -> "Hop":
-        """Send `here` on and receive `there`; on every rank, hops begin in the same order."""
-        return Hop(self, here, there)
+    def hop(self, here: Tensor, there: Tensor) -> "GroupHop":
+        return GroupHop(self, here, there)
 
 
-class Hop:
-    """A hop under way. It holds both buffers until `wait`: gloo reads and fills them till then."""
+class GroupHop:
+    """It holds both buffers until `wait`: gloo reads and fills them till then."""
 
     def __init__(self, ring: Ring, here: Tensor, there: Tensor) -> None:
         assert here.is_contiguous()
         assert there.is_contiguous()
         self._here, self._there = here, there
         self._works: list[dist.Work] = []
+        flight.note(f"ring hop of {here.nbytes} bytes")
         if ring.size == 1:
             there.copy_(here)
             return
         after, before = (ring.rank + 1) % ring.size, (ring.rank - 1) % ring.size
-
-        def send() -> None:
-            if here.numel():  # an empty shard is known to be empty on both sides
-                work = dist.isend(_bytes(here), group=ring.group, group_dst=after)
-                self._works.append(_checked(work))
-
-        def receive() -> None:
-            if there.numel():
-                work = dist.irecv(_bytes(there), group=ring.group, group_src=before)
-                self._works.append(_checked(work))
-
+        operations = []
+        if here.numel():  # an empty shard is known to be empty on both sides
+            operations.append(
+                dist.P2POp(dist.isend, _bytes(here), group=ring.group, group_peer=after)
+            )
+        if there.numel():
+            operations.append(
+                dist.P2POp(dist.irecv, _bytes(there), group=ring.group, group_peer=before)
+            )
+        if here.is_cuda:
+            # NCCL runs what is grouped at once; apart, two ranks' exchange would go one way at a
+            # time.
+            self._works = dist.batch_isend_irecv(operations) if operations else []
+            return
         # Neighbours take opposite orders (two even ones meet where an odd ring closes, and wait for
         # the others in turn), so a transport that runs one operation at a time does not deadlock.
-        for action in (send, receive) if ring.rank % 2 == 0 else (receive, send):
-            action()
+        for operation in operations if ring.rank % 2 == 0 else reversed(operations):
+            begin = dist.isend if operation.op is dist.isend else dist.irecv
+            peer = {"group_dst" if begin is dist.isend else "group_src": operation.group_peer}
+            self._works.append(_checked(begin(operation.tensor, group=ring.group, **peer)))
 
     def wait(self) -> Tensor:
-        """What has been received."""
         for work in self._works:
             work.wait()
         return self._there

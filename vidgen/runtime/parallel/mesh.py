@@ -1,6 +1,8 @@
 """Where a process stands in a run: its rank, its device, the meshes that join it to others."""
 
 import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -10,6 +12,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from vidgen.errors import UserError
+from vidgen.runtime.parallel.context import ContextGroup
+from vidgen.runtime.parallel.watch import Watch
 
 _LAUNCH = "torchrun --nproc-per-node=2 --no-python vidgen train ..."
 
@@ -22,24 +26,69 @@ class World:
     world: int
     local_rank: int
     device: torch.device
+    timeout_s: float = 600.0
+    store: dist.Store | None = None  # what the ranks met at; None for a single process
 
-    def mesh(self, context: int = 1) -> DeviceMesh:
-        """Ranks as (data, context): each row of `context` neighbouring ranks shares its samples."""
-        if context < 1 or self.world % context:
-            fitting = [n for n in range(1, self.world + 1) if self.world % n == 0]
-            raise UserError(
-                f"{self.world} ranks cannot be split into context-parallel groups of {context}; "
-                f"set it to one of {', '.join(map(str, fitting))}, or start another number of ranks"
-            )
+    def watch(self) -> AbstractContextManager[object]:
+        """While open, a rank that is lost or stands still ends all with a line that names it."""
+        if self.store is None:
+            return nullcontext()
+        return Watch(self.store, self.rank, self.world, self.timeout_s)
+
+    def mesh(self, context: int = 1, tensor: int = 1) -> DeviceMesh:
+        """Ranks as (data, context, tensor), neighbours last: `context` ranks share a sample's
+        tokens, and `tensor` ranks the heads and features of the same tokens."""
+        self._check_divides(context * tensor, "context x tensor parallel groups")
+        data = self.world // (context * tensor)
+        return self._grid({"data": data, "context": context, "tensor": tensor})
+
+    def shard_mesh(self, copies: int = 1, tensor: int = 1) -> DeviceMesh:
+        """Ranks as (copies, shard, tensor): parameters are divided over `shard`, which context
+        groups are part of, and `copies` of the division are kept equal."""
+        self._check_divides(copies * tensor, "copies x tensor parallel groups")
+        shard = self.world // (copies * tensor)
+        return self._grid({"copies": copies, "shard": shard, "tensor": tensor})
+
+    def context_group(
+        self, context: int, tensor: int = 1, degrees: Sequence[int] | None = None
+    ) -> ContextGroup:
+        """This rank's group, with the grids for these Ulysses degrees (default: all that fit)."""
+        group = self.mesh(context, tensor).get_group("context")
+        grids = {}
+        for degree in _divisors(context) if degrees is None else degrees:
+            if context % degree:
+                raise UserError(
+                    f"{degree} neighbours are to exchange heads in context-parallel groups of "
+                    f"{context}; set parallel.ulysses to one of {_listed(_divisors(context))}"
+                )
+            if 1 < degree < context:
+                grid = self._grid(
+                    {
+                        "data": self.world // (context * tensor),
+                        "ring": context // degree,
+                        "ulysses": degree,
+                        "tensor": tensor,
+                    }
+                )
+                grids[degree] = grid.get_group("ring"), grid.get_group("ulysses")
+        # Communicators are made by a first operation that all of a group take part in; in a ring, a
+        # rank with nothing to send does not.
+        for each in (group, *(member for pair in grids.values() for member in pair)):
+            dist.all_reduce(torch.zeros(1, device=self.device), group=each)
+        return ContextGroup(group, grids)
+
+    def _grid(self, sizes: dict[str, int]) -> DeviceMesh:
         self._ensure_group()
         return init_device_mesh(
-            self.device.type, (self.world // context, context), mesh_dim_names=("data", "context")
+            self.device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes)
         )
 
-    def flat_mesh(self) -> DeviceMesh:
-        """All ranks in one row: parameters are sharded over every rank, context groups included."""
-        self._ensure_group()
-        return init_device_mesh(self.device.type, (self.world,), mesh_dim_names=("all",))
+    def _check_divides(self, size: int, what: str) -> None:
+        if size < 1 or self.world % size:
+            raise UserError(
+                f"{self.world} ranks cannot be split into {what} of {size}; set it to one of "
+                f"{_listed(_divisors(self.world))}, or start another number of ranks"
+            )
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -82,22 +131,35 @@ def start(device: str = "auto", *, timeout_s: float = 600.0) -> World:
         for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
     chosen = choose_device(device, local_rank)
+    store: dist.Store | None = None
     if world > 1:
         address = _address(world)
+        timeout = timedelta(seconds=timeout_s)
         try:
+            store, rank, world = next(dist.rendezvous("env://", rank, world, timeout=timeout))
+            store.set_timeout(timeout)
             dist.init_process_group(
                 _backend(chosen),
+                store=dist.PrefixStore("vidgen", store),
                 rank=rank,
                 world_size=world,
-                timeout=timedelta(seconds=timeout_s),
+                timeout=timeout,
             )
         except (dist.DistNetworkError, dist.DistStoreError) as error:
             raise _unreachable(error, address, world, timeout_s) from error
-    return World(rank, world, local_rank, chosen)
+    return World(rank, world, local_rank, chosen, timeout_s, store)
 
 
 def _backend(device: torch.device) -> str:
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _environment(name: str, default: int) -> int:

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def shard(
@@ -38,6 +38,27 @@ def shard(
     for block in blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=zero == 3, mp_policy=policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=zero == 3, mp_policy=policy)
+
+
+def synchronise_gradients(model: nn.Module, wanted: bool) -> None:
+    """Whether the next backward reduces gradients over ranks; without, they add up here, whole.
+
+    Accumulating over micro-steps then sends once a step, for the memory of one unsharded fp32
+    gradient. A model that is not sharded has nothing to reduce.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(wanted)
+
+
+@torch.no_grad()
+def fill(parameter: Tensor, whole: Tensor) -> None:
+    """Give a parameter its values; a sharded one takes its part, and nothing is sent."""
+    if not isinstance(parameter, DTensor):
+        parameter.copy_(whole)
+        return
+    moved = whole.to(parameter.device, parameter.dtype)
+    cut = distribute_tensor(moved, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    parameter.to_local().copy_(cut.to_local())
 
 
 @torch.no_grad()

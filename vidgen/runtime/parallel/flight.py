@@ -1,0 +1,32 @@
+"""What this process is doing: its step, its operation, and how many operations went before.
+
+Every rank of a run notes the same operations in the same order, so that the rank with the lowest
+count is the one the others wait for.
+"""
+
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Moment:
+    step: int
+    operation: str
+    count: int
+    since: float  # time.monotonic()
+
+
+_now = Moment(0, "start", 0, time.monotonic())
+
+
+def note(operation: str, *, step: int | None = None) -> None:
+    """The operation that begins now; a step holds until another is given."""
+    global _now
+    before = _now
+    _now = Moment(
+        before.step if step is None else step, operation, before.count + 1, time.monotonic()
+    )
+
+
+def now() -> Moment:
+    return _now

@@ -1,0 +1,102 @@
+"""How fast ranks talk to each other and attend: measured, agreed by all, for the choice to rest on.
+
+A rate is bytes that one rank sends a second, of the slowest rank.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vidgen.runtime.parallel.block import block_kernel
+from vidgen.runtime.parallel.choose import Rates
+from vidgen.runtime.parallel.context import ContextGroup
+from vidgen.runtime.parallel.hops import Ring
+
+Group = dist.ProcessGroup
+
+
+def measure_rates(group: ContextGroup, device: torch.device, dtype: torch.dtype) -> Rates:
+    """Of a context group's attention, ring hops and all-to-alls, by degree; a second at most."""
+    size = (64 if device.type == "cuda" else 1) * 2**20
+    hop, exchange = {}, {}
+    for degree in group.degrees:
+        ring, ulysses = group.grid(degree)
+        if ring is not None:
+            hop[degree] = _slowest(ring_hop(ring, device, size), group)
+        if ulysses is not None:
+            exchange[degree] = _slowest(all_to_all(ulysses, device, size), group)
+    return Rates(_slowest(attention_flops(device, dtype), group), hop, exchange)
+
+
+def _slowest(rate: float, group: ContextGroup) -> float:
+    """What all ranks of the group then reckon with, or they would choose differently."""
+    slowest = torch.tensor(rate, dtype=torch.float64)  # on the CPU: gloo is always there
+    dist.all_reduce(slowest, op=dist.ReduceOp.MIN, group=group.group)
+    return float(slowest)
+
+
+def attention_flops(device: torch.device, dtype: torch.dtype) -> float:
+    gpu = device.type == "cuda"
+    L, H, D = (8192, 24, 128) if gpu else (512, 2, 64)
+    q = torch.randn(1, L, H, D, device=device).to(dtype)
+    kernel = block_kernel(q)
+    wide = q.to(kernel.dtype)
+    return 4 * L * L * H * D / best_seconds(lambda: kernel.forward(wide, wide, wide), device)
+
+
+def ring_hop(group: Group, device: torch.device, size: int) -> float:
+    ring = Ring(group, [1] * dist.get_world_size(group))
+    here, there = _buffers(device, size)
+    return size / best_seconds(lambda: ring.hop(here, there).wait(), device, group)
+
+
+def all_to_all(group: Group, device: torch.device, size: int) -> float:
+    ranks = dist.get_world_size(group)
+    size = size // ranks * ranks
+    here, there = _buffers(device, size)
+    elapsed = best_seconds(lambda: dist.all_to_all_single(there, here, group=group), device, group)
+    return size * (ranks - 1) / ranks / elapsed
+
+
+def all_reduce(group: Group, device: torch.device, size: int) -> float:
+    ranks = dist.get_world_size(group)
+    numbers = torch.zeros(size // 4, device=device)
+    elapsed = best_seconds(lambda: dist.all_reduce(numbers, group=group), device, group)
+    return 2 * size * (ranks - 1) / ranks / elapsed
+
+
+def all_gather(group: Group, device: torch.device, size: int) -> float:
+    """`size` is that of what every rank ends with."""
+    ranks = dist.get_world_size(group)
+    here = torch.zeros(size // ranks, dtype=torch.uint8, device=device)
+    there = torch.empty(size // ranks * ranks, dtype=torch.uint8, device=device)
+    elapsed = best_seconds(
+        lambda: dist.all_gather_into_tensor(there, here, group=group), device, group
+    )
+    return here.nbytes * (ranks - 1) / elapsed
+
+
+def _buffers(device: torch.device, size: int) -> tuple[Tensor, Tensor]:
+    here = torch.zeros(size, dtype=torch.uint8, device=device)
+    return here, torch.empty_like(here)
+
+
+def best_seconds(
+    work: Callable[[], object], device: torch.device, group: Group | None = None, repeats: int = 5
+) -> float:
+    """The least of some tries after one to warm up; a group's ranks begin each try together."""
+
+    def once() -> float:
+        if group is not None:
+            dist.barrier(group)
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    once()
+    return min(once() for _ in range(repeats))

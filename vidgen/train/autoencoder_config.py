@@ -1,0 +1,61 @@
+"""A recipe for training the Video DC-AE, and telling it from a generator's."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from vidgen.config import Presets, config, peek, read_recipe
+from vidgen.data.config import DataConfig
+from vidgen.models.video_dcae.config import VideoDCAEConfig
+from vidgen.train.config import CheckpointConfig, OptimConfig, Recipe, TrainConfig
+
+PRESETS = {
+    "published": VideoDCAEConfig(),
+    "published_256": VideoDCAEConfig(latent_channels=256),
+    "tiny": VideoDCAEConfig(
+        latent_channels=64,
+        widths=(16, 32, 32, 64, 64, 64),
+        encoder_depths=(1,) * 6,
+        decoder_depths=(1,) * 6,
+        head_dim=16,
+    ),
+}
+
+
+@config
+class ReconstructionConfig:
+    """Weights of the parts of the loss; a part of weight 0 is not computed."""
+
+    lpips: NonNegativeFloat = 0.5
+    lpips_weights: str | None = None
+    """torchvision's VGG-16 file; needed while lpips is above 0."""
+    adversarial: NonNegativeFloat = 0.05
+    """Of the discriminator's opinion, on top of the adaptive weight that balances gradients."""
+    adversarial_from: NonNegativeInt = 250_000
+    """The step at which the discriminator comes in."""
+    discriminator_lr: PositiveFloat = 1e-4
+    discriminator_width: PositiveInt = 64
+    image_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Of steps that train on one frame of each clip: images are videos of one frame."""
+
+
+@config
+class AutoencoderRecipe:
+    kind: Literal["autoencoder"]
+    name: str
+    run_dir: str
+    seed: NonNegativeInt = 42
+    autoencoder: Annotated[VideoDCAEConfig, Presets(PRESETS)]
+    data: DataConfig
+    loss: ReconstructionConfig = ReconstructionConfig()
+    optim: OptimConfig = OptimConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def read_any(path: str | Path, overrides: list[str]) -> Recipe | AutoencoderRecipe:
+    """A recipe of either kind: an autoencoder's says `kind: autoencoder`."""
+    if peek(path, "kind") == "autoencoder":
+        return read_recipe(path, overrides, AutoencoderRecipe)
+    return read_recipe(path, overrides, Recipe)

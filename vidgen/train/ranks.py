@@ -1,0 +1,132 @@
+"""How a run's ranks are arranged: who shares a sample, who shares parameters, who shares heads."""
+
+import math
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from vidgen.errors import UserError
+from vidgen.models.mmdit import MMDiT, tensor_parallel
+from vidgen.models.mmdit.config import MMDiTConfig
+from vidgen.models.mmdit.model import Seams
+from vidgen.models.mmdit.parallel import blocks, split_over
+from vidgen.runtime import parallel
+from vidgen.runtime.parallel.choose import Rates, Shape, choose
+from vidgen.runtime.parallel.links import measure_rates
+from vidgen.train.config import ParallelConfig
+
+Tensors = dict[str, dict[str, Tensor]]
+
+
+class Ranks:
+    """The world of processes as one training run divides its work over them."""
+
+    def __init__(
+        self, config: ParallelConfig, world: parallel.World, model: MMDiTConfig, dtype: torch.dtype
+    ) -> None:
+        self.config, self.world, self._model = config, world, model
+        together = config.context * config.tensor  # ranks that work on the same sample
+        unit = math.lcm(together, config.copies * config.tensor)
+        if world.world % unit:
+            raise UserError(
+                f"{world.world} rank(s) do not divide into parallel.context {config.context} x "
+                f"tensor {config.tensor}, and copies {config.copies}: start a multiple of {unit} "
+                "with torchrun, or set parallel.context=1"
+            )
+        tensor_parallel.check_divides(model, config.tensor)
+        self.data_rank, self.data_world = world.rank // together, world.world // together
+        self.context: parallel.ContextGroup | None = None
+        self.mesh: DeviceMesh | None = None
+        self._rates: Rates | None = None
+        self._itemsize = dtype.itemsize
+        if world.world > 1:
+            self.mesh = world.shard_mesh(config.copies, config.tensor)
+        if config.context > 1:
+            degrees = None if config.ulysses is None else [config.ulysses]
+            self.context = world.context_group(config.context, config.tensor, degrees)
+            if config.ulysses is None:
+                self._rates = measure_rates(self.context, world.device, dtype)
+
+    @property
+    def together(self) -> int:
+        """Ranks that work on the same sample."""
+        return self.world.world // self.data_world
+
+    def describe(self) -> str:
+        """One line: who shares what, and the rates that the arrangement of attention rests on."""
+        c = self.config
+        line = (
+            f"ranks: data {self.data_world} x context {c.context} x tensor {c.tensor}; parameters "
+            f"over {self.world.world // (c.copies * c.tensor)} ranks, ZeRO-{c.zero}"
+        )
+        if self._rates is None:
+            return line
+        hops, exchanges = (
+            ", ".join(f"{rate / 1e9:.3g} ({degree})" for degree, rate in sorted(rates.items()))
+            for rates in (self._rates.hop, self._rates.exchange)
+        )
+        return (
+            f"{line}; measured: attention {self._rates.flops / 1e12:.3g} TFLOP/s, GB/s by "
+            f"neighbours that exchange heads: ring hops {hops}, exchanges {exchanges}"
+        )
+
+    def seams(self, seams: Seams) -> Seams:
+        """With the tokens of a sample split over the context group, if there is one."""
+        if self.context is None:
+            return seams
+        return replace(seams, split=split_over(self.context, self.degree, self.config.text))
+
+    @lru_cache(maxsize=1024)  # noqa: B019  there is one of it, as long as the run
+    def degree(self, tokens: int) -> int:
+        """How many neighbours exchange heads: as configured, or what the measured rates say."""
+        assert self.context is not None
+        if self._rates is None:
+            assert self.config.ulysses is not None
+            return self.config.ulysses
+        heads = self._model.num_heads // self.config.tensor
+        shape = Shape(1, tokens, heads, self._model.head_dim, self._itemsize)
+        return choose(shape, self.context.size, self.context.degrees, self._rates)
+
+    def shard(self, model: MMDiT, param_dtype: torch.dtype) -> None:
+        if self.mesh is None:
+            return
+        copies = self.config.copies > 1
+        parallel.shard(
+            model,
+            blocks(model),
+            self.mesh["copies", "shard"] if copies else self.mesh["shard"],
+            zero=self.config.zero,
+            param_dtype=param_dtype,
+        )
+
+    def divide(self, model: MMDiT) -> None:
+        """Tensor parallelism, if there is any; before `shard`."""
+        if self.config.tensor > 1:
+            assert self.mesh is not None
+            tensor_parallel.divide(model, self.mesh["tensor"])
+
+    def finish_gradients(self, named: dict[str, nn.Parameter]) -> None:
+        """After the last backward of a step."""
+        if self.config.tensor > 1:
+            assert self.mesh is not None
+            tensor_parallel.sum_norm_gradients(named, self.mesh["tensor"])
+
+    def for_checkpoint(self, tensors: Tensors) -> Tensors:
+        """The tensors as they are stored: in the model's order, whatever divides it here."""
+        if self.config.tensor == 1:
+            return tensors
+        ways = self.config.tensor
+        return {
+            group: tensor_parallel.in_model_order(members, self._model, ways)
+            for group, members in tensors.items()
+        }
+
+    def from_checkpoint(self, tensors: Tensors, loaded: Tensors) -> None:
+        """Take back what was loaded into `for_checkpoint`'s tensors."""
+        if self.config.tensor == 1:
+            return
+        for group, members in tensors.items():
+            tensor_parallel.into_rank_order(members, loaded[group], self._model, self.config.tensor)
