@@ -45,10 +45,11 @@ def make_state(nbytes: int, device: torch.device) -> Groups:
             break
         members[f"blocks.{i // len(shapes)}.{i % len(shapes)}.weight"] = shape
         size += 4 * torch.Size(shape).numel()
+    noise = torch.randn(6 * width * width, device=device)
     groups: Groups = {}
     for group, keys in {"model": [""], "ema": [""], "optim": [".exp_avg", ".exp_avg_sq"]}.items():
         groups[group] = {
-            name + key: torch.randn(shape, device=device)
+            name + key: noise[: torch.Size(shape).numel()].view(shape).clone()
             for name, shape in members.items()
             for key in keys
         }
@@ -71,8 +72,9 @@ class Rulers:
             torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
         start = -memory.data_ptr() % 4096
         self.host = memory[start : start + self.nbytes]
-        self.host.random_(0, 256)
-        self.source = torch.ones(self.nbytes, dtype=torch.uint8, device=device)
+        noise = torch.randint(0, 256, (BLOCK,), dtype=torch.uint8, device=device)
+        self.source = noise.repeat(self.nbytes // BLOCK)
+        self.host.copy_(self.source)
 
     def copy(self) -> float:
         return self._timed(lambda: (self.host.copy_(self.source, non_blocking=True), settle()))
