@@ -40,6 +40,7 @@ part "loading 7.6 GB of weights" "$python" benchmarks/bench_load.py --depth 6 --
 part "copies through lanes" "$python" benchmarks/bench_lane.py --rounds 5
 part "activation offload, 6 blocks" "$python" benchmarks/bench_offload.py --short
 part "loading clips" "$python" benchmarks/bench_loader.py
+part "checkpoints of 4 GB" "$python" benchmarks/bench_checkpoint.py --gb 4 --rounds 2
 part "forward and backward of stage 1" "$python" -m vidgen bench mfu recipes/stage1.yaml \
     --bucket "256px x 129" --out "$results/mfu.json"
 part "attention on $gpu" "$python" benchmarks/attention/bench_attention.py --short \

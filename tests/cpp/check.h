@@ -16,6 +16,8 @@ namespace vidgen::test {
 
 inline int failures = 0;
 
+void test_io();  // in test_io.cpp
+
 inline void expect(bool condition, const std::string& what) {
   if (condition) return;
   ++failures;

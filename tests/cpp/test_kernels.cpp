@@ -397,6 +397,7 @@ int main() {
   test_all_attention(random);
   test_checks();
   test_crc32c();
+  test_io();
   if (failures == 0) std::printf("all passed\n");
   return failures == 0 ? 0 : 1;
 }

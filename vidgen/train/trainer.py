@@ -89,6 +89,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.named.values(), recipe.optim)
         self.activations = BlockActivations(recipe, self.device)
         self.seams = self.ranks.seams(Seams(run_block=self.activations.run_block))
+        checkpoint.reserve(self._state_bytes())
         if newest is not None:
             self._resume(newest)
         elif fresh and self.world.rank == 0:
@@ -240,6 +241,12 @@ class Trainer:
             groups["ema"] = self.ema.tensors
         return groups
 
+    def _state_bytes(self) -> int:
+        """What this rank has to save: weights, AdamW's two moments, the moving average."""
+        return sum(
+            checkpoint.held_bytes(p) * (3 if self.ema is None else 4) for p in self.named.values()
+        )
+
     def _save(self) -> checkpoint.Saving:
         return checkpoint.save(
             self._checkpoints,
@@ -337,7 +344,7 @@ class Trainer:
         if self.recipe.data.latents is not None:
             log.line(f"latents: cached {self.loader.cached} / computed {self.loader.computed}")
         if self._saving is not None:
-            log.line(f"checkpoint {self._saving.wait()}")
+            log.line(f"checkpoint {self._saving.wait()}: {self._saving.summary}")
 
     def _end_early(self, log: RunLog, received: signal.Signals) -> None:
         # The recipe as it was run, overrides and all: no --fresh, which would set the run aside.
