@@ -24,6 +24,7 @@ from vidgen.models.mmdit import MMDiT, Seams
 from vidgen.models.mmdit.flops import flops, parameters
 from vidgen.models.mmdit.parallel import blocks
 from vidgen.runtime import checkpoint, parallel
+from vidgen.runtime.attention import agree
 from vidgen.runtime.observe.memory import peak_memory_gb
 from vidgen.runtime.observe.mfu import hfu, mfu, peak
 from vidgen.runtime.observe.timer import StepTimer
@@ -50,6 +51,8 @@ class Trainer:
         self.run_dir = Path(recipe.run_dir)
         self.world = parallel.start(recipe.train.device, timeout_s=recipe.parallel.timeout_s)
         self.device = self.world.device
+        if self.world.world > 1:
+            agree()  # on attention's backends, as rank 0 has measured them
         self.dtype = compute_dtype(recipe.train.dtype, self.device)
         self.ranks = Ranks(recipe.parallel, self.world, recipe.model, self.dtype)
         autoencoder, text, codec = build_encoders(recipe, self.device, self.dtype)
