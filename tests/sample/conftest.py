@@ -1,6 +1,5 @@
 """A small model with random weights, and files to refer to."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,6 @@ from vidgen.models.mmdit import MMDiT
 from vidgen.sample import Pipeline
 from vidgen.sample.parts import Part
 from vidgen.sample.system import System
-
-_spec = importlib.util.spec_from_file_location(
-    "several_processes", Path(__file__).parents[1] / "runtime" / "conftest.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-_several_processes = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_several_processes)
-ranks = _several_processes.ranks  # the fixture
 
 RECIPE: dict[str, Any] = {
     "name": "small",
