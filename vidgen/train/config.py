@@ -57,6 +57,19 @@ class CheckpointConfig:
 
 
 @config
+class RecoveryConfig:
+    """What ends a run that torchrun then starts again from its newest checkpoint."""
+
+    slow_factor: Annotated[float, Field(gt=1)] | None = 5.0
+    """A step so many times its bucket's median is slow; null: none is."""
+    slow_steps: PositiveInt = 5  # in a row that end the run
+    spike_z: PositiveFloat | None = 3.0
+    """A loss so many deviations above its timestep's mean is a spike; null: none is."""
+    spike_steps: PositiveInt = 3  # in a row that end the run
+    skip: bool = False  # after a spike or a non-finite loss, go on without the batches it came with
+
+
+@config
 class TrainConfig:
     steps: PositiveInt = 85_000
     accumulate: PositiveInt = 1  # micro-steps a step
@@ -83,5 +96,6 @@ class Recipe:
     parallel: ParallelConfig = ParallelConfig()
     recompute: RecomputeConfig = RecomputeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
