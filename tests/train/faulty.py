@@ -1,4 +1,4 @@
-"""`vidgen train` with a fault at the eighth step of rank 1, the first time it gets there."""
+"""`vidgen train` with a fault at the fifteenth step of rank 1, the first time it gets there."""
 
 import os
 import signal
@@ -20,21 +20,21 @@ here = fault != "none" and first_start and os.environ["RANK"] == "1"
 
 
 def step_with_fault(trainer: Trainer, timer: Any) -> Any:
-    if here and trainer.step == 7:
+    if here and trainer.step == 14:
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         if fault == "raise":
             raise ValueError("injected")
-    if here and trainer.step >= 7 and fault == "slow":
+    if here and trainer.step >= 14 and fault == "slow":
         time.sleep(2.0)
     return whole_step(trainer, timer)
 
 
 def losses_with_fault(trainer: Trainer, example: Example) -> torch.Tensor:
     losses = whole_losses(trainer, example)
-    return losses * float("nan") if here and fault == "nan" and trainer.step == 7 else losses
+    return losses * float("nan") if here and fault == "nan" and trainer.step == 14 else losses
 
 
 Trainer._train_step = step_with_fault  # type: ignore[method-assign]

@@ -20,7 +20,7 @@ from vidgen.train.recovery import Skips, position
 
 FAULTY = Path(__file__).with_name("faulty.py")
 BUCKETS = "data.buckets=!replace {'32px_ar1:1': {1: {batch: 2}, 9: {batch: 2}, 17: {batch: 1}}}"
-STEPS = 12
+STEPS = 20
 
 
 def torchrun(recipe: Path, run_dir: Path, fault: str, *more: str, restarts: int = 1) -> str:

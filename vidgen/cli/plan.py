@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Callable
 
 from vidgen.cli.arguments import add_recipe, count
 from vidgen.cli.text import table
@@ -25,13 +26,22 @@ def fraction(text: str) -> float:
 
 
 def price(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a price in dollars")
-    return value
+    return amount("a price in dollars")(text)
+
+
+def amount(what: str) -> Callable[[str], float]:
+    """The `type` of an argument that is a number from 0 up."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return value
+
+    return read
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,12 +64,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fit-batches", action="store_true", help="find the batch of every bucket anew"
     )
     parser.add_argument("--price", metavar="USD", type=price, help="dollars a GPU and hour")
+    parser.add_argument(
+        "--mtbf",
+        metavar="HOURS",
+        type=count,
+        default=50_000,
+        help="mean time between failures of one GPU, with its share of the machine; default 50000",
+    )
+    parser.add_argument(
+        "--restart",
+        metavar="S",
+        type=amount("a number of seconds"),
+        default=300.0,
+        help="seconds from a failure to the next step; default 300",
+    )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
     from vidgen.plan import plan
     from vidgen.plan.cost import REPORT, Efficiency
+    from vidgen.plan.failures import Reliability, best_interval, effective_fraction
     from vidgen.train.config import Recipe
 
     recipe = read_recipe(args.recipe, args.overrides, Recipe)
@@ -74,7 +99,19 @@ def run(args: argparse.Namespace) -> None:
         fit_batches=args.fit_batches,
         dollars_per_hour=args.price,
     )
-    print(json.dumps(found.to_dict(), indent=2) if args.json else "\n".join(report(found)))
+    reliability = Reliability(gpu_mtbf_hours=args.mtbf, restart_s=args.restart)
+    interval = best_interval(reliability, args.gpus)
+    share = effective_fraction(reliability, args.gpus, interval)
+    if args.json:
+        failures = {"checkpoint_interval_s": interval, "effective": share}
+        print(json.dumps({**found.to_dict(), "failures": failures}, indent=2))
+        return
+    hours = reliability.mtbf_s(args.gpus) / 3600
+    print("\n".join(report(found)))
+    print(
+        f"failures: one in {hours:.3g} hours at {args.mtbf:g} GPU hours each; saving every "
+        f"{interval / 60:.3g} minutes leaves {share:.1%} of the time, {found.days / share:.3g} days"
+    )
 
 
 def report(found: Plan) -> list[str]:

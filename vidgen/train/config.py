@@ -70,6 +70,20 @@ class RecoveryConfig:
 
 
 @config
+class ValidateConfig:
+    """The same clips, noise, timesteps, prompts and seeds every time, the start included."""
+
+    every: PositiveInt | None = None  # steps; null: never
+    manifest: str | None = None  # held-out clips; null: no loss of them
+    batches: PositiveInt = 4  # of the manifest's first, for every rank
+    timesteps: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    prompts: tuple[str, ...] = ()
+    seed: NonNegativeInt = 0  # of the first prompt's video
+    frames: PositiveInt | None = None  # null: those of the longest bucket
+    sample_steps: PositiveInt | None = None  # null: those of the recipe's `sample`
+
+
+@config
 class TrainConfig:
     steps: PositiveInt = 85_000
     accumulate: PositiveInt = 1  # micro-steps a step
@@ -97,5 +111,6 @@ class Recipe:
     recompute: RecomputeConfig = RecomputeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     recovery: RecoveryConfig = RecoveryConfig()
+    validate: ValidateConfig = ValidateConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()

@@ -41,6 +41,7 @@ from vidgen.train.recovery import Position, Recovery, Skips
 from vidgen.train.run_dir import make_run_dir, set_old_run_aside
 from vidgen.train.start import compute_dtype, launch_command, load_initial
 from vidgen.train.stopping import StopSignals
+from vidgen.train.validate import Validator
 from vidgen.train.work import Work, blame, places
 
 COLLECT_EVERY = 200  # steps between garbage collections, which otherwise stop a step at random
@@ -71,6 +72,9 @@ class Trainer:
             group=self.ranks.context,
         )
         self.text_length = text.length
+        self.validator = Validator(
+            recipe, self.world, self.ranks, self.dtype, autoencoder, text, self.make_example
+        )
         # Ahead of the model: a wrong manifest should not wait for 12 G parameters.
         self.loader = open_loader(
             recipe.data,
@@ -128,6 +132,8 @@ class Trainer:
         try:
             with log, StopSignals() as stop, self._trace(profile) as trace:
                 self._introduce(log)
+                if self.step == 0:
+                    self._validate(log)
                 timer.restart()
                 stopping = False
                 while self.step < last and not stopping:
@@ -138,6 +144,8 @@ class Trainer:
                     # Before the save, whose time counts in the step after: a step that has a
                     # checkpoint has its line of metrics too, whenever a crash comes.
                     log.step(self.step, **record)
+                    with self._phase(timer, "validate"):
+                        self._validate(log)
                     stopping = self._agree(stop.received is not None)
                     if self.step % recipe.checkpoint.every == 0 or self.step == last or stopping:
                         with self._phase(timer, "checkpoint"):
@@ -192,6 +200,12 @@ class Trainer:
             "lr": lr,
             "work": work,
         }
+
+    def _validate(self, log: RunLog) -> None:
+        if self.validator.due(self.step):
+            with self._autocast():
+                found = self.validator(self.step, self.model, self.sample_losses)
+            self.validator.log(self.step, found, log)
 
     def _trace(self, steps: tuple[int, int] | None) -> StepTrace:
         first, last = steps or (0, -1)  # no step
@@ -333,7 +347,8 @@ class Trainer:
     ) -> tuple[float, dict[str, float], float | None]:
         """Mean loss, that of each bin of timesteps, its score; ends the run where they are bad."""
         mean = torch.stack([loss_B.mean() for _, _, loss_B in losses]).mean()
-        t_B, loss_B = (torch.cat([each[i] for each in losses]) for i in (1, 2))
+        t_B = torch.cat([t_B for _, t_B, _ in losses])
+        loss_B = torch.cat([loss_B for _, _, loss_B in losses])
         mean_loss, sums = self._reduce(mean, LossByTimestep.sums(t_B, loss_B))
         if not (math.isfinite(mean_loss) and math.isfinite(norm)):
             self._end_on_bad_loss(

@@ -3,35 +3,40 @@
 Clips, noise and timesteps are the same at every validation, so that only the weights differ.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vidgen.config import to_dict
+from vidgen.config import dump_yaml, to_dict
 from vidgen.data import open_loader
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.mmdit import MMDiT
 from vidgen.models.text.encoder import TextEncoder
 from vidgen.runtime import parallel
+from vidgen.runtime.observe import hardware
 from vidgen.sample import Pipeline
 from vidgen.sample.files import write_sample
 from vidgen.sample.parts import Part
+from vidgen.sample.pipeline import Video
 from vidgen.sample.request import Request, make_requests
 from vidgen.sample.system import System
 from vidgen.train.config import Recipe
 from vidgen.train.examples import Example, ExampleMaker
+from vidgen.train.log import RunLog
 from vidgen.train.ranks import Ranks
+from vidgen.train.report import VideoEntry, write_report
 
 
 @dataclass(frozen=True)
 class Sampled:
     path: Path
     request: Request
+    video_THWC: Video
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Validator:
         self._world, self._ranks, self._dtype = world, ranks, dtype
         self._autoencoder, self._text = autoencoder, text
         self._make_example = make_example
+        self._first: tuple[int, Validation] | None = None
 
     def due(self, step: int) -> bool:
         every = self._config.every
@@ -135,13 +141,43 @@ class Validator:
             if self._world.rank == 0:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_sample(path, video, request, pipeline.source)
-            made.append(Sampled(path, request))
+            made.append(Sampled(path, request, video))
         return tuple(made)
 
+    def log(self, step: int, found: Validation, log: RunLog) -> None:
+        """To TensorBoard and, with the first validation's videos beside, to report.html."""
+        sheets = {each.request.prompt: contact_sheet(each.video_THWC) for each in found.videos}
+        log.validation(step, found.losses, sheets)
+        if self._world.rank:
+            return
+        self._first = self._first or (step, found)
+        shown = [self._first] if self._first[0] == step else [self._first, (step, found)]
+        facts: dict[str, object] = {"step": step}
+        if found.loss is not None:
+            facts["validation loss"] = f"{found.loss:.4f}"
+        write_report(
+            self._recipe.run_dir,
+            title=self._recipe.name,
+            subtitle="Validation",
+            facts=facts,
+            videos=[
+                VideoEntry(
+                    each.path,
+                    each.request.prompt,
+                    tags=(f"step {at}",),
+                    size=(each.request.height, each.request.width),
+                )
+                for at, validation in shown
+                for each in validation.videos
+                if each.request.frames > 1
+            ],
+            environment=hardware.versions(),
+            recipe=dump_yaml(self._recipe),
+        )
 
-def contact_sheet(video_THWC: Tensor, most: int = 8) -> Tensor:
+
+def contact_sheet(video_THWC: Video, most: int = 8) -> Video:
     """Frames beside each other, evenly chosen, first and last among them: (H, frames x W, C)."""
     count = min(most, len(video_THWC))
-    last = len(video_THWC) - 1
-    chosen = [math.floor(i * last / max(count - 1, 1)) for i in range(count)]
-    return torch.cat([video_THWC[i] for i in chosen], dim=1)
+    chosen = np.linspace(0, len(video_THWC) - 1, count).round().astype(int)
+    return np.concatenate([video_THWC[i] for i in chosen], axis=1)
