@@ -38,12 +38,19 @@ part "benchmarks on $gpu" "$python" -m pytest benchmarks -n 0 -o python_files="b
     --benchmark-json "$results/ops.json"
 part "loading 7.6 GB of weights" "$python" benchmarks/bench_load.py --depth 6 --single 12 --rounds 1
 part "forward and backward of stage 1" "$python" -m vidgen bench mfu recipes/stage1.yaml \
-    --bucket "256px x 129" --out "$results/mfu.json"
+    --bucket "256px x 1" --bucket "256px x 33" --bucket "256px x 129" --repeats 2 \
+    --out "$results/mfu_stage1.json"
+part "one rank's part of stage 3" "$python" -m vidgen bench mfu recipes/stage3.yaml \
+    --bucket "768px x 129" --repeats 1 --out "$results/mfu_stage3.json"
+part "what takes the time of a block" "$python" -m vidgen bench step recipes/stage1.yaml \
+    --bucket "256px x 129" --out "$results/step_stage1.json"
 part "one pass of sampling, and within 24 GB" "$python" benchmarks/bench_sampling.py \
     --shapes 256px --rounds 2
 part "a ring of simulated ranks beside one kernel" "$python" benchmarks/parallel/bench_ring.py \
     --tokens 76544 --parts 4 --rounds 2 --out "$results/parallel_ring.json"
 part "what this machine is" "$python" -m vidgen doctor
+
+"$python" tools/performance.py "$results" # every table, and README's section on performance
 
 [ ${#failed[@]} -eq 0 ] || refuse "failed after $SECONDS s: ${failed[*]}"
 echo "gpu-check: all passed in $SECONDS s; results are in $results"
