@@ -29,6 +29,7 @@ INTERFACES = {"vidgen.models.autoencoder", "vidgen.models.text.encoder"}
 
 # Files that may start another program, and why no library call does.
 SHELL_OUTS: dict[str, str] = {
+    "vidgen/runtime/loader/processes.py": "workers without torch, or the locks a fork would copy",
     "vidgen/cli/quickstart.py": "kills a training process and starts it again, as a crash would",
     "vidgen/train/recovery.py": "starts the watchdog, which must outlive the ranks that it ends",
 }

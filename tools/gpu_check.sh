@@ -34,9 +34,13 @@ part() {
 }
 
 part "tests that need a GPU" "$python" -m pytest -m gpu -n 0 tests
-part "benchmarks on $gpu" "$python" -m pytest benchmarks -n 0 -o python_files="bench_*.py" \
-    --benchmark-json "$results/ops.json"
+part "the ops beside a copy and their peers" "$python" benchmarks/bench_ops.py \
+    --tokens 8960 76544 --dtype bfloat16 --rounds 5 --choose
 part "loading 7.6 GB of weights" "$python" benchmarks/bench_load.py --depth 6 --single 12 --rounds 1
+part "copies through lanes" "$python" benchmarks/bench_lane.py --rounds 5
+part "activation offload, 6 blocks" "$python" benchmarks/bench_offload.py --short
+part "loading clips" "$python" benchmarks/bench_loader.py
+part "checkpoints of 4 GB" "$python" benchmarks/bench_checkpoint.py --gb 4 --rounds 2
 part "forward and backward of stage 1" "$python" -m vidgen bench mfu recipes/stage1.yaml \
     --bucket "256px x 1" --bucket "256px x 33" --bucket "256px x 129" --repeats 2 \
     --out "$results/mfu_stage1.json"
@@ -44,6 +48,8 @@ part "one rank's part of stage 3" "$python" -m vidgen bench mfu recipes/stage3.y
     --bucket "768px x 129" --repeats 1 --out "$results/mfu_stage3.json"
 part "what takes the time of a block" "$python" -m vidgen bench step recipes/stage1.yaml \
     --bucket "256px x 129" --out "$results/step_stage1.json"
+part "attention on $gpu" "$python" benchmarks/attention/bench_attention.py --short \
+    --out "$results/attention.json"
 part "one pass of sampling, and within 24 GB" "$python" benchmarks/bench_sampling.py \
     --shapes 256px --rounds 2
 part "a ring of simulated ranks beside one kernel" "$python" benchmarks/parallel/bench_ring.py \

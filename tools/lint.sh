@@ -15,7 +15,7 @@ run() {
 }
 
 sources=()
-for folder in csrc tests/cpp; do
+for folder in csrc tests/cpp tests/cuda_emulator; do
     [ ! -d "$folder" ] || while IFS= read -r file; do sources+=("$file"); done < <(
         find "$folder" -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh'
     )

@@ -1,22 +1,17 @@
-import pytest
+"""x, y and the result; backward: the gradient, y and the gradient of y."""
+
 import torch
+from ops.case import Case, Size, random
+from torch import Tensor
 
 from vidgen.runtime import ops
 
 
-def plain(x, y, gate):
+def plain(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
     return x + gate[:, None] * y
 
 
-@pytest.fixture
-def inputs(size, device, dtype):
-    shapes = [(1, size.tokens, size.width)] * 2 + [(1, size.width)]
-    return [torch.randn(s, device=device).to(dtype).requires_grad_() for s in shapes]
-
-
-def test_forward(bench, inputs):
-    bench.forward(ops.gated_residual, plain, inputs, 3 * inputs[0].nbytes)
-
-
-def test_backward(bench, inputs):
-    bench.backward(ops.gated_residual, plain, inputs, 3 * inputs[0].nbytes)
+def case(size: Size, device: torch.device, dtype: torch.dtype) -> Case:
+    x, y = (random((1, size.tokens, size.width), device, dtype) for _ in range(2))
+    gate = random((1, size.width), device, dtype)
+    return Case(ops.gated_residual, plain, (x, y, gate), 3 * x.nbytes, 3 * x.nbytes)

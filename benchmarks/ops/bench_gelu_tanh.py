@@ -1,23 +1,17 @@
-import pytest
+"""x and the result; backward: the gradient, x and its gradient."""
+
 import torch
 import torch.nn.functional as F
+from ops.case import Case, Size, random
+from torch import Tensor
 
 from vidgen.runtime import ops
 
 
-def plain(x):
+def plain(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-@pytest.fixture
-def inputs(size, device, dtype):
-    x = torch.randn(1, size.tokens, size.width, device=device)
-    return [x.to(dtype).requires_grad_()]
-
-
-def test_forward(bench, inputs):
-    bench.forward(ops.gelu_tanh, plain, inputs, 2 * inputs[0].nbytes)
-
-
-def test_backward(bench, inputs):
-    bench.backward(ops.gelu_tanh, plain, inputs, 3 * inputs[0].nbytes)
+def case(size: Size, device: torch.device, dtype: torch.dtype) -> Case:
+    x = random((1, size.tokens, size.width), device, dtype)
+    return Case(ops.gelu_tanh, plain, (x,), 2 * x.nbytes, 3 * x.nbytes)

@@ -1,23 +1,18 @@
-import pytest
+"""x and the result; backward: the gradient, x and its gradient."""
+
 import torch
 import torch.nn.functional as F
+from ops.case import Case, Size, random
+from torch import Tensor
 
 from vidgen.runtime import ops
 
 
-def plain(x, shift, scale):
+def plain(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return (1 + scale[:, None]) * F.layer_norm(x, x.shape[-1:], eps=1e-6) + shift[:, None]
 
 
-@pytest.fixture
-def inputs(size, device, dtype):
-    shapes = [(1, size.tokens, size.width), (1, size.width), (1, size.width)]
-    return [torch.randn(s, device=device).to(dtype).requires_grad_() for s in shapes]
-
-
-def test_forward(bench, inputs):
-    bench.forward(ops.modulate, plain, inputs, 2 * inputs[0].nbytes)
-
-
-def test_backward(bench, inputs):
-    bench.backward(ops.modulate, plain, inputs, 3 * inputs[0].nbytes)
+def case(size: Size, device: torch.device, dtype: torch.dtype) -> Case:
+    x = random((1, size.tokens, size.width), device, dtype)
+    shift, scale = (random((1, size.width), device, dtype) for _ in range(2))
+    return Case(ops.modulate, plain, (x, shift, scale), 2 * x.nbytes, 3 * x.nbytes)

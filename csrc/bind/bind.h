@@ -5,6 +5,9 @@
 
 namespace vidgen::bind {
 
+void io(pybind11::module_& module);
 void ops(pybind11::module_& module);
+void memory(pybind11::module_& module);
+void cuda_ops(pybind11::module_& module);
 
 }  // namespace vidgen::bind

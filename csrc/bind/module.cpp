@@ -58,5 +58,10 @@ PYBIND11_MODULE(_native, module) {
 #else
   module.attr("cuda_architectures") = "";
 #endif
+  vidgen::bind::io(module);
   vidgen::bind::ops(module);
+  vidgen::bind::memory(module);
+#ifdef VIDGEN_WITH_CUDA
+  vidgen::bind::cuda_ops(module);
+#endif
 }

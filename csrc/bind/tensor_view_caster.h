@@ -1,4 +1,4 @@
-// A TensorView from the Python tuple (address, type code, shape, strides).
+// A TensorView from the Python tuple (address, type code, shape, strides), or from None: absent.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -13,6 +13,10 @@ struct type_caster<vidgen::TensorView> {
 
   bool load(handle source, bool) {
     PyObject* tuple = source.ptr();
+    if (tuple == Py_None) {
+      value = vidgen::TensorView{};
+      return true;
+    }
     if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) != 4) return false;
     PyObject* shape = PyTuple_GET_ITEM(tuple, 2);
     PyObject* strides = PyTuple_GET_ITEM(tuple, 3);

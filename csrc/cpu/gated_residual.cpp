@@ -4,17 +4,19 @@ namespace vidgen::cpu::VIDGEN_ISA {
 
 void gated_residual_forward(const GatedResidualForward& a, int threads) {
   const int64_t width = a.x.size[2];
-  float* gate = scratch(std::size_t(a.x.size[0] * width));
-  read_vectors(a.gate, 0.0f, gate);
+  const int64_t room = whole_pairs(width);
+  float* gate = scratch(std::size_t(a.x.size[0] * room));
   with_type(a.x.dtype, [&](auto type) {
     using T = decltype(type);
+    read_vectors<T>(a.gate, 0.0f, gate);
     for_tokens(a.x, threads, [&](int64_t b, int64_t l) {
       const T* x = row<const T>(a.x, b, l);
       const T* y = row<const T>(a.y, b, l);
       T* out = row<T>(a.out, b, l);
-      const float* factor = gate + b * width;
-      over(width, [&](auto at, int)
-                      VIDGEN_LAMBDA { at.store(out, at.load(x) + at.load(factor) * at.load(y)); });
+      const float* factor = gate + b * room;
+      over<T>(width, [&](auto at, int) VIDGEN_LAMBDA {
+        at.store(out, at.load(x) + at.beside(factor) * at.load(y));
+      });
     });
   });
 }
@@ -32,15 +34,15 @@ VIDGEN_INLINE void block_backward(const GatedResidualBackward& a, int64_t b, int
     ys[t] = row<const T>(a.y, b, first + t);
     outs[t] = row<T>(a.grad_y, b, first + t);
   }
-  over(a.y.size[2], [&](auto at, int) VIDGEN_LAMBDA {
-    const Floats factor = at.load(gate);
-    Floats gate_sum = {};
+  over<T>(a.y.size[2], [&](auto at, int) VIDGEN_LAMBDA {
+    const Pair factor = at.beside(gate);
+    Pair gate_sum = at.beside(grad_gate);
     for (int t = 0; t < kTokens; ++t) {
-      const Floats grad = at.load(grads[t]);
-      gate_sum += grad * at.load(ys[t]);
+      const Pair grad = at.load(grads[t]);
+      gate_sum = gate_sum + grad * at.load(ys[t]);
       at.store(outs[t], grad * factor);
     }
-    at.store(grad_gate, at.load(grad_gate) + gate_sum);
+    at.put_beside(grad_gate, gate_sum);
   });
 }
 
@@ -49,15 +51,17 @@ VIDGEN_INLINE void block_backward(const GatedResidualBackward& a, int64_t b, int
 void gated_residual_backward(const GatedResidualBackward& a, int threads) {
   const int64_t samples = a.y.size[0];
   const int64_t width = a.y.size[2];
+  const int64_t room = whole_pairs(width);
   const TokenChunks chunks(a.y.size[1]);
-  float* gate = scratch(std::size_t((samples + samples * chunks.count) * width));
-  float* partials = gate + samples * width;
-  read_vectors(a.gate, 0.0f, gate);
+  float* gate = scratch(std::size_t(samples * (1 + 1 + chunks.count) * room));
+  float* sums = gate + samples * room;
+  float* partials = sums + samples * room;
   with_type(a.y.dtype, [&](auto type) {
     using T = decltype(type);
-    sum_over_tokens(samples, chunks, width, threads, partials, floats(a.grad_gate),
+    read_vectors<T>(a.gate, 0.0f, gate);
+    sum_over_tokens(samples, chunks, room, threads, partials, sums,
                     [&](int64_t b, int64_t first, int64_t last, float* partial) {
-                      const float* factor = gate + b * width;
+                      const float* factor = gate + b * room;
                       for (; first + kBlock <= last; first += kBlock) {
                         block_backward<T, kBlock>(a, b, first, factor, partial);
                       }
@@ -65,6 +69,9 @@ void gated_residual_backward(const GatedResidualBackward& a, int threads) {
                         block_backward<T, 1>(a, b, first, factor, partial);
                       }
                     });
+    for (int64_t b = 0; b < samples; ++b) {
+      write_vector<T>(sums + b * room, width, floats(a.grad_gate) + b * width);
+    }
   });
 }
 

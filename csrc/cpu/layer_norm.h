@@ -14,12 +14,12 @@ struct RowStatistics {
 template <class T>
 VIDGEN_INLINE RowStatistics row_statistics(const T* x, int64_t width, float eps) {
   Sums sums;
-  over(width, [&](auto at, int s) VIDGEN_LAMBDA { sums.part[s] += at.load(x); });
+  over<T>(width, [&](auto at, int s) VIDGEN_LAMBDA { sums.part[s] = sums.part[s] + at.load(x); });
   const float mean = sums.total() / float(width);
   Sums squares;
-  over(width, [&](auto at, int s) VIDGEN_LAMBDA {
-    const Floats centred = at.keep(at.load(x) - mean);
-    squares.part[s] += centred * centred;
+  over<T>(width, [&](auto at, int s) VIDGEN_LAMBDA {
+    const Pair centred = at.keep(at.load(x) - mean);
+    squares.part[s] = squares.part[s] + centred * centred;
   });
   return {mean, 1.0f / __builtin_sqrtf(squares.total() / float(width) + eps)};
 }
@@ -27,9 +27,9 @@ VIDGEN_INLINE RowStatistics row_statistics(const T* x, int64_t width, float eps)
 template <class T>
 VIDGEN_INLINE void modulate_row(const T* x, RowStatistics row, const float* shift,
                                 const float* one_plus_scale, int64_t width, T* out) {
-  over(width, [&](auto at, int) VIDGEN_LAMBDA {
-    const Floats normal = (at.load(x) - row.mean) * row.rstd;
-    at.store(out, normal * at.load(one_plus_scale) + at.load(shift));
+  over<T>(width, [&](auto at, int) VIDGEN_LAMBDA {
+    const Pair normal = (at.load(x) - row.mean) * row.rstd;
+    at.store(out, normal * at.beside(one_plus_scale) + at.beside(shift));
   });
 }
 
@@ -44,12 +44,12 @@ VIDGEN_INLINE RowMeans row_means(const T* grad, const T* x, RowStatistics row,
                                  const float* one_plus_scale, int64_t width) {
   Sums first;
   Sums second;
-  over(width, [&](auto at, int s) VIDGEN_LAMBDA {
-    const Floats w = at.load(grad) * at.load(one_plus_scale);
-    first.part[s] += w;
-    second.part[s] += w * ((at.load(x) - row.mean) * row.rstd);
+  over<T>(width, [&](auto at, int s) VIDGEN_LAMBDA {
+    const Pair w = at.load(grad) * at.beside(one_plus_scale);
+    first.part[s] = first.part[s] + w;
+    second.part[s] = second.part[s] + w * (at.load(x) - row.mean);
   });
-  return {first.total() / float(width), second.total() / float(width)};
+  return {first.total() / float(width), second.total() * row.rstd / float(width)};
 }
 
 }  // namespace vidgen::cpu::VIDGEN_ISA

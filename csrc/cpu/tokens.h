@@ -34,27 +34,43 @@ VIDGEN_INLINE void with_type(DType dtype, Body&& body) {
     case DType::f16:
       return body(Float16{});
     case DType::u8:
+    case DType::i32:
       return;
   }
 }
 
-// values[i] = vector[i] + addend, as float
+// A width filled up to whole pairs: the room of numbers kept beside rows.
+VIDGEN_INLINE int64_t whole_pairs(int64_t width) { return divided_up(width, kPair) * kPair; }
+
+// values[i] = vector[i] + addend, to be kept beside rows of T
+template <class T>
 VIDGEN_INLINE void read_vector(const void* vector, DType dtype, int64_t width, float addend,
                                float* values) {
   with_type(dtype, [&](auto type) VIDGEN_LAMBDA {
-    const auto* from = static_cast<const decltype(type)*>(vector);
-    over(width, [&](auto at, int) VIDGEN_LAMBDA { at.store(values, at.load(from) + addend); });
+    using From = decltype(type);
+    const auto* from = static_cast<const From*>(vector);
+    over<From>(width, [&](auto at, int) VIDGEN_LAMBDA {
+      const Pair plain = restored<From>(at.load(from) + addend);
+      VIDGEN_ISA::store(values + at.i, arranged<T>(cleaned(plain)));
+    });
   });
 }
 
-// The rows of a (B, D) tensor as consecutive float rows, plus addend.
-inline void read_vectors(const TensorView& view, float addend, float* values) {
+// The rows of a (B, D) tensor, each filled up to whole pairs, plus addend.
+template <class T>
+VIDGEN_INLINE void read_vectors(const TensorView& view, float addend, float* values) {
   const int64_t width = view.size[1];
   for (int64_t b = 0; b < view.size[0]; ++b) {
     const int64_t offset = b * view.stride[0] * bytes_of(view.dtype);
-    read_vector(static_cast<const char*>(view.data) + offset, view.dtype, width, addend,
-                values + b * width);
+    read_vector<T>(static_cast<const char*>(view.data) + offset, view.dtype, width, addend,
+                   values + b * whole_pairs(width));
   }
+}
+
+// A sum kept beside rows of T, as a row of float.
+template <class T>
+VIDGEN_INLINE void write_vector(const float* values, int64_t width, float* out) {
+  over<T>(width, [&](auto at, int) VIDGEN_LAMBDA { at.put_plain(out, at.beside(values)); });
 }
 
 template <class Body>
@@ -68,14 +84,17 @@ VIDGEN_INLINE void in_parallel(int64_t chunks, int threads, Body&& body) {
   parallel_chunks(chunks, threads, call_chunk<Body>, &body);
 }
 
-// Rows per chunk that make a chunk worth handing to a thread.
-VIDGEN_INLINE int64_t rows_per_chunk(int64_t width) { return larger(1, 16384 / larger(1, width)); }
+// Rows per chunk: worth handing to a thread, and where there are many rows enough of them in a row
+// for the processor to see where memory will be read next.
+VIDGEN_INLINE int64_t rows_per_chunk(int64_t tokens, int64_t width, int threads) {
+  return larger(larger(1, 16384 / larger(1, width)), tokens / (16 * int64_t{threads}));
+}
 
 // body(b, l) for every token of a (B, L, D) tensor, in parallel.
 template <class Body>
 VIDGEN_INLINE void for_tokens(const TensorView& x, int threads, Body&& body) {
   const int64_t tokens = x.size[0] * x.size[1];
-  const int64_t per_chunk = rows_per_chunk(x.size[2]);
+  const int64_t per_chunk = rows_per_chunk(tokens, x.size[2], threads);
   in_parallel(divided_up(tokens, per_chunk), threads, [&](int64_t chunk) {
     const int64_t end = smaller(tokens, (chunk + 1) * per_chunk);
     for (int64_t n = chunk * per_chunk; n < end; ++n) body(n / x.size[1], n % x.size[1]);
@@ -95,8 +114,9 @@ struct TokenChunks {
         count(divided_up(sample_tokens, length)) {}
 };
 
-// Tokens whose contributions are added up in registers before they go to memory.
-constexpr int64_t kBlock = 8;
+// Tokens whose contributions are added up in registers before they go to memory. More would be more
+// rows at once than a set of the first cache has ways: their distance is often a power of two.
+constexpr int kBlock = 2;
 
 // body(b, first, last, partial) for every chunk of tokens [first, last) of every sample; `partial`
 // is that chunk's own `width` floats, zero at first. Then result[b * width + i] is the sum over the

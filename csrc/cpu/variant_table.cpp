@@ -8,12 +8,14 @@ namespace vidgen::cpu::VIDGEN_ISA {
 
 #define VIDGEN_DECLARE(name, Args) void name(const Args& args, int threads);
 VIDGEN_FOR_EACH_KERNEL(VIDGEN_DECLARE)
+VIDGEN_FOR_EACH_ATTENTION_KERNEL(VIDGEN_DECLARE)
 #undef VIDGEN_DECLARE
 
 extern const Variant variant;
-const Variant variant = {VIDGEN_TEXT(VIDGEN_ISA),
+const Variant variant = {
+    VIDGEN_TEXT(VIDGEN_ISA),
 #define VIDGEN_MEMBER(name, Args) name,
-                         VIDGEN_FOR_EACH_KERNEL(VIDGEN_MEMBER)
+    VIDGEN_FOR_EACH_KERNEL(VIDGEN_MEMBER) VIDGEN_FOR_EACH_ATTENTION_KERNEL(VIDGEN_MEMBER)
 #undef VIDGEN_MEMBER
 };
 

@@ -52,6 +52,7 @@ int variants(const Variant** first) {
     usable().list[0].name(args, threads);    \
   }
 VIDGEN_FOR_EACH_KERNEL(VIDGEN_DEFINE)
+VIDGEN_FOR_EACH_ATTENTION_KERNEL(VIDGEN_DEFINE)
 #undef VIDGEN_DEFINE
 
 }  // namespace vidgen::cpu

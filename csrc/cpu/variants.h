@@ -1,6 +1,7 @@
 // The kernels are compiled once for every instruction set; the best this CPU has is chosen once.
 #pragma once
 
+#include "vidgen/attention.h"
 #include "vidgen/ops.h"
 
 namespace vidgen::cpu {
@@ -9,6 +10,7 @@ struct Variant {
   const char* name;
 #define VIDGEN_MEMBER(name, Args) void (*name)(const Args&, int threads);
   VIDGEN_FOR_EACH_KERNEL(VIDGEN_MEMBER)
+  VIDGEN_FOR_EACH_ATTENTION_KERNEL(VIDGEN_MEMBER)
 #undef VIDGEN_MEMBER
 };
 

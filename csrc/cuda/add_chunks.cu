@@ -24,8 +24,7 @@ void add_chunks(const float* partials, int64_t samples, int64_t chunks, int sums
                 const SumResults& results, const Launch& launch) {
   if (samples == 0) return;
   const dim3 grid(blocks((width + 127) / 128), static_cast<unsigned>(sums), blocks(samples));
-  add_chunks_kernel<<<grid, 128, 0, stream_of(launch)>>>(partials, chunks, width, results);
-  expect_launched("add_chunks");
+  start("add_chunks", add_chunks_kernel, grid, 128, 0, launch, partials, chunks, width, results);
 }
 
 }  // namespace vidgen::cuda

@@ -67,12 +67,11 @@ void gated_residual_forward(const GatedResidualForward& a, const Launch& launch)
         using T = decltype(element);
         constexpr int N = decltype(pack)::value;
         const int64_t width = a.x.size[2];
-        forward_kernel<T, N><<<blocks(tokens), threads_for(width / N), 0, stream_of(launch)>>>(
-            Rows<const T>(a.x), Rows<const T>(a.y), Vectors(a.gate), Rows<T>(a.out), a.x.size[1],
-            width);
+        start("gated_residual_forward", forward_kernel<T, N>, blocks(tokens),
+              threads_for(width / N), 0, launch, Rows<const T>(a.x), Rows<const T>(a.y),
+              Vectors(a.gate), Rows<T>(a.out), a.x.size[1], width);
       },
       a.x, a.y, a.gate, a.out);
-  expect_launched("gated_residual_forward");
 }
 
 int64_t gated_residual_backward_workspace(const GatedResidualBackward& a) {
@@ -93,12 +92,11 @@ void gated_residual_backward(const GatedResidualBackward& a, const Launch& launc
           const int64_t columns = int64_t{N} * 128;
           const dim3 grid(blocks(chunks.count), blocks((width + columns - 1) / columns),
                           blocks(samples));
-          backward_kernel<T, N><<<grid, 128, 0, stream_of(launch)>>>(
-              Rows<const T>(a.grad_out), Rows<const T>(a.y), Vectors(a.gate), Rows<T>(a.grad_y),
-              launch.workspace, a.y.size[1], width, chunks);
+          start("gated_residual_backward", backward_kernel<T, N>, grid, 128, 0, launch,
+                Rows<const T>(a.grad_out), Rows<const T>(a.y), Vectors(a.gate), Rows<T>(a.grad_y),
+                launch.workspace, a.y.size[1], width, chunks);
         },
         a.grad_out, a.y, a.gate, a.grad_y);
-    expect_launched("gated_residual_backward");
   }
   const SumResults results{{static_cast<float*>(a.grad_gate.data), nullptr, nullptr}};
   add_chunks(launch.workspace, samples, chunks.count, 1, width, results, launch);

@@ -8,7 +8,7 @@ __global__ void __launch_bounds__(256)
     forward_kernel(Rows<const T> x, Rows<const T> y, Vectors gate, Vectors shift, Vectors scale,
                    Rows<T> residual, Rows<T> out, float* mean, float* rstd, int64_t length,
                    int64_t width, float eps) {
-  __shared__ float lanes[2 * kWarp];
+  float* lanes = dynamic_shared<float>();
   const int64_t token = blockIdx.x;
   const int64_t b = token / length;
   const int64_t l = token % length;
@@ -48,8 +48,8 @@ struct Backward {
 
 template <class T, int N>
 __global__ void __launch_bounds__(256) backward_kernel(Backward<T> a) {
-  extern __shared__ float sums[];  // of the gradients of gate, shift and scale
-  __shared__ float lanes[2 * kWarp];
+  float* lanes = dynamic_shared<float>();
+  float* sums = lanes + kSumFloats;  // of the gradients of gate, shift and scale
   const int64_t width = a.width;
   const int64_t b = blockIdx.y;
   const int64_t first = blockIdx.x * a.chunks.length;
@@ -113,13 +113,13 @@ void gated_residual_modulate_forward(const GatedResidualModulateForward& a, cons
         using T = decltype(element);
         constexpr int N = decltype(pack)::value;
         const int64_t width = a.x.size[2];
-        forward_kernel<T, N><<<blocks(tokens), threads_for(width / N), 0, stream_of(launch)>>>(
-            Rows<const T>(a.x), Rows<const T>(a.y), Vectors(a.gate), Vectors(a.shift),
-            Vectors(a.scale), Rows<T>(a.residual), Rows<T>(a.out), static_cast<float*>(a.mean.data),
-            static_cast<float*>(a.rstd.data), a.x.size[1], width, a.eps);
+        start("gated_residual_modulate_forward", forward_kernel<T, N>, blocks(tokens),
+              threads_for(width / N), kSumBytes, launch, Rows<const T>(a.x), Rows<const T>(a.y),
+              Vectors(a.gate), Vectors(a.shift), Vectors(a.scale), Rows<T>(a.residual),
+              Rows<T>(a.out), static_cast<float*>(a.mean.data), static_cast<float*>(a.rstd.data),
+              a.x.size[1], width, a.eps);
       },
       a.x, a.y, a.gate, a.shift, a.scale, a.residual, a.out);
-  expect_launched("gated_residual_modulate_forward");
 }
 
 int64_t gated_residual_modulate_backward_workspace(const GatedResidualModulateBackward& a) {
@@ -140,7 +140,6 @@ void gated_residual_modulate_backward(const GatedResidualModulateBackward& a,
           using T = decltype(element);
           constexpr int N = decltype(pack)::value;
           const std::size_t shared = shared_sums(3, width);
-          allow_shared(backward_kernel<T, N>, shared);
           const dim3 grid(blocks(chunks.count), blocks(samples));
           const Backward<T> arguments{Rows<const T>(a.grad_residual),
                                       Rows<const T>(a.grad_out),
@@ -156,11 +155,10 @@ void gated_residual_modulate_backward(const GatedResidualModulateBackward& a,
                                       a.residual.size[1],
                                       width,
                                       chunks};
-          backward_kernel<T, N>
-              <<<grid, threads_for(width / N), shared, stream_of(launch)>>>(arguments);
+          start("gated_residual_modulate_backward", backward_kernel<T, N>, grid,
+                threads_for(width / N), shared, launch, arguments);
         },
         a.grad_residual, a.grad_out, a.residual, a.y, a.gate, a.scale, a.grad_x, a.grad_y);
-    expect_launched("gated_residual_modulate_backward");
   }
   const SumResults results{{static_cast<float*>(a.grad_gate.data),
                             static_cast<float*>(a.grad_shift.data),

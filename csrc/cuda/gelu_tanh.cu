@@ -72,11 +72,10 @@ void gelu_tanh_forward(const GeluTanhForward& a, const Launch& launch) {
         using T = decltype(element);
         constexpr int N = decltype(pack)::value;
         const int64_t width = a.x.size[2];
-        forward_kernel<T, N><<<blocks(tokens), threads_for(width / N), 0, stream_of(launch)>>>(
-            Rows<const T>(a.x), Rows<T>(a.out), a.x.size[1], width);
+        start("gelu_tanh_forward", forward_kernel<T, N>, blocks(tokens), threads_for(width / N), 0,
+              launch, Rows<const T>(a.x), Rows<T>(a.out), a.x.size[1], width);
       },
       a.x, a.out);
-  expect_launched("gelu_tanh_forward");
 }
 
 int64_t gelu_tanh_backward_workspace(const GeluTanhBackward&) { return 0; }
@@ -91,11 +90,11 @@ void gelu_tanh_backward(const GeluTanhBackward& a, const Launch& launch) {
         using T = decltype(element);
         constexpr int N = decltype(pack)::value;
         const int64_t width = a.x.size[2];
-        backward_kernel<T, N><<<blocks(tokens), threads_for(width / N), 0, stream_of(launch)>>>(
-            Rows<const T>(a.grad_out), Rows<const T>(a.x), Rows<T>(a.grad_x), a.x.size[1], width);
+        start("gelu_tanh_backward", backward_kernel<T, N>, blocks(tokens), threads_for(width / N),
+              0, launch, Rows<const T>(a.grad_out), Rows<const T>(a.x), Rows<T>(a.grad_x),
+              a.x.size[1], width);
       },
       a.grad_out, a.x, a.grad_x);
-  expect_launched("gelu_tanh_backward");
 }
 
 }  // namespace vidgen::cuda

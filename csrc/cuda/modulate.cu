@@ -7,7 +7,7 @@ template <class T, int N>
 __global__ void __launch_bounds__(256)
     forward_kernel(Rows<const T> x, Vectors shift, Vectors scale, Rows<T> out, float* mean,
                    float* rstd, int64_t length, int64_t width, float eps) {
-  __shared__ float lanes[2 * kWarp];
+  float* lanes = dynamic_shared<float>();
   const int64_t token = blockIdx.x;
   const int64_t b = token / length;
   const int64_t l = token % length;
@@ -25,8 +25,8 @@ __global__ void __launch_bounds__(256)
     backward_kernel(Rows<const T> grad_out, Rows<const T> x, Vectors scale, const float* mean,
                     const float* rstd, Rows<T> grad_x, float* partials, int64_t length,
                     int64_t width, TokenChunks chunks) {
-  extern __shared__ float sums[];  // of the shift's gradient, then of the scale's
-  __shared__ float lanes[2 * kWarp];
+  float* lanes = dynamic_shared<float>();
+  float* sums = lanes + kSumFloats;  // of the shift's gradient, then of the scale's
   const int64_t b = blockIdx.y;
   const int64_t first = blockIdx.x * chunks.length;
   const int64_t last = first + chunks.length < length ? first + chunks.length : length;
@@ -82,13 +82,12 @@ void modulate_forward(const ModulateForward& a, const Launch& launch) {
         using T = decltype(element);
         constexpr int N = decltype(pack)::value;
         const int64_t width = a.x.size[2];
-        forward_kernel<T, N><<<blocks(tokens), threads_for(width / N), 0, stream_of(launch)>>>(
-            Rows<const T>(a.x), Vectors(a.shift), Vectors(a.scale), Rows<T>(a.out),
-            static_cast<float*>(a.mean.data), static_cast<float*>(a.rstd.data), a.x.size[1], width,
-            a.eps);
+        start("modulate_forward", forward_kernel<T, N>, blocks(tokens), threads_for(width / N),
+              kSumBytes, launch, Rows<const T>(a.x), Vectors(a.shift), Vectors(a.scale),
+              Rows<T>(a.out), static_cast<float*>(a.mean.data), static_cast<float*>(a.rstd.data),
+              a.x.size[1], width, a.eps);
       },
       a.x, a.shift, a.scale, a.out);
-  expect_launched("modulate_forward");
 }
 
 int64_t modulate_backward_workspace(const ModulateBackward& a) {
@@ -107,15 +106,13 @@ void modulate_backward(const ModulateBackward& a, const Launch& launch) {
           using T = decltype(element);
           constexpr int N = decltype(pack)::value;
           const std::size_t shared = shared_sums(2, width);
-          allow_shared(backward_kernel<T, N>, shared);
           const dim3 grid(blocks(chunks.count), blocks(samples));
-          backward_kernel<T, N><<<grid, threads_for(width / N), shared, stream_of(launch)>>>(
-              Rows<const T>(a.grad_out), Rows<const T>(a.x), Vectors(a.scale),
-              static_cast<const float*>(a.mean.data), static_cast<const float*>(a.rstd.data),
-              Rows<T>(a.grad_x), launch.workspace, a.x.size[1], width, chunks);
+          start("modulate_backward", backward_kernel<T, N>, grid, threads_for(width / N), shared,
+                launch, Rows<const T>(a.grad_out), Rows<const T>(a.x), Vectors(a.scale),
+                static_cast<const float*>(a.mean.data), static_cast<const float*>(a.rstd.data),
+                Rows<T>(a.grad_x), launch.workspace, a.x.size[1], width, chunks);
         },
         a.grad_out, a.x, a.scale, a.grad_x);
-    expect_launched("modulate_backward");
   }
   const SumResults results{
       {static_cast<float*>(a.grad_shift.data), static_cast<float*>(a.grad_scale.data), nullptr}};

@@ -7,6 +7,7 @@ namespace {
 
 constexpr int kWarps = 4;  // of a block
 constexpr int kMaxPairs = kMaxHeadWidth / 2;
+constexpr std::size_t kSharedBytes = kWarps * kMaxHeadWidth * sizeof(float);
 
 template <class T>
 struct Heads {
@@ -46,14 +47,6 @@ struct Backward {
   int pairs;
   float eps;
 };
-
-__device__ __forceinline__ float warp_sum(float value) {
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    value += __shfl_xor_sync(0xffffffffu, value, offset);
-  }
-  return value;
-}
 
 // A lane's share of a row of P values: `Packs` packs of N, absent ones 0.
 template <int N>
@@ -147,7 +140,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) forward_kernel(Forward<T> a) {
 
 template <class T, int N>
 __global__ void __launch_bounds__(kWarps* kWarp) backward_kernel(Backward<T> a) {
-  __shared__ __align__(16) float shared[kWarps][kMaxHeadWidth];
+  float* shared = dynamic_shared<float>();  // kWarps rows of a head
   const int side = static_cast<int>(blockIdx.y);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int width = 2 * a.pairs;
@@ -198,14 +191,14 @@ __global__ void __launch_bounds__(kWarps* kWarp) backward_kernel(Backward<T> a) 
     x.first.store(a.pairs, out);
     x.second.store(a.pairs, out + a.pairs);
   }
-  sums.first.store(a.pairs, shared[warp]);
-  sums.second.store(a.pairs, shared[warp] + a.pairs);
+  sums.first.store(a.pairs, shared + warp * kMaxHeadWidth);
+  sums.second.store(a.pairs, shared + warp * kMaxHeadWidth + a.pairs);
   __syncthreads();
   float* partial = a.partials + (int64_t{blockIdx.x} * 2 + side) * width;
   for (int i = static_cast<int>(threadIdx.x); i < width; i += kWarps * kWarp) {
     float total = 0.0f;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) total += shared[w][i];
+    for (int w = 0; w < kWarps; ++w) total += shared[w * kMaxHeadWidth + i];
     partial[i] = total;
   }
 }
@@ -235,6 +228,7 @@ void with_pairs(DType dtype, bool two, Body&& body) {
     case DType::f16:
       return choose(__half{});
     case DType::u8:
+    case DType::i32:
       throw std::invalid_argument("q: is not of a floating-point type");
   }
 }
@@ -266,9 +260,8 @@ void qk_norm_rope_forward(const QkNormRopeForward& a, const Launch& launch) {
                                static_cast<int>(a.q.size[3] / 2),
                                a.eps};
     const dim3 grid(blocks((tokens * heads + kWarps - 1) / kWarps), 2);
-    forward_kernel<T, N><<<grid, kWarps * kWarp, 0, stream_of(launch)>>>(arguments);
+    start("qk_norm_rope_forward", forward_kernel<T, N>, grid, kWarps * kWarp, 0, launch, arguments);
   });
-  expect_launched("qk_norm_rope_forward");
 }
 
 int64_t qk_norm_rope_backward_workspace(const QkNormRopeBackward& a) {
@@ -300,9 +293,9 @@ void qk_norm_rope_backward(const QkNormRopeBackward& a, const Launch& launch) {
                                   static_cast<int>(width / 2),
                                   a.eps};
       const dim3 grid(blocks(chunks.count), 2);
-      backward_kernel<T, N><<<grid, kWarps * kWarp, 0, stream_of(launch)>>>(arguments);
+      start("qk_norm_rope_backward", backward_kernel<T, N>, grid, kWarps * kWarp, kSharedBytes,
+            launch, arguments);
     });
-    expect_launched("qk_norm_rope_backward");
   }
   const SumResults results{{static_cast<float*>(a.grad_q_scale.data),
                             static_cast<float*>(a.grad_k_scale.data), nullptr}};

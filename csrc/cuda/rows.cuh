@@ -1,14 +1,12 @@
 // What the GPU kernels share: packs of elements, rows, sums over a block, sums over tokens.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 
+#include "cuda/device.cuh"
+#include "cuda/launch.h"
 #include "vidgen/ops.h"
 
 namespace vidgen::cuda {
@@ -130,36 +128,36 @@ void with_packs(DType dtype, Body&& body, const Views&... views) {
     case DType::f16:
       return choose(__half{}, Width<8>{});
     case DType::u8:
+    case DType::i32:
       throw std::invalid_argument("tokens: are not of a floating-point type");
   }
-}
-
-inline void expect_launched(const char* kernel) {
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string(kernel) + ": " + cudaGetErrorString(error));
-  }
-}
-
-inline cudaStream_t stream_of(const Launch& launch) {
-  return static_cast<cudaStream_t>(launch.stream);
 }
 
 // Threads for a row of that many packs: three quarters of them or more have work at common widths.
 inline int threads_for(int64_t packs) { return packs > 512 ? 256 : 128; }
 
-inline unsigned blocks(int64_t count) { return static_cast<unsigned>(count); }
-
-// ---- sums over a block ----
+// ---- sums over a warp and over a block ----
 
 constexpr int kWarp = 32;
+
+// The sum over a warp, for every lane.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(0xffffffffu, value, offset);
+  }
+  return value;
+}
 
 struct Pair {
   float first, second;
 };
 
+constexpr int kSumFloats = 2 * kWarp;
+constexpr std::size_t kSumBytes = kSumFloats * sizeof(float);
+
 // The sums of first and of second over the block's threads, for every thread. `lanes` is shared
-// memory for 2 * 32 floats; the order of the additions is fixed.
+// memory for kSumFloats; the order of the additions is fixed.
 __device__ __forceinline__ Pair block_sum(Pair mine, float* lanes) {
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
@@ -270,7 +268,8 @@ struct TokenChunks {
   static constexpr int64_t kBlocks = 528;  // four for each multiprocessor of the largest GPUs
 };
 
-// Sums of a row's features that a block keeps in shared memory; each thread has its own columns.
+// Sums of a row's features that a block keeps in shared memory behind the lanes of block_sum; each
+// thread has its own columns.
 constexpr int64_t kMaxSharedFloats = 3 * 8192;
 
 inline std::size_t shared_sums(int64_t sums, int64_t width) {
@@ -279,17 +278,7 @@ inline std::size_t shared_sums(int64_t sums, int64_t width) {
                                 " features, expected at most " +
                                 std::to_string(kMaxSharedFloats / sums));
   }
-  return static_cast<std::size_t>(sums * width) * sizeof(float);
-}
-
-template <class Kernel>
-void allow_shared(Kernel kernel, std::size_t bytes) {
-  if (bytes <= 48 * 1024) return;
-  const cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string("shared memory: ") + cudaGetErrorString(error));
-  }
+  return kSumBytes + static_cast<std::size_t>(sums * width) * sizeof(float);
 }
 
 // results[s][b * width + i] = sum over chunks c, in order, of partials[b][c][s][i].

@@ -16,8 +16,7 @@ template <class Element, int N>
 __global__ void __launch_bounds__(kThreads)
     video_kernel(Frames in, const Element* table, const uint8_t* flip, Element* out,
                  int64_t packs) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  auto* shared = reinterpret_cast<Element*>(memory);
+  auto* shared = dynamic_shared<Element>();
   for (int64_t i = threadIdx.x; i < in.channels * 256; i += kThreads) shared[i] = table[i];
   __syncthreads();
   const int64_t pack = int64_t{blockIdx.x} * kThreads + threadIdx.x;
@@ -54,12 +53,10 @@ void launch_video(const VideoToInput& a, const Launch& launch) {
                   a.frames.size[4]};
   const int64_t packs = a.frames.size[0] * in.frames * in.height * (in.width / N);
   const std::size_t shared = static_cast<std::size_t>(in.channels) * 256 * sizeof(Element);
-  allow_shared(video_kernel<Element, N>, shared);
-  video_kernel<Element, N>
-      <<<blocks((packs + kThreads - 1) / kThreads), kThreads, shared, stream_of(launch)>>>(
-          in, static_cast<const Element*>(a.table.data), static_cast<const uint8_t*>(a.flip.data),
-          static_cast<Element*>(a.out.data), packs);
-  expect_launched("video_to_input_forward");
+  start("video_to_input_forward", video_kernel<Element, N>,
+        blocks((packs + kThreads - 1) / kThreads), kThreads, shared, launch, in,
+        static_cast<const Element*>(a.table.data), static_cast<const uint8_t*>(a.flip.data),
+        static_cast<Element*>(a.out.data), packs);
 }
 
 template <class Element>

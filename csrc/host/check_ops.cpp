@@ -37,7 +37,8 @@ void expect_type(const char* name, const TensorView& view, DType dtype) {
 }
 
 void expect_float(const char* name, const TensorView& view) {
-  if (view.dtype == DType::u8) refuse(name, "is not of a floating-point type");
+  if (view.dtype == DType::u8 || view.dtype == DType::i32)
+    refuse(name, "is not of a floating-point type");
 }
 
 void expect_rows(const char* name, const TensorView& view) {
@@ -235,6 +236,11 @@ void check(const GeluTanhBackward& a) {
   expect_tokens("x", a.x, 3);
   expect_tokens_like("grad_out", a.grad_out, a.x);
   expect_tokens_like("grad_x", a.grad_x, a.x);
+}
+
+void check(const CopyRows& a) {
+  expect_tokens("x", a.x, 4);
+  expect_tokens_like("out", a.out, a.x);
 }
 
 void check(const VideoToInput& a) {

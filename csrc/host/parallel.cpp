@@ -136,15 +136,22 @@ void parallel_chunks(int64_t chunks, int threads, ChunkFunction function, void* 
   }
 }
 
+float* allocate_floats(std::size_t floats) {
+  const std::size_t bytes = (floats * sizeof(float) + 63) / 64 * 64;
+  float* memory = static_cast<float*>(std::aligned_alloc(64, bytes > 0 ? bytes : 64));
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+
+void free_floats(float* memory) { std::free(memory); }
+
 float* scratch(std::size_t floats) {
   thread_local Scratch memory;
   if (memory.floats < floats) {
     std::free(memory.data);
     memory.data = nullptr;
     memory.floats = 0;
-    const std::size_t bytes = (floats * sizeof(float) + 63) / 64 * 64;
-    memory.data = static_cast<float*>(std::aligned_alloc(64, bytes));
-    if (memory.data == nullptr) throw std::bad_alloc();
+    memory.data = allocate_floats(floats);
     memory.floats = floats;
   }
   return memory.data;

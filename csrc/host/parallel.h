@@ -15,4 +15,8 @@ void parallel_chunks(int64_t chunks, int threads, ChunkFunction function, void* 
 // Memory of the calling thread, kept between calls: valid until its next call of scratch().
 float* scratch(std::size_t floats);
 
+// Memory that all threads of a kernel share, on a cache line; free_floats gives it back.
+float* allocate_floats(std::size_t floats);
+void free_floats(float* memory);
+
 }  // namespace vidgen

@@ -13,7 +13,8 @@ def test_json_holds_every_section(vidgen: Any, tmp_path: Path) -> None:
         *("versions", "tools", "native", "cpu", "memory", "gpus"),
         *("ops", "attention", "features"),
     }
-    assert set(found["features"]) == {"io_uring", "O_DIRECT", "pinned memory"}
+    writer = "compiled checkpoint writer"
+    assert set(found["features"]) == {"io_uring", "O_DIRECT", "pinned memory", writer}
     assert sum(row["chosen"] for row in found["attention"]) == 1
 
 

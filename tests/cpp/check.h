@@ -16,6 +16,8 @@ namespace vidgen::test {
 
 inline int failures = 0;
 
+void test_io();  // in test_io.cpp
+
 inline void expect(bool condition, const std::string& what) {
   if (condition) return;
   ++failures;
@@ -86,8 +88,8 @@ class Tensor {
 
 // Differs from `expected` by no more than the type's rounding and a little float32 arithmetic.
 inline void expect_close(const Tensor& found, const std::vector<double>& expected,
-                         const std::string& what) {
-  const double unit = found.view().dtype == DType::f32 ? 2e-6 : 5e-3;
+                         const std::string& what, double slack = 1) {
+  const double unit = slack * (found.view().dtype == DType::f32 ? 2e-6 : 5e-3);
   double largest = 0;
   for (double value : expected) largest = std::fmax(largest, std::fabs(value));
   for (int64_t i = 0; i < found.elements(); ++i) {
@@ -99,5 +101,8 @@ inline void expect_close(const Tensor& found, const std::vector<double>& expecte
     }
   }
 }
+
+// tests/cpp/test_attention.cpp
+void test_all_attention(std::mt19937& random);
 
 }  // namespace vidgen::test

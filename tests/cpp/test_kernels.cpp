@@ -226,6 +226,35 @@ void test_qk_norm_rope(const Case& c, std::mt19937& random) {
   side(heads, k_scale, k_out, grad_k_out, grad_k, grad_k_scale, "k");
 }
 
+// The values' heads out of a packed projection, and into every second head of another tensor.
+void test_copy_rows(const Case& c, std::mt19937& random) {
+  const int64_t heads = 3, width = c.d;
+  Tensor packed({c.b, c.l, 3 * heads, width}, c.dtype, random);
+  Tensor wide({c.b, c.l, 2 * heads, width}, c.dtype, random);
+  Tensor dense({c.b, c.l, heads, width}, c.dtype, random);
+  TensorView from = packed.view();
+  from.size[2] = heads;
+  from.data = static_cast<char*>(from.data) + 2 * heads * width * bytes_of(c.dtype);
+  TensorView apart = wide.view();
+  apart.size[2] = heads;
+  apart.stride[2] *= 2;
+  for (const CopyRows& copy : {CopyRows{from, dense.view()}, CopyRows{from, apart}}) {
+    check(copy);
+    c.variant->copy_rows_forward(copy, 3);
+  }
+  bool same = true;
+  for (int64_t token = 0; token < c.b * c.l; ++token) {
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t i = 0; i < width; ++i) {
+        const double value = packed.at((token * 3 * heads + 2 * heads + h) * width + i);
+        same = same && dense.at((token * heads + h) * width + i) == value &&
+               wide.at((token * 2 * heads + 2 * h) * width + i) == value;
+      }
+    }
+  }
+  expect(same, c.name + " copy_rows");
+}
+
 void test_video_to_input(const Case& c, std::mt19937& random) {
   const int64_t frames = 2, height = c.l % 7 + 1, width = c.d % 13 + 1, channels = 3;
   Tensor table({channels, 256}, c.dtype, random);
@@ -357,15 +386,18 @@ int main() {
                      std::string(list[v].name) + (dtype == DType::f32 ? " f32 " : " bf16 ") +
                          std::to_string(shape[0]) + "x" + std::to_string(shape[1]) + "x" +
                          std::to_string(shape[2])};
-        for (const auto& test : {test_modulate, test_gated_residual, test_gated_residual_modulate,
-                                 test_gelu_tanh, test_qk_norm_rope, test_video_to_input}) {
+        for (const auto& test :
+             {test_modulate, test_gated_residual, test_gated_residual_modulate, test_gelu_tanh,
+              test_qk_norm_rope, test_copy_rows, test_video_to_input}) {
           test(c, random);
         }
       }
     }
   }
+  test_all_attention(random);
   test_checks();
   test_crc32c();
+  test_io();
   if (failures == 0) std::printf("all passed\n");
   return failures == 0 ? 0 : 1;
 }

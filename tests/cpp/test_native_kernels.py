@@ -43,6 +43,13 @@ def test_kernels():
     build_and_run(ROOT / "build" / "cpp_tests", "-DCMAKE_BUILD_TYPE=Release")
 
 
+def test_kernels_for_bf16_products_without_them():
+    module = native.load()
+    if module is not None and "avx512_bf16" in module.cpu_variants():
+        pytest.skip("this CPU has them")
+    build_and_run(ROOT / "build" / "cpp_tests_bf16", "-DVIDGEN_EMULATE_BF16=ON")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["address", "thread", "undefined"])
 def test_kernels_under_sanitizer(sanitizer):

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from vidgen.data import DataConfig
-from vidgen.data.latents import EncodeCounts, LatentCache, LatentEntry, content_key, encode_manifest
+from vidgen.data.encode import encode_manifest
+from vidgen.data.latents import (
+    EncodeCounts,
+    LatentCache,
+    LatentEntry,
+    content_key,
+    facts_of,
+    settings_of,
+)
 from vidgen.data.manifest import write_manifest
 from vidgen.errors import UserError
 from vidgen.models.text.encoder import TextFeatures
@@ -75,8 +83,9 @@ def test_every_clip_is_encoded_and_found_again(some: Path, tmp_path: Path) -> No
     assert seen[0] == "cached 0 / computed 1"
     assert seen[-1] == "cached 0 / computed 6"
     assert len(entries(out)) == codec.calls == 6
-    cache = LatentCache(out, {"encoders": {"autoencoder": {"kind": "mean"}, "text": {"length": 2}},
-                              "dtype": "torch.float32"})  # fmt: skip
+    encoders = {"autoencoder": {"kind": "mean"}, "text": {"length": 2}}
+    facts = facts_of(MeanCodec(), LengthText())
+    cache = LatentCache(out, settings_of(encoders, facts, torch.float32, suffix=False))
     for path in entries(out):
         entry = cache.get(path.stem)
         assert entry is not None

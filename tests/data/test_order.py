@@ -22,7 +22,7 @@ def order_of(manifest: Path, batch: int, world: int, **kwargs: Any) -> EpochOrde
         manifest=str(manifest), buckets={"32px": {"5-33": {"batch": batch, "keep": keep}}}
     )
     where = {"seed": 1, "epoch": 0} | kwargs
-    return EpochOrder(BucketTable(cfg), Manifest.open(manifest), world=world, **where)
+    return EpochOrder(BucketTable(cfg), Manifest.open(manifest), shares=world, **where)
 
 
 def steps(order: EpochOrder) -> list[tuple[int, list[int]]]:

@@ -223,14 +223,14 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("none.mp4", "No such file"),
         ("empty.mp4", "is an empty file"),
         ("text.mp4", "cannot be read: .*Invalid data"),
-        ("half.mp4", "ends before frame|cannot be read"),
+        ("half.mp4", "ends after 1 frames; frame 1 was wanted"),
         ("sound.mp4", "has no video stream"),
     ]:
         with pytest.raises(BadClip, match=reason):
             read_clip(tmp_path / name, range(20))
-    with pytest.raises(BadClip, match="ends before frame 20; 20 of 21 wanted read"):
+    with pytest.raises(BadClip, match="ends after 20 frames; frame 20 was wanted"):
         read_clip(good, range(21))
-    with pytest.raises(BadClip, match=r"has 20 frames; frame 99 was wanted"):
+    with pytest.raises(BadClip, match="ends after 20 frames; frame 99 was wanted"):
         read_clip(good, [99])
     with pytest.raises(BadClip, match=r"is 32x48 .* the manifest says 48x32"):
         read_clip(good, [0], expect=(48, 32))

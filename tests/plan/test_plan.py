@@ -9,6 +9,7 @@ days, and stage 3's GPU days from Table 6. Stage 1 and 2 do not follow from Tabl
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -229,3 +230,19 @@ def test_peaks_agree_with_those_of_mfu() -> None:
     observe = pytest.importorskip("vidgen.runtime.observe.mfu")
     for gpu in GPUS.values():
         assert observe.known_peak(f"NVIDIA {gpu.name.upper()}", torch.bfloat16) == gpu.flops
+
+
+def test_what_is_sent_to_the_host_is_not_on_the_device() -> None:
+    def activations(**changes: Any) -> float:
+        return memory(replace(STAGE_1, **changes), LONGEST, H200, 8).activations
+
+    inputs = activations() - activations(offload_inputs=True)
+    recomputed = STAGE_1.recompute_dual + STAGE_1.recompute_single
+    assert inputs > 0
+    everything = {"recompute_dual": 0, "recompute_single": 0}
+    away = activations(**everything, offload_dual=99, offload_single=99)
+    kept = activations(**everything)
+    assert away < 0.1 * kept
+    one_input = inputs / recomputed
+    # What is left: two blocks on their way, and the one in the backward pass with its gradients.
+    assert away == pytest.approx(4 * 21 * one_input)

@@ -49,7 +49,7 @@ def batch(keys: list[int], frames: int = 9, epoch: int = 0, **changes: Any) -> B
         for key in keys
     ]
     made = Batch(
-        video_BTHWC=torch.stack(videos),
+        pixels_BTHWC=torch.stack(videos),
         captions=[f"clip {key}" for key in keys],
         fps=[24.0] * len(keys),
         motion=[None] * len(keys),

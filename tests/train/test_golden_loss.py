@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from vidgen.data import open_loader
@@ -68,7 +69,10 @@ def first_batch(recipe: Recipe) -> str:
     return hashlib.sha256(words + batch.video_BTHWC.numpy().tobytes()).hexdigest()
 
 
-def test_twenty_steps(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_twenty_steps(
+    tiny: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIDGEN_ATTENTION", "sdpa_flash_cpu")  # whatever else is built here
     recipe = tiny(*OVERRIDES)
     pixels = first_batch(recipe)
     with use("reference"):

@@ -1,5 +1,7 @@
 """One rank's part has its share of the FLOPs; the largest batch is found by trying."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from vidgen.models.mmdit.config import PRESETS
 from vidgen.models.mmdit.flops import flops
 from vidgen.plan.encoders import Encoders
 from vidgen.plan.workload import Bucket, Workload
-from vidgen.train.measure import Bench
+from vidgen.train.measure import Bench, Measured, search
 
 
 def workload(context: int) -> Workload:
@@ -67,3 +69,19 @@ def test_largest_batch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(bench, "_fits", fits)
         assert bench.largest_batch(workload(1).buckets[0]) == most
         assert len(tried) <= 16
+
+
+def test_search_stays_within_the_longest_buckets_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for 40 frames; a frame takes 1 ms forward and 2 backward, an image 3 ms backward."""
+    buckets = (Bucket("64px", 1, 64, 1), Bucket("64px", 5, 64, 1), Bucket("64px", 17, 64, 1))
+    bench = Bench(replace(workload(1), buckets=buckets), torch.device("cpu"), torch.float32)
+
+    def measure(bucket: Bucket, rounds: int) -> Measured:
+        frames = bucket.frames * bucket.batch
+        backward = 3.0 if bucket.frames == 1 else 2.0
+        return Measured(bucket.name, 1, bucket.batch, frames, backward * frames, 0, 0, 0, 0, frames)
+
+    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(bench, "_fits", lambda bucket, batch: bucket.frames * batch <= 40)
+    # 17 frames fit twice: 34 ms forward, 68 backward.
+    assert [found.batch for found in search(bench)] == [22, 6, 2]

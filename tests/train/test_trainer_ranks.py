@@ -78,6 +78,26 @@ def test_two_ranks_train_as_one_and_one_goes_on_for_them(
             assert (found[name] - wanted[name]).abs().max() < 5e-3  # at most one AdamW step of lr
 
 
+def test_two_ranks_four_ranks_and_two_again_train_as_one(
+    start_ranks: StartRanks, tiny: Callable[..., Recipe], recipe_file: Path, tmp_path: Path
+) -> None:
+    def clips(batch: int) -> str:
+        each = f"{{batch: {batch}}}"
+        return f"data.buckets=!replace {{'32px_ar1:1': {{1: {each}, 9: {each}}}}}"
+
+    Trainer(tiny("train.steps=6", clips(4), run="one")).run()
+    run_dir = tmp_path / "many"
+    for world, until in ((2, 2), (4, 4), (2, 6)):
+        options = (f"run_dir={run_dir}", "train.steps=6", clips(4 // world))
+        finish(start_ranks(world, "train", recipe_file, *options, "--stop-after", str(until)))
+        newest = checkpoint.latest(run_dir / "checkpoints")
+        assert newest is not None
+        assert newest.name == f"step-{until:09d}"
+        assert checkpoint.verify(newest) == []
+        assert len(list(newest.glob("optim-*"))) == world
+    close(curve(run_dir), curve(tmp_path / "one"))
+
+
 @pytest.mark.parametrize(
     ("world", "options"),
     [

@@ -51,7 +51,7 @@ def examine(directory: Path, measure: bool = True) -> dict[str, Any]:
     """Everything the command prints, as plain JSON."""
     import torch
 
-    from vidgen.runtime import attention, native, ops
+    from vidgen.runtime import attention, checkpoint, native, ops
     from vidgen.runtime.observe import hardware
 
     module = native.load()
@@ -74,6 +74,7 @@ def examine(directory: Path, measure: bool = True) -> dict[str, Any]:
         "io_uring": hardware.io_uring(),
         "O_DIRECT": hardware.o_direct(directory),
         "pinned memory": hardware.pinned_memory(),
+        "compiled checkpoint writer": checkpoint.writer(directory),
     }
     found["features"] = {
         name: {"available": available, "reason": reason}
@@ -143,7 +144,7 @@ def report(found: dict[str, Any]) -> list[str]:
         ],
     )
     section(
-        "attention",
+        "attention (VIDGEN_ATTENTION picks)",
         [(f"{_mark(row)} {row['name']}", row["reason"] or "") for row in found["attention"]],
     )
     section(

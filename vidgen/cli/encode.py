@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from vidgen.data.latents import EncodeCounts, encode_manifest
+    from vidgen.data.encode import encode_manifest
+    from vidgen.data.latents import EncodeCounts
     from vidgen.models.build import build_autoencoder, build_text
     from vidgen.runtime import parallel
 
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
             encoders={"autoencoder": to_dict(recipe.autoencoder), "text": to_dict(recipe.text)},
             device=world.device,
             dtype=dtype,
+            suffix=recipe.conditions.suffix,
             spatial_multiple=autoencoder.compression[1] * recipe.model.patch_size,
             rank=world.rank,
             world=world.world,

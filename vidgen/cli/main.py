@@ -23,6 +23,7 @@ COMMANDS = {
     "sample": "make videos from a trained model",
     "encode": "compute the latents and text features of a data set ahead of training",
     "convert": "translate published weights between layouts",
+    "ckpt": "list, check, compare, export and import checkpoints",
     "recipe": "show, validate or compare recipes",
     "eval": "measure an autoencoder's reconstructions: PSNR, SSIM, LPIPS",
     "plan": "say what a run needs and costs before it starts",

@@ -3,11 +3,16 @@
 import argparse
 import json
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from vidgen.cli.arguments import add_recipe, count
 from vidgen.cli.text import table
 from vidgen.config import read_recipe
+from vidgen.errors import UserError
 from vidgen.plan import Plan
+
+if TYPE_CHECKING:
+    from vidgen.train.config import Recipe
 
 EXAMPLE = """\
   vidgen plan recipes/stage1.yaml --gpu h200 --gpus 224
@@ -63,6 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fit-batches", action="store_true", help="find the batch of every bucket anew"
     )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="find the batch of every bucket by trying on the GPU at hand",
+    )
     parser.add_argument("--price", metavar="USD", type=price, help="dollars a GPU and hour")
     parser.add_argument(
         "--mtbf",
@@ -88,6 +98,9 @@ def run(args: argparse.Namespace) -> None:
     from vidgen.train.config import Recipe
 
     recipe = read_recipe(args.recipe, args.overrides, Recipe)
+    if args.search:
+        print("\n".join(searched(recipe)))
+        return
     efficiency = Efficiency(
         compute=args.efficiency or REPORT.compute, goodput=args.goodput or REPORT.goodput
     )
@@ -112,6 +125,31 @@ def run(args: argparse.Namespace) -> None:
         f"failures: one in {hours:.3g} hours at {args.mtbf:g} GPU hours each; saving every "
         f"{interval / 60:.3g} minutes leaves {share:.1%} of the time, {found.days / share:.3g} days"
     )
+
+
+def searched(recipe: "Recipe") -> list[str]:
+    import torch
+
+    from vidgen.plan.workload import workload_of
+    from vidgen.train.measure import Bench, search
+
+    if not torch.cuda.is_available():
+        raise UserError("--search measures on a GPU, and torch sees none; leave it out to estimate")
+    bench = Bench(workload_of(recipe), torch.device("cuda"), torch.bfloat16)
+    rows = [["bucket", "batch", "forward ms", "backward ms", "videos/s", "MFU", "GB"]]
+    for found in search(bench):
+        rows.append(
+            [
+                found.bucket,
+                f"{found.batch}",
+                f"{found.forward_ms:.4g}",
+                f"{found.backward_ms:.4g}",
+                f"{found.videos_per_s:.3g}",
+                f"{found.mfu:.1%}",
+                f"{found.memory_gb:.1f}",
+            ]
+        )
+    return table(rows)
 
 
 def report(found: Plan) -> list[str]:

@@ -1,34 +1,45 @@
 """Clips from a manifest to batches on the device."""
 
-from typing import TYPE_CHECKING
-
-from vidgen.data.config import BucketConfig, DataConfig
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
+    from vidgen.data.codec import ClipCodec
+    from vidgen.data.config import BucketConfig, DataConfig
     from vidgen.data.loader import Loader
 
 __all__ = ["BucketConfig", "DataConfig", "open_loader"]
 
 
+def __getattr__(name: str) -> Any:
+    # When asked for: worker processes import this package for its decoder, and no more.
+    if name in ("BucketConfig", "DataConfig"):
+        from vidgen.data import config
+
+        return getattr(config, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def open_loader(
-    cfg: DataConfig,
+    cfg: "DataConfig",
     *,
     seed: int,
     rank: int,
     world: int,
     device: "torch.device | str",
+    accumulate: int = 1,
     temporal_step: int = 4,
     causal: bool = True,
     spatial_multiple: int = 16,
+    codec: "ClipCodec | None" = None,
 ) -> "Loader":
     """Open the manifest, check it against the buckets, and start at epoch 0.
 
     `rank` and `world` count data-parallel ranks only: the ranks of one context-parallel group open
-    the same one. The last three are what the autoencoder and the model's patches ask of a clip.
+    the same one. `accumulate` batches of each rank make one step. The next three are what the
+    autoencoder and the model's patches ask of a clip. `codec` opens `cfg.latents`.
     """
-    # Here, so that checking a recipe's DataConfig does not wait for torch.
     from vidgen.data.buckets import BucketTable
     from vidgen.data.loader import Loader
     from vidgen.data.manifest import Manifest
@@ -37,4 +48,14 @@ def open_loader(
     table = BucketTable(
         cfg, temporal_step=temporal_step, causal=causal, spatial_multiple=spatial_multiple
     )
-    return Loader(cfg, manifest, table, seed=seed, rank=rank, world=world, device=device)
+    return Loader(
+        cfg,
+        manifest,
+        table,
+        seed=seed,
+        rank=rank,
+        world=world,
+        device=device,
+        accumulate=accumulate,
+        codec=codec,
+    )

@@ -48,6 +48,8 @@ class BucketTable:
         """Frame counts are 1 and `temporal_step` k (+ 1 where `causal`), as the autoencoder needs;
         sides are multiples of `spatial_multiple`."""
         self.fps_max = cfg.fps_max
+        self._tokens = cfg.tokens
+        self._steps_of_token = temporal_step, causal, spatial_multiple
         shelves = [
             _shelf(name, table, temporal_step, causal, spatial_multiple)
             for name, table in cfg.buckets.items()
@@ -65,6 +67,29 @@ class BucketTable:
     def config(self, bucket: Bucket) -> BucketConfig:
         shelf = next(s for s in self.shelves if s.resolution == bucket.resolution)
         return shelf.frames[bucket.frames]
+
+    def batch(self, bucket: Bucket) -> int:
+        """Clips of a rank in a micro-step: the table's number, or what fits the token budget."""
+        batch = self.config(bucket).batch
+        if batch is not None:
+            return batch
+        where = f"data.buckets.{bucket.resolution}: {bucket.frames} frames have no batch"
+        if self._tokens is None:
+            raise UserError(f"{where}; give one, or a budget for all of them: data.tokens=...")
+        clip = self.tokens(bucket)
+        if clip > self._tokens:
+            raise UserError(
+                f"{where}, and one clip of {bucket} is {clip} tokens; data.tokens={self._tokens} "
+                f"does not hold it: set data.tokens={clip} or more"
+            )
+        return self._tokens // clip
+
+    def tokens(self, bucket: Bucket) -> int:
+        """Video tokens of one clip."""
+        step, causal, multiple = self._steps_of_token
+        extra = 1 if causal else 0
+        frames = max(1, (bucket.frames - extra) // step + extra)
+        return frames * (bucket.height // multiple) * (bucket.width // multiple)
 
     def describe(self) -> list[list[object]]:
         """Everything that decides which clip goes where, in JSON's types: to be hashed."""

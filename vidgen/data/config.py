@@ -9,8 +9,8 @@ from vidgen.config import config
 
 @config
 class BucketConfig:
-    batch: PositiveInt
-    """Clips a data-parallel rank takes in one micro-step."""
+    batch: PositiveInt | None = None
+    """Clips a data-parallel rank takes in one micro-step; null: as many as fit `tokens`."""
     keep: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Chance that a clip stays here; else a lower resolution may take it, or it sits out the epoch.
     Drawn afresh each epoch."""
@@ -22,6 +22,11 @@ class DataConfig:
     """A parquet file; its relative paths count from the folder it lies in."""
     buckets: dict[str, dict[str, BucketConfig]]
     """Resolution ("256px", "480p", "256px_ar1:1") to frame counts ("1", "33", "5-33") to batch."""
+    tokens: PositiveInt | None = None
+    """Video tokens of a data-parallel rank in one micro-step, for the buckets that say no batch."""
+    latents: str | None = None
+    """Folder of `vidgen encode`: train on its latents and text features instead of clips. What it
+    lacks is computed and added."""
     fps_max: PositiveFloat = 24.0
     """A faster clip is read every 2nd, 3rd, ... frame so that it comes down to this rate."""
     crop: Literal["center", "random"] = "center"
@@ -29,13 +34,16 @@ class DataConfig:
     flip: bool = False
     """Mirror half of the clips; wrong where captions say left or right."""
     workers: NonNegativeInt = 1
-    """Decoding threads; 0 decodes in the training thread. Never changes what is read."""
+    """Decoding processes; 0 decodes in the training thread, where a clip that hangs cannot be
+    stopped. Never changes what is read."""
     prefetch: PositiveInt = 2
-    """Steps decoded and on the device ahead of the one in training. Never changes what is read."""
+    """Batches on the device ahead of the one in training. Never changes what is read."""
     check_files: Literal["sample", "all"] = "sample"
     """Which of the manifest's files must be found when it is opened."""
+    clip_timeout_s: PositiveFloat = 60.0
+    """A clip that takes a worker longer counts as unreadable."""
     bad_clip_limit: NonNegativeInt = 100
-    """More unreadable clips than this on one rank stop the run."""
+    """More unreadable clips than this, on all ranks together, stop the run."""
     cache_bytes: NonNegativeInt = 0
     """Decoded clips kept in memory, up to this many bytes; for data sets of a few small clips."""
 

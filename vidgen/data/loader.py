@@ -4,32 +4,42 @@ import hashlib
 import json
 import logging
 import math
-import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from vidgen.data.buckets import Bucket, BucketTable, frame_interval
+from vidgen.data.buckets import Bucket, BucketTable
+from vidgen.data.codec import ClipCodec
 from vidgen.data.config import DataConfig
-from vidgen.data.manifest import Clip, Manifest
-from vidgen.data.order import EpochOrder, Step, sample_draws
-from vidgen.data.video import BadClip, read_clip
+from vidgen.data.extras import pyav
+from vidgen.data.manifest import Manifest
+from vidgen.data.order import EpochOrder
+from vidgen.data.reading import EntryReader, Plan, Reader, Sample, too_many_bad
 from vidgen.errors import UserError
-from vidgen.runtime.loader import Feed, Job
+from vidgen.models.text.encoder import TextFeatures
+from vidgen.runtime.loader.feed import Feed, Job
 from vidgen.runtime.memory import Arena, Lane
 
 _log = logging.getLogger(__name__)
-_STATE_VERSION = 1
+_STATE_VERSION = 2
+_ALIGN = 256  # bytes: entries are seen as floats where they lie
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Of a batch, on the device, in the dtype of the cache."""
+
+    latent_BCTHW: Tensor
+    text: TextFeatures
 
 
 @dataclass(frozen=True)
 class Batch:
-    video_BTHWC: Tensor  # uint8, on the device
+    pixels_BTHWC: Tensor | None  # uint8, on the device; None where there are latents
     captions: list[str]
     fps: list[float]  # of the frames as read; NaN where there is none
     motion: list[float | None]
@@ -37,21 +47,14 @@ class Batch:
     bucket: Bucket
     epoch: int
     step_in_epoch: int
+    micro_step: int = 0  # of the step; all of them have its bucket
+    latents: Latents | None = None
 
-
-@dataclass(frozen=True)
-class _Plan:
-    step: Step
-    epoch: int
-    step_in_epoch: int
-    first: int  # this rank's first position in the step
-
-
-@dataclass(frozen=True)
-class _Read:
-    clip: Clip
-    fps: float
-    replaced: int  # unreadable clips passed over
+    @property
+    def video_BTHWC(self) -> Tensor:
+        if self.pixels_BTHWC is None:
+            raise ValueError("this batch is of latents")
+        return self.pixels_BTHWC
 
 
 class Loader:
@@ -67,64 +70,88 @@ class Loader:
         rank: int,
         world: int,
         device: torch.device | str,
+        accumulate: int = 1,
+        codec: ClipCodec | None = None,
     ) -> None:
+        """`codec` reads and fills the latent cache; without it batches are of pixels."""
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world}")
         if not 0 <= seed < 2**63:
             raise UserError(f"seed is {seed}; expected 0 to 2^63 - 1")
         self.manifest, self.table = manifest, table
-        self._cfg, self._seed, self._world = cfg, seed, world
-        self._epoch = self._step = 0
-        self._orders = _Orders(table, manifest, seed, rank, world)
+        self._cfg, self._seed = cfg, seed
+        self._world, self._accumulate = world, accumulate
+        self._epoch = self._step = self._micro_step = 0
+        self._codec = codec
+        sizes = {b: sample_shape(b, codec) for b in table.buckets}
+        self._orders = _Orders(table, manifest, seed, rank, world, accumulate, sizes)
         left_out = self._orders.of(0).left_out
         if left_out:
             why = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
             _log.warning("clips of %s in no batch of epoch 0: %s", manifest.path, why)
-        self._reader = _Reader(cfg, manifest, seed)
-        slot = max(table.config(b).batch * b.frames * b.height * b.width * 3 for b in table.buckets)
+        pyav("Reading clips")  # here rather than in every worker
+        self._reader = (
+            Reader(cfg, manifest, seed)
+            if codec is None
+            else EntryReader(cfg, manifest, seed, codec)
+        )
+        slot = max(table.batch(b) * math.prod(shape) for b, shape in sizes.items())
         ahead = cfg.prefetch if cfg.workers else 1
         # 256: what the arena may round a slot up by.
         self._arena = Arena(
-            (ahead + 1) * (slot + 256),
+            ahead * (slot + 256),
             pinned=torch.device(device).type == "cuda",
+            shared=cfg.workers > 0,
             name="loader arena",
         )
         self._lane = Lane(device, name="loader lane")
-        self._feed: Feed[_Plan, _Read] | None = None
+        self._feed: Feed[Plan, Sample] | None = None
         self._close_feed: Any = None
         self.replaced = 0
         """Samples of this rank, up to the last batch, whose clip was unreadable."""
         self.skipped = 0
         """Steps passed over by `skip`."""
+        self.cached = self.computed = 0
+        """Samples of this rank, up to the last batch, from the latent cache and for it."""
+        self.bad_clips: dict[int, str] = {}
+        """Manifest row to reason, of every unreadable clip met up to the last batch."""
 
     @property
     def steps_in_epoch(self) -> int:
         return len(self._orders.of(self._epoch))
 
-    @property
-    def bad_clips(self) -> dict[int, str]:
-        """Manifest row to reason, of every unreadable clip this process has met on this rank."""
-        return dict(self._reader.bad)
-
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
+        self.check_bad_clips(self.bad_clips)
         if self._feed is None:
             self._feed = Feed(
-                self._orders.jobs(self._epoch, self._step),
+                self._orders.jobs(self._epoch, self._step, self._micro_step),
                 self._reader.fill,
                 arena=self._arena,
                 lane=self._lane,
                 workers=self._cfg.workers,
                 ahead=self._cfg.prefetch,
+                timeout_s=self._cfg.clip_timeout_s,
             )
             self._close_feed = weakref.finalize(self, self._feed.close)
-        plan, video, samples = self._feed.next()
-        self._epoch, self._step = plan.epoch, plan.step_in_epoch + 1
-        self.replaced += sum(sample.replaced for sample in samples)
+        plan, contents, samples = self._feed.next()
+        pixels, latents = (
+            (contents, None)
+            if self._codec is None
+            else (None, self._latents(self._codec, plan.step.bucket, contents, samples))
+        )
+        self._epoch, self._step = plan.epoch, plan.step_in_epoch
+        self._micro_step = plan.micro_step + 1
+        if self._micro_step == self._accumulate:
+            self._step, self._micro_step = self._step + 1, 0
+        for sample in samples:
+            self.replaced += bool(sample.passed)
+            self.bad_clips |= sample.passed
         return Batch(
-            video_BTHWC=video,
+            pixels_BTHWC=pixels,
+            latents=latents,
             captions=[sample.clip.text for sample in samples],
             fps=[sample.fps for sample in samples],
             motion=[sample.clip.motion for sample in samples],
@@ -132,11 +159,43 @@ class Loader:
             bucket=plan.step.bucket,
             epoch=plan.epoch,
             step_in_epoch=plan.step_in_epoch,
+            micro_step=plan.micro_step,
         )
 
+    def _latents(
+        self, codec: ClipCodec, bucket: Bucket, contents: Tensor, samples: list[Sample]
+    ) -> Latents:
+        """Of a slot in which each sample is an entry, or the pixels to make one of."""
+        entries = []
+        video = (bucket.frames, bucket.height, bucket.width, 3)
+        for sample, own in zip(samples, contents, strict=True):
+            assert sample.fields is not None
+            if sample.cached:
+                entries.append(codec.entry(own, bucket, sample.fields))
+            else:
+                pixels_THWC = own[: math.prod(video)].view(video)
+                entries.append(codec.encode(pixels_THWC, sample.clip.row, sample.fields))
+        cached = sum(sample.cached for sample in samples)
+        self.cached += cached
+        self.computed += len(samples) - cached
+        return Latents(
+            torch.stack([entry.latent_CTHW for entry in entries]),
+            TextFeatures(
+                torch.stack([entry.tokens_LD for entry in entries]),
+                torch.stack([entry.pooled_D for entry in entries]),
+            ),
+        )
+
+    def check_bad_clips(self, bad: dict[int, str]) -> None:
+        """Raise where these are more than the recipe allows. One rank's own are checked with every
+        batch; a trainer of many calls it with all of theirs, so that they stop together."""
+        if len(bad) > self._cfg.bad_clip_limit:
+            raise too_many_bad(bad, self._cfg.bad_clip_limit, self.manifest)
+
     def skip(self, steps: int) -> None:
-        """Pass over the next `steps` batches without reading them."""
+        """Pass over the next `steps` steps without reading them; one begun counts as the first."""
         self._stop()
+        self._micro_step = 0
         self.skipped += steps
         self._step += steps
         while self._step > (length := self.steps_in_epoch):
@@ -150,12 +209,17 @@ class Loader:
             "seed": self._seed,
             "epoch": self._epoch,
             "step": self._step,
+            "micro_step": self._micro_step,
             "world": self._world,
+            "accumulate": self._accumulate,
             "rows": len(self.manifest),
             "columns": self.manifest.digests,
-            "buckets": self._hash([self.table.describe(), self._cfg.crop, self._cfg.flip]),
+            "buckets": self._hash(
+                [self.table.describe(), self._cfg.crop, self._cfg.flip]
+                + (["middle window"] if self._codec else [])
+            ),
             "global_batch": self._hash(
-                [self.table.config(b).batch * self._world for b in self.table.buckets]
+                [self.table.batch(b) * self._world * self._accumulate for b in self.table.buckets]
             ),
             "replaced": self.replaced,
             "skipped": self.skipped,
@@ -166,6 +230,7 @@ class Loader:
         self._check_same(state)
         self._stop()
         self._epoch, self._step = state["epoch"], state["step"]
+        self._micro_step = state["micro_step"]
         self.replaced, self.skipped = state["replaced"], state["skipped"]
 
     def close(self) -> None:
@@ -205,23 +270,31 @@ class Loader:
             )
         if state["buckets"] != mine["buckets"]:
             raise UserError(
-                "data.buckets (resolutions, frame counts, keep), fps_max, crop or flip differ from "
-                "the checkpoint's; resume with them as they were, or start a new run from the "
-                "weights"
+                "data.buckets (resolutions, frame counts, keep), fps_max, crop, flip or whether "
+                "there are latents differ from the checkpoint's; resume with them as they were, or "
+                "start a new run from the weights"
             )
         if state["global_batch"] != mine["global_batch"]:
-            then, now = state["world"], self._world
+            then = state["world"] * state["accumulate"]
+            now = self._world * self._accumulate
             if then == now:
-                advice = "set every data.buckets batch back to what it was"
+                advice = "set every data.buckets batch (or data.tokens) back to what it was"
             else:
                 factor = f"{then}/{now}" if then % now else str(then // now)
                 advice = (
-                    f"it ran on {then} data-parallel ranks, now there are {now}: set every "
-                    f"data.buckets batch to {factor} times what it was then"
+                    f"it ran on {state['world']} data-parallel ranks x {state['accumulate']} "
+                    f"micro-steps, now there are {self._world} x {self._accumulate}: set every "
+                    f"data.buckets batch (or train.accumulate) to {factor} times what it was then"
                 )
             raise UserError(
-                "the global batch (batch x data-parallel ranks) differs from the checkpoint's; "
-                + advice
+                "the global batch (batch x data-parallel ranks x train.accumulate) differs from "
+                "the checkpoint's; " + advice
+            )
+        if state["micro_step"] and mine["accumulate"] != state["accumulate"]:
+            raise UserError(
+                f"the state was saved after micro-step {state['micro_step']} of "
+                f"{state['accumulate']}, this run has {mine['accumulate']} a step; resume with "
+                f"train.accumulate={state['accumulate']} or from the end of a step"
             )
 
     @staticmethod
@@ -229,102 +302,57 @@ class Loader:
         return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
+def sample_shape(bucket: Bucket, codec: ClipCodec | None) -> tuple[int, ...]:
+    """Of one sample in a slot, in bytes: a video, or room for either an entry or its video."""
+    video = (bucket.frames, bucket.height, bucket.width, 3)
+    if codec is None:
+        return video
+    room = max(math.prod(video), codec.layout(bucket).nbytes)
+    return (-(-room // _ALIGN) * _ALIGN,)
+
+
 class _Orders:
     """One rank's share of every epoch's steps, without end. Knows nothing of the loader, which the
-    worker threads must not keep alive."""
+    feed must not keep alive."""
 
     def __init__(
-        self, table: BucketTable, manifest: Manifest, seed: int, rank: int, world: int
+        self,
+        table: BucketTable,
+        manifest: Manifest,
+        seed: int,
+        rank: int,
+        world: int,
+        accumulate: int,
+        sizes: dict[Bucket, tuple[int, ...]],
     ) -> None:
-        self._table, self._manifest = table, manifest
-        self._seed, self._rank, self._world = seed, rank, world
+        self._sizes = sizes
+        self._table, self._manifest, self._seed = table, manifest, seed
+        self._rank, self._world, self._accumulate = rank, world, accumulate
         self._latest: tuple[int, EpochOrder] | None = None
 
     def of(self, epoch: int) -> EpochOrder:
         if self._latest is None or self._latest[0] != epoch:
             order = EpochOrder(
-                self._table, self._manifest, seed=self._seed, epoch=epoch, world=self._world
+                self._table,
+                self._manifest,
+                seed=self._seed,
+                epoch=epoch,
+                shares=self._world * self._accumulate,
             )
             self._latest = epoch, order
         return self._latest[1]
 
-    def jobs(self, epoch: int, first_step: int) -> Iterator[Job[_Plan]]:
+    def jobs(self, epoch: int, first_step: int, micro_step: int) -> Iterator[Job[Plan]]:
         while True:
             order = self.of(epoch)
             for number in range(first_step, len(order)):
                 step = order[number]
-                bucket, batch = step.bucket, len(step.rows) // self._world
-                plan = _Plan(step, epoch, number, self._rank * batch)
-                yield Job(plan, (batch, bucket.frames, bucket.height, bucket.width, 3))
+                bucket, batch = step.bucket, self._table.batch(step.bucket)
+                for micro in range(micro_step, self._accumulate):
+                    # Neighbours in the step belong to the same micro-step: what a rank reads then
+                    # is the same whether ranks or micro-steps share it out.
+                    first = (micro * self._world + self._rank) * batch
+                    plan = Plan(step, epoch, number, micro, first)
+                    yield Job(plan, (batch, *self._sizes[bucket]))
+                micro_step = 0
             epoch, first_step = epoch + 1, 0
-
-
-class _Reader:
-    """Reads one sample of a step into its place; called from several threads."""
-
-    def __init__(self, cfg: DataConfig, manifest: Manifest, seed: int) -> None:
-        self._cfg, self._manifest, self._seed = cfg, manifest, seed
-        self.bad: dict[int, str] = {}
-        self._lock = threading.Lock()
-        self._kept: dict[tuple[object, ...], np.ndarray] = {}
-        self._room = cfg.cache_bytes
-
-    def fill(self, plan: _Plan, sample: int, out: np.ndarray) -> _Read:
-        for replaced, row in enumerate(plan.step.candidates(plan.first + sample)):
-            if row in self.bad:
-                continue
-            clip = self._manifest[row]
-            try:
-                return _Read(clip, self._read(clip, plan.epoch, out), replaced)
-            except BadClip as error:
-                self._note(clip, str(error))
-        raise UserError(
-            f"none of the {len(plan.step.queue)} clips of bucket {plan.step.bucket} can be read; "
-            f"the last reason: {list(self.bad.values())[-1]}"
-        )
-
-    def _read(self, clip: Clip, epoch: int, out: np.ndarray) -> float:
-        """Fills `out`; returns the rate of its frames."""
-        draws = sample_draws(self._seed, epoch, clip.row)
-        interval = int(frame_interval(np.array(clip.fps), self._cfg.fps_max))
-        frames, height, width = out.shape[:3]
-        span = (frames - 1) * interval + 1
-        start = math.floor(draws.start * (clip.num_frames - span + 1))
-        at = (draws.top, draws.left) if self._cfg.crop == "random" else (0.5, 0.5)
-        flip = self._cfg.flip and draws.flip < 0.5
-        key = (clip.row, start, frames, height, width, at, flip)
-        kept = self._kept.get(key)
-        if kept is not None:
-            out[:] = kept
-        else:
-            read_clip(
-                clip.path,
-                range(start, start + span, interval),
-                size=(height, width),
-                crop_at=at,
-                flip=flip,
-                expect=(clip.height, clip.width),
-                out=out,
-            )
-            self._keep(key, out)
-        return clip.fps / interval
-
-    def _keep(self, key: tuple[object, ...], pixels: np.ndarray) -> None:
-        with self._lock:
-            if pixels.nbytes > self._room or key in self._kept:
-                return
-            self._room -= pixels.nbytes
-            self._kept[key] = pixels.copy()
-
-    def _note(self, clip: Clip, reason: str) -> None:
-        with self._lock:
-            if clip.row in self.bad:
-                return
-            self.bad[clip.row] = reason
-            count, limit = len(self.bad), self._cfg.bad_clip_limit
-        _log.warning("clip %s (row %d) is passed over: %s", clip.path, clip.row, reason)
-        if count > limit:
-            raise UserError(
-                f"{count} clips cannot be read, more than data.bad_clip_limit={limit}; the last is "
-                f"{clip.path}: {reason}"
-            )

@@ -69,9 +69,10 @@ class EpochOrder:
     """All steps of one epoch; a clip is in at most one of them."""
 
     def __init__(
-        self, table: BucketTable, manifest: Manifest, *, seed: int, epoch: int, world: int
+        self, table: BucketTable, manifest: Manifest, *, seed: int, epoch: int, shares: int
     ) -> None:
-        """`world` counts data-parallel ranks; only its product with a batch size matters."""
+        """`shares` of a bucket's batch make a step: data-parallel ranks times micro-steps. Only its
+        product with a batch size matters."""
         rows, shelves = len(manifest), len(table.shelves)
         draws_needed = any(table.config(bucket).keep < 1 for bucket in table.buckets)
         chances = (
@@ -88,7 +89,7 @@ class EpochOrder:
         )
         self._buckets = table.buckets
         self._queues = [by_bucket[a:b] for a, b in pairwise(ends)]
-        self._batches = [table.config(bucket).batch * world for bucket in table.buckets]
+        self._batches = [table.batch(bucket) * shares for bucket in table.buckets]
         whole = [len(q) // batch for q, batch in zip(self._queues, self._batches, strict=True)]
         bucket_of_step = np.repeat(np.arange(len(whole)), whole)
         place = np.concatenate([np.arange(n) for n in whole]) if whole else np.zeros(0, np.int64)

@@ -1,12 +1,12 @@
 """Reading and writing video files."""
 
+import math
 import os
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,9 @@ import numpy as np
 
 from vidgen.data import png
 from vidgen.data.extras import pyav
+from vidgen.data.packets import BadClip, decode, pick
+from vidgen.data.scale import ToRGB, displayed_size
 from vidgen.errors import UserError
-
-_COUNT_FROM_START = 64
-"""Decoding this many frames costs less than indexing a whole file."""
-
-
-class BadClip(Exception):
-    """A file that cannot give the frames asked of it; the message is the reason, in one line."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +35,37 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         frame = next(container.decode(stream), None)
         if frame is None:
             raise BadClip("no frame can be decoded")
-        height, width = frame.height, frame.width
-        if frame.rotation % 180:
-            height, width = width, height
+        height, width = displayed_size(frame)
         rate = stream.average_rate if len(times) > 1 else None
         return VideoInfo(len(times), height, width, float(rate) if rate else float("nan"))
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """`read_clip` in a worker process: its answer is None, or why the clip is bad."""
+
+    path: str
+    frame_indices: range
+    size: tuple[int, int]
+    crop_at: tuple[float, float]
+    flip: bool
+    expect: tuple[int, int]
+
+    def __call__(self, out: np.ndarray) -> str | None:
+        shape = (len(self.frame_indices), *self.size, 3)
+        try:
+            read_clip(
+                self.path,
+                self.frame_indices,
+                size=self.size,
+                crop_at=self.crop_at,
+                flip=self.flip,
+                expect=self.expect,
+                out=out.reshape(-1)[: math.prod(shape)].reshape(shape),
+            )
+        except BadClip as error:
+            return str(error)
+        return None
 
 
 def read_clip(
@@ -66,122 +87,50 @@ def read_clip(
     indices = list(frame_indices)
     if not indices or indices[0] < 0 or any(b <= a for a, b in pairwise(indices)):
         raise ValueError(f"frame indices must ascend from 0 or more; got {indices[:8]}")
-    with _opened(path) as (container, stream):
-        done = 0
-        for frame in _frames_at(container, stream, indices):
-            quarter_turns = round(frame.rotation / 90) % 4
-            height, width = frame.height, frame.width
-            if quarter_turns % 2:
-                height, width = width, height
-            if done == 0:
-                if expect is not None and (height, width) != tuple(expect):
-                    raise BadClip(
-                        f"is {height}x{width} (height x width), the manifest says "
-                        f"{expect[0]}x{expect[1]}"
-                    )
-                target = size or (height, width)
-                shape = (len(indices), *target, 3)
-                if out is None:
-                    out = np.empty(shape, np.uint8)
-                elif out.shape != shape or out.dtype != np.uint8:
-                    raise ValueError(f"out is {out.dtype} {out.shape}; expected uint8 {shape}")
-                to_rgb = _ToRGB()
-            picture = to_rgb(frame, quarter_turns, target, crop_at)
-            assert out is not None
-            out[done] = picture[:, ::-1] if flip else picture
-            done += 1
-        if done < len(indices):
+    to_rgb = ToRGB(size, crop_at)
+    done = set()
+    for place, frame in _frames_at(path, indices):
+        if frame.is_corrupt:
+            raise BadClip(f"frame {indices[place]} is damaged")
+        displayed = displayed_size(frame)
+        if expect is not None and displayed != tuple(expect):
             raise BadClip(
-                f"ends before frame {indices[done]}; {done} of {len(indices)} wanted read"
+                f"is {displayed[0]}x{displayed[1]} (height x width), the manifest says "
+                f"{expect[0]}x{expect[1]}"
             )
+        picture = to_rgb(frame)
+        shape = (len(indices), *(size or displayed), 3)
+        if out is None:
+            out = np.empty(shape, np.uint8)
+        elif out.shape != shape or out.dtype != np.uint8:
+            raise ValueError(f"out is {out.dtype} {out.shape}; expected uint8 {shape}")
+        out[place] = picture[:, ::-1] if flip else picture
+        done.add(place)
+    if len(done) < len(indices):
+        missing = next(index for place, index in enumerate(indices) if place not in done)
+        raise BadClip(f"frame {missing} cannot be decoded; {len(done)} of {len(indices)} can")
     assert out is not None
     return out
 
 
-class _ToRGB:
-    """Scales and converts in one pass of swscale; the context is kept from frame to frame."""
-
-    def __init__(self) -> None:
-        av = pyav("Reading a video")
-        self._reformatter = av.video.reformatter.VideoReformatter()
-        self._full_range = av.video.reformatter.ColorRange.JPEG
-
-    def __call__(
-        self, frame: Any, quarter_turns: int, size: tuple[int, int], at: tuple[float, float]
-    ) -> np.ndarray:
-        """A view (H, W, 3) of the converted frame, valid as long as it is referred to."""
-        turned = quarter_turns % 2
-        height, width = (frame.width, frame.height) if turned else (frame.height, frame.width)
-        scale = max(size[0] / height, size[1] / width)
-        # The side that fills exactly must not lose a pixel to rounding.
-        height = max(size[0], round(height * scale))
-        width = max(size[1], round(width * scale))
-        rgb = self._reformatter.reformat(
-            frame,
-            width=height if turned else width,
-            height=width if turned else height,
-            format="rgb24",
-            interpolation="BILINEAR",
-            dst_color_range=self._full_range,
-            threads=1,  # swscale's own threads would compete with the training step
-        )
-        plane = rgb.planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)
-        picture = rows[:, : rgb.width * 3].reshape(rgb.height, rgb.width, 3)
-        if quarter_turns:
-            picture = np.rot90(picture, quarter_turns)
-        top = round((height - size[0]) * at[0])
-        left = round((width - size[1]) * at[1])
-        return picture[top : top + size[0], left : left + size[1]]
-
-
-def _frames_at(container: Any, stream: Any, indices: list[int]) -> Iterator[Any]:
-    """The wanted frames in order; fewer where the file ends early."""
-    times = None
-    if indices[0] >= _COUNT_FROM_START:
-        times = _seek_before(container, stream, indices[0])
-    frames = _numbered(container, stream, times)
-    first = next(frames, None)
-    if times is not None and (first is None or first[0] > indices[0]):
-        # The container's index pointed behind the wanted frame: count up to it instead.
-        container.seek(0, stream=stream, backward=True)
-        frames = _numbered(container, stream, None)
-        first = next(frames, None)
-    if first is None:
+def _frames_at(path: str | os.PathLike[str], indices: list[int]) -> Iterator[tuple[int, Any]]:
+    """The wanted frames with their places; fewer where some cannot be decoded."""
+    found = 0
+    with _opened(path, probe=False) as (container, stream):
+        picked = pick(container, stream, indices)
+        for place, frame in decode(stream, picked) if picked else ():
+            yield place, frame
+            found += 1
+    if found == len(indices):
         return
-    wanted = iter(indices)
-    want = next(wanted)
-    for number, frame in chain([first], frames):
-        if number == want:
-            yield frame
-            following = next(wanted, None)
-            if following is None:
+    # Rare: packets without times, frames the decoder does not give back under their packet's time.
+    places = {index: place for place, index in enumerate(indices)}
+    with _opened(path) as (container, stream):
+        for number, frame in enumerate(container.decode(stream)):
+            if number in places:
+                yield places[number], frame
+            if number == indices[-1]:
                 return
-            want = following
-
-
-def _numbered(container: Any, stream: Any, times: list[int] | None) -> Iterator[tuple[int, Any]]:
-    """Decoded frames with their places in display order: by time where all `times` are known."""
-    for count, frame in enumerate(container.decode(stream)):
-        yield (count if times is None else bisect_left(times, frame.pts)), frame
-
-
-def _seek_before(container: Any, stream: Any, index: int) -> list[int] | None:
-    """Go to the last key frame at or before frame `index`; the times of all frames, or None
-    where frames have no times and the file must be counted through.
-
-    The packets' own times are read: a rate does not find frames where it varies.
-    """
-    packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
-    if len(packets) <= index:
-        raise BadClip(f"has {len(packets)} frames; frame {index} was wanted")
-    if any(p.pts is None for p in packets):
-        container.seek(0, stream=stream, backward=True)
-        return None
-    times = sorted(p.pts for p in packets)
-    keys = [p.pts for p in packets if p.is_keyframe and p.pts <= times[index]]
-    container.seek(max(keys, default=times[0]), stream=stream, backward=True)
-    return times
 
 
 def _frame_times(container: Any, stream: Any) -> list[int]:
@@ -193,23 +142,37 @@ def _frame_times(container: Any, stream: Any) -> list[int]:
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
-    """The container and its first video stream; every failure to read becomes BadClip."""
+def _opened(path: str | os.PathLike[str], probe: bool = True) -> Iterator[tuple[Any, Any]]:
+    """The container and its first video stream; every failure to read becomes BadClip.
+
+    Without `probe` FFmpeg is kept from decoding the first frame of an MP4 or MOV to find out what
+    its header says already; the frames do not change.
+    """
     av = pyav("Reading a video")
     path = Path(path)
     try:
         if path.stat().st_size == 0:
             raise BadClip("is an empty file")
-        with av.open(str(path)) as container:
+        how: dict[str, Any] = {}
+        if not probe and _has_header(path):
+            how = {"options": {"probesize": "32"}, "stream_options": [{"skip_frame": "all"}] * 8}
+        with av.open(str(path), **how) as container:
             stream = next((s for s in container.streams.video), None)
             if stream is None:
                 raise BadClip("has no video stream")
             # The loader's workers are the parallelism; codec threads would fight them.
             stream.thread_type = "NONE"
             stream.codec_context.thread_count = 1
+            # By the standard's rule, not by a guess, how many frames may come out of order.
+            stream.codec_context.options = {"strict": "strict"}
             yield container, stream
     except (av.FFmpegError, OSError) as error:
         raise BadClip(f"cannot be read: {error}") from error
+
+
+def _has_header(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8)[4:] == b"ftyp"
 
 
 def write_video(

@@ -90,12 +90,14 @@ def memory(workload: Workload, bucket: Bucket, gpu: Gpu, gpus: int) -> Memory:
     per_dual, per_single = activation_widths(workload)
     again_dual = min(workload.recompute_dual, workload.model.depth)
     again_single = min(workload.recompute_single, workload.model.depth_single_blocks)
-    kept = (
-        (workload.model.depth - again_dual) * per_dual
-        + (workload.model.depth_single_blocks - again_single) * per_single
-        + again_dual
-        + again_single
-    )
+    away_dual = min(workload.offload_dual, workload.model.depth - again_dual)
+    away_single = min(workload.offload_single, workload.model.depth_single_blocks - again_single)
+    kept = (workload.model.depth - again_dual - away_dual) * per_dual
+    kept += (workload.model.depth_single_blocks - again_single - away_single) * per_single
+    if not workload.offload_inputs:
+        kept += again_dual + again_single
+    if away_dual or away_single:
+        kept += 2 * max(per_dual, per_single)  # on the way out while the next block runs
     # The block in the backward pass holds its activations and about as much in gradients.
     working = 2 * max(per_dual, per_single)
     return Memory(

@@ -1,5 +1,6 @@
 """What is to be trained, reduced to what decides its cost."""
 
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,6 +39,9 @@ class Workload:
     context: int = 1  # GPUs that share one sample's tokens
     recompute_dual: int = 0  # blocks that keep only their input
     recompute_single: int = 0
+    offload_inputs: bool = False  # of those blocks, to host memory
+    offload_dual: int = 0  # blocks after those that send all they keep to host memory
+    offload_single: int = 0
     ema: bool = True
 
     def grid(self, bucket: Bucket) -> tuple[int, int, int]:
@@ -59,14 +63,14 @@ class Workload:
 def workload_of(recipe: Any) -> Workload:
     """From a training recipe (vidgen.train.config.Recipe, which this layer may not import)."""
     kind = recipe.autoencoder.kind
-    buckets = [
-        Bucket(name, int(frames.split("-")[-1]), _side(name), row.batch)
+    rows = {
+        Bucket(name, int(frames.split("-")[-1]), _side(name), row.batch or 1): row
         for name, table in recipe.data.buckets.items()
         for frames, row in table.items()
-    ]
-    return Workload(
+    }
+    workload = Workload(
         model=recipe.model,
-        buckets=tuple(buckets),
+        buckets=tuple(rows),
         encoders=Encoders(kind, recipe.text.kind, recipe.text.length),
         compression=_COMPRESSION.get(kind, _COMPRESSION_USUAL),
         steps=recipe.train.steps,
@@ -75,7 +79,18 @@ def workload_of(recipe: Any) -> Workload:
         context=recipe.parallel.context,
         recompute_dual=recipe.recompute.dual,
         recompute_single=recipe.recompute.single,
+        offload_inputs=recipe.offload.inputs,
+        offload_dual=recipe.offload.dual,
+        offload_single=recipe.offload.single,
         ema=recipe.train.ema_decay is not None,
+    )
+    budget = recipe.data.tokens or 0
+    return workload.with_batches(
+        {
+            bucket: max(1, budget // math.prod(workload.grid(bucket)))
+            for bucket, row in rows.items()
+            if row.batch is None
+        }
     )
 
 

@@ -4,6 +4,8 @@ import importlib
 from functools import cache
 from types import ModuleType
 
+from vidgen.errors import UserError
+
 
 @cache
 def _attempt() -> tuple[ModuleType | None, str]:
@@ -18,6 +20,14 @@ def _attempt() -> tuple[ModuleType | None, str]:
 def load() -> ModuleType | None:
     """The extension module, or None where it cannot be had."""
     return _attempt()[0]
+
+
+def require() -> ModuleType:
+    """The extension module, where nothing can stand in for it."""
+    module, why = _attempt()
+    if module is None:
+        raise UserError(why)
+    return module
 
 
 def reason() -> str:

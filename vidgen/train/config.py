@@ -50,6 +50,17 @@ class RecomputeConfig:
 
 
 @config
+class OffloadConfig:
+    """What waits for the backward pass in pinned host memory instead of on the device."""
+
+    inputs: bool = False  # those of the blocks that run again
+    dual: NonNegativeInt = 0  # of the blocks after those, how many send what they keep
+    single: NonNegativeInt = 0
+    what: Literal["activations", "products"] = "activations"  # products: the rest runs again
+    host_gb: PositiveFloat = 32.0  # a rank's share of pinned memory; what does not fit stays
+
+
+@config
 class CheckpointConfig:
     every: PositiveInt = 1000  # steps
     keep_last: PositiveInt = 3
@@ -109,6 +120,7 @@ class Recipe:
     optim: OptimConfig = OptimConfig()
     parallel: ParallelConfig = ParallelConfig()
     recompute: RecomputeConfig = RecomputeConfig()
+    offload: OffloadConfig = OffloadConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     recovery: RecoveryConfig = RecoveryConfig()
     validate: ValidateConfig = ValidateConfig()

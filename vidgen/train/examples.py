@@ -64,7 +64,8 @@ class ExampleMaker:
         self._group = group
         self._flow, self._conditions = flow_config, conditions
         self._seed, self._device, self._dtype = seed, device, dtype
-        self._null = text.encode([""])
+        null = text.encode([""])
+        self._null = TextFeatures(null.tokens_BLD.to(device), null.pooled_BD.to(device))
 
     @torch.no_grad()
     def __call__(self, batch: Batch, t: float | None = None) -> Example:
@@ -72,13 +73,18 @@ class ExampleMaker:
         draws = [_Draws(self._seed, batch.epoch, key, self._device) for key in batch.keys]
         bucket = batch.bucket
         grid = latent_grid(self._ae, bucket.frames, bucket.height, bucket.width)
-        video = ops.video_to_input(batch.video_BTHWC, 0.5, 0.5, torch.float32)
-        seeds = [d.encoder_seed for d in draws]
-        clean = self._divided(
-            len(draws),
-            lambda mine: self._ae.encode(video[mine], seeds[mine]).float(),
-            (self._ae.latent_channels, *grid),
-        )
+        if batch.latents is None:
+            video = ops.video_to_input(batch.video_BTHWC, 0.5, 0.5, torch.float32)
+            seeds = [d.encoder_seed for d in draws]
+            clean = self._divided(
+                len(draws),
+                lambda mine: self._ae.encode(video[mine], seeds[mine]).float(),
+                (self._ae.latent_channels, *grid),
+            )
+        else:
+            # Of text alone (a cache holds no given frames), so no pixel is looked at.
+            video = batch.latents.latent_BCTHW.new_empty(len(draws), 3, 0, 1, 1)
+            clean = batch.latents.latent_BCTHW.float()
 
         alpha = flow.shift_alpha(self._flow, grid)
         t_B = torch.stack([flow.sample_timestep(alpha, d.generator) for d in draws])
@@ -101,13 +107,17 @@ class ExampleMaker:
         )
 
     def _encode_text(self, batch: Batch, draws: list["_Draws"]) -> TextFeatures:
+        if batch.latents is not None:
+            return self._dropped(batch.latents.text, draws)
         captions = batch.captions
         if self._conditions.suffix:
             captions = [
                 caption(text, None if math.isnan(fps) else fps, motion)
                 for text, fps, motion in zip(captions, batch.fps, batch.motion, strict=True)
             ]
-        features = self._features(captions)
+        return self._dropped(self._features(captions), draws)
+
+    def _dropped(self, features: TextFeatures, draws: list["_Draws"]) -> TextFeatures:
         drop_tokens = self._which(draws, self._conditions.drop_tokens)
         drop_pooled = self._which(draws, self._conditions.drop_pooled)
         null = self._null

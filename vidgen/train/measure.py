@@ -8,7 +8,7 @@ tokens. What is exchanged is not.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -115,7 +115,7 @@ class Bench:
 
     def _fits(self, bucket: Bucket, batch: int) -> bool:
         try:
-            self.measure(Bucket(bucket.resolution, bucket.frames, bucket.side, batch), rounds=0)
+            self.measure(replace(bucket, batch=batch), rounds=1)
         except torch.OutOfMemoryError:
             self.forget()
             return False
@@ -190,6 +190,33 @@ class Bench:
     def _settle(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def search(bench: Bench, rounds: int = 2) -> list[Measured]:
+    """The report's three steps, measured: the longest bucket takes the largest batch that fits;
+    its times are the limits; every other takes the largest that fits and stays within them."""
+    longest = max(bench.workload.buckets, key=bench.workload.tokens)
+    most = bench.largest_batch(longest)
+    if most == 0:
+        raise UserError(f"bucket {longest.name}: not even one clip fits; recompute more blocks")
+    limit = bench.measure(replace(longest, batch=most), rounds)
+    found = []
+    for bucket in bench.workload.buckets:
+        if bucket is longest:
+            found.append(limit)
+            continue
+        low, high, best = 1, bench.largest_batch(bucket), None
+        while low <= high:
+            middle = (low + high) // 2
+            tried = bench.measure(replace(bucket, batch=middle), rounds)
+            if tried.forward_ms <= limit.forward_ms and tried.backward_ms <= limit.backward_ms:
+                best, low = tried, middle + 1
+            else:
+                high = middle - 1
+        if best is None:
+            raise UserError(f"bucket {bucket.name}: one clip takes longer than {longest.name}")
+        found.append(best)
+    return found
 
 
 def random_model(config: MMDiTConfig, device: torch.device, dtype: torch.dtype) -> MMDiT:

@@ -155,7 +155,7 @@ class Skips:
 
 
 def position(loader: Loader) -> Position:
-    """Of the batch that the loader gives next."""
+    """Of the step whose batch the loader gives next."""
     state = loader.state_dict()
     if state["step"] == loader.steps_in_epoch:
         return state["epoch"] + 1, 0

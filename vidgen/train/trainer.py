@@ -12,26 +12,26 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidgen.config import diff, dump_yaml, read_recipe, to_dict
 from vidgen.data import open_loader
 from vidgen.data.loader import Batch
 from vidgen.diffusion import flow
 from vidgen.errors import UserError
-from vidgen.models.build import build_autoencoder, build_text, check_parts_fit
+from vidgen.models.build import check_parts_fit
 from vidgen.models.mmdit import MMDiT, Seams
 from vidgen.models.mmdit.flops import parameters
-from vidgen.models.mmdit.model import Context, Stream, call_block
 from vidgen.models.mmdit.parallel import blocks
 from vidgen.runtime import checkpoint, parallel
-from vidgen.runtime.memory.recompute import recompute
 from vidgen.runtime.observe.memory import peak_memory_gb
 from vidgen.runtime.observe.mfu import peak
 from vidgen.runtime.observe.timer import StepTimer
 from vidgen.runtime.observe.trace import StepTrace
 from vidgen.runtime.parallel import flight
+from vidgen.train.block_memory import BlockActivations
 from vidgen.train.config import Recipe
+from vidgen.train.encoders import build_encoders
 from vidgen.train.examples import Example, ExampleMaker
 from vidgen.train.health import LossByTimestep, Spikes
 from vidgen.train.log import RunLog
@@ -57,8 +57,7 @@ class Trainer:
         self.device = self.world.device
         self.dtype = compute_dtype(recipe.train.dtype, self.device)
         self.ranks = Ranks(recipe.parallel, self.world, recipe.model, self.dtype)
-        autoencoder = build_autoencoder(recipe.autoencoder, self.device, self.dtype)
-        text = build_text(recipe.text, self.device, self.dtype)
+        autoencoder, text, codec = build_encoders(recipe, self.device, self.dtype)
         check_parts_fit(recipe.model, autoencoder, text)
         self.make_example = ExampleMaker(
             recipe.model,
@@ -82,9 +81,11 @@ class Trainer:
             rank=self.ranks.data_rank,
             world=self.ranks.data_world,
             device=self.device,
+            accumulate=recipe.train.accumulate,
             temporal_step=autoencoder.compression[0],
             causal=autoencoder.causal,
             spatial_multiple=autoencoder.compression[1] * recipe.model.patch_size,
+            codec=codec,
         )
         make_run_dir(self.run_dir)
         self.step = 0
@@ -96,7 +97,9 @@ class Trainer:
         self.named = dict(self.model.named_parameters())
         self.ema = EMA(self.named, recipe.train.ema_decay) if recipe.train.ema_decay else None
         self.optimizer = build_optimizer(self.named.values(), recipe.optim)
-        self.seams = self.ranks.seams(Seams(run_block=self._run_block))
+        self.activations = BlockActivations(recipe, self.device)
+        self.seams = self.ranks.seams(Seams(run_block=self.activations.run_block))
+        checkpoint.reserve(self._state_bytes())
         if newest is not None:
             self._resume(newest)
         elif fresh and self.world.rank == 0:
@@ -129,6 +132,9 @@ class Trainer:
         timer = StepTimer(self.device)
         collecting = gc.isenabled()
         gc.disable()
+        # What stands now stays: no later collection looks at it.
+        gc.collect()
+        gc.freeze()
         try:
             with log, StopSignals() as stop, self._trace(profile) as trace:
                 self._introduce(log)
@@ -157,9 +163,11 @@ class Trainer:
                     self._end_early(log, stop.received or signal.SIGTERM)
         finally:
             self._wait_for_checkpoint()  # until then its ranks talk to each other
+            gc.unfreeze()
             if collecting:
                 gc.enable()
             self.loader.close()
+            self.activations.close()
             self.world.close()
         return self.step
 
@@ -231,14 +239,6 @@ class Trainer:
             )
         return flow.loss_per_sample(predicted, example.target_BVD)
 
-    def _run_block(self, index: int, block: nn.Module, stream: Stream, context: Context) -> Stream:
-        dual = self.recipe.model.depth
-        plan = self.recipe.recompute
-        again = index < plan.dual if index < dual else index - dual < plan.single
-        if again:
-            return recompute(call_block, index, block, stream, context)
-        return call_block(index, block, stream, context)
-
     # Building and state ----------------------------------------------------------------------
 
     def _build_model(self, resuming: bool) -> MMDiT:
@@ -282,6 +282,12 @@ class Trainer:
         if self.ema is not None:
             groups["ema"] = self.ema.tensors
         return groups
+
+    def _state_bytes(self) -> int:
+        """What this rank has to save: weights, AdamW's two moments, the moving average."""
+        return sum(
+            checkpoint.held_bytes(p) * (3 if self.ema is None else 4) for p in self.named.values()
+        )
 
     def _save(self) -> checkpoint.Saving:
         return checkpoint.save(
@@ -392,8 +398,10 @@ class Trainer:
     def _conclude(self, log: RunLog) -> None:
         if bad := self.loader.bad_clips:
             log.line(f"{len(bad)} clip(s) could not be read and were passed over")
+        if self.recipe.data.latents is not None:
+            log.line(f"latents: cached {self.loader.cached} / computed {self.loader.computed}")
         if self._saving is not None:
-            log.line(f"checkpoint {self._saving.wait()}")
+            log.line(f"checkpoint {self._saving.wait()}: {self._saving.summary}")
 
     def _end_early(self, log: RunLog, received: signal.Signals) -> None:
         # The recipe as it was run, overrides and all: no --fresh, which would set the run aside.
@@ -407,12 +415,18 @@ class Trainer:
         raise SystemExit(128 + received)
 
     def _agree(self, wish: bool) -> bool:
-        """Whether any rank wishes to stop: all must do so after the same step."""
+        """Whether any rank wishes to stop: all must do so after the same step. So must they where
+        too many clips are bad, of all that any has met."""
         if self.world.world == 1:
             return wish
-        flag = torch.tensor(int(wish), device=self.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)
+        told = torch.tensor([int(wish), len(self.loader.bad_clips)], device=self.device)
+        dist.all_reduce(told)
+        wishes, bad = told.tolist()
+        if bad > self.recipe.data.bad_clip_limit:
+            everyones: list[Any] = [None] * self.world.world
+            dist.all_gather_object(everyones, self.loader.bad_clips)
+            self.loader.check_bad_clips(dict(sorted(x for one in everyones for x in one.items())))
+        return bool(wishes)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.world.world > 1 or self.dtype == torch.float32:

@@ -51,8 +51,8 @@ class Work:
 
 
 def places(losses: Losses) -> list[tuple[int, int]]:
-    """Where in the data's order a step's batches stand."""
-    return [(batch.epoch, batch.step_in_epoch) for batch, _, _ in losses]
+    """Where in the data's order a step's batches stand: micro-steps share a place."""
+    return sorted({(batch.epoch, batch.step_in_epoch) for batch, _, _ in losses})
 
 
 def blame(losses: Losses) -> str:

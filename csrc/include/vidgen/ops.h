@@ -90,6 +90,11 @@ struct GeluTanhBackward {
   TensorView grad_out, x, grad_x;  // (B, L, D)
 };
 
+// out = x: how tokens get from one strided tensor into a part of another
+struct CopyRows {
+  TensorView x, out;  // (B, L, H, D)
+};
+
 // out[b, c, t, h, w] = table[c, frames[b, t, h, w, c]], mirrored along w where flip[b] is not 0
 struct VideoToInput {
   TensorView frames;  // (B, T, H, W, C) uint8, contiguous in the last two dimensions
@@ -110,6 +115,7 @@ struct VideoToInput {
   X(qk_norm_rope_backward, QkNormRopeBackward)                       \
   X(gelu_tanh_forward, GeluTanhForward)                              \
   X(gelu_tanh_backward, GeluTanhBackward)                            \
+  X(copy_rows_forward, CopyRows)                                     \
   X(video_to_input_forward, VideoToInput)
 
 // Throw std::invalid_argument, naming the tensor, when shapes, types or strides do not fit.

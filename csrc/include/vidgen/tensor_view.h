@@ -5,11 +5,12 @@
 
 namespace vidgen {
 
-enum class DType : int32_t { f32 = 0, bf16 = 1, f16 = 2, u8 = 3 };
+enum class DType : int32_t { f32 = 0, bf16 = 1, f16 = 2, u8 = 3, i32 = 4 };
 
 inline int64_t bytes_of(DType dtype) {
   switch (dtype) {
     case DType::f32:
+    case DType::i32:
       return 4;
     case DType::bf16:
     case DType::f16:

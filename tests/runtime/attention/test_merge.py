@@ -1,12 +1,29 @@
 """Attention over parts of the keys, joined, is attention over all of them."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
-from vidgen.runtime.attention import attention, merge
+from vidgen.runtime import native, ops
+from vidgen.runtime.attention import attention, merge, merge_
+
+AVAILABLE = ["reference"]
+if native.load() is not None:
+    AVAILABLE.append("compiled")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    AVAILABLE.append("triton")
+
+
+@pytest.fixture(params=AVAILABLE, autouse=True)
+def _implementation(request: pytest.FixtureRequest) -> Iterator[None]:
+    with ops.use(request.param):
+        yield
 
 
 @pytest.mark.parametrize("cuts", [(5,), (0,), (11,), (1, 2, 9)])
@@ -85,3 +102,71 @@ def test_half_precision_parts_join_in_fp32() -> None:
         torch.zeros(1, 1, 1),
     )
     assert (out.dtype, lse.dtype) == (torch.float32, torch.float32)
+
+
+def test_in_place_is_the_same_numbers() -> None:
+    out_a, out_b = torch.randn(2, 5, 3, 20), torch.randn(2, 5, 3, 20)
+    lse_a, lse_b = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    lse_a[0, 0, 0] = -torch.inf
+    out, lse = merge(out_a, lse_a, out_b, lse_b)
+    strided = torch.empty(2, 3, 5, 20).transpose(1, 2).copy_(out_a)
+    merge_(strided, lse_a, out_b, lse_b)
+    torch.testing.assert_close(strided, out)
+    torch.testing.assert_close(lse_a, lse)
+    with pytest.raises(ValueError, match="merge_ adds up in fp32"):
+        merge_(out_a.bfloat16(), lse_a, out_b, lse_b)
+
+
+def test_by_the_error_rule_with_gradients() -> None:
+    shapes = [(2, 37, 3, 40), (2, 3, 37)] * 2
+    wide = [3 * torch.randn(s, dtype=torch.float64) for s in shapes]
+    grads = [torch.randn(s) for s in shapes[:2]]
+    exact, found = (
+        [
+            *(results := merge(*(leaves := [x.to(t).requires_grad_() for x in wide]))),
+            *torch.autograd.grad(results, leaves, [g.to(t) for g in grads]),
+        ]
+        for t in (torch.float64, torch.float32)
+    )
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, atol=3e-6, rtol=3e-6)
+
+
+def test_nan_spreads() -> None:
+    lse = torch.tensor([[[0.0, torch.nan, -torch.inf]]])
+    other = torch.tensor([[[torch.nan, 0.0, torch.nan]]])
+    out, joint = merge(torch.zeros(1, 3, 1, 4), lse, torch.ones(1, 3, 1, 4), other)
+    assert joint.isnan().all()
+    assert out.isnan().all()
+
+
+def test_the_operators_are_well_registered(request: pytest.FixtureRequest) -> None:
+    if "compiled" not in request.node.name:
+        pytest.skip("has no operator of its own here")
+    given = [torch.randn(2, 5, 3, 8), torch.randn(2, 3, 5)] * 2
+    given = [x.clone().requires_grad_() for x in given]
+    torch.library.opcheck(torch.ops.vidgen.merge.default, given)
+    torch.library.opcheck(torch.ops.vidgen.merge_.default, [x.detach() for x in given])
+
+
+def test_shapes_that_do_not_match(request: pytest.FixtureRequest) -> None:
+    if "reference" in request.node.name:
+        pytest.skip("torch itself refuses")
+    out, lse = torch.zeros(1, 5, 2, 4), torch.zeros(1, 2, 5)
+    with pytest.raises(ValueError, match="merge takes"):
+        merge(out, lse, out[:, :3], lse)
+
+
+def test_triton_under_its_interpreter() -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("the interpreter's own process")
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-k", "triton", "-p", "no:cacheprovider", "-x", __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert " passed" in result.stdout

@@ -48,7 +48,7 @@ def test_intersection_is_what_both_boxes_mark(case: tuple[tuple[int, ...], Box, 
 
 
 def test_header_fills_whole_pages_and_says_where_tensors_lie() -> None:
-    tensors = [("wide", torch.zeros(3)), ("narrow" * 999, torch.zeros(5, dtype=torch.bool))]
+    tensors = [("wide", "F32", (3,)), ("narrow" * 999, "BOOL", (5,))]
     header, offsets = safetensors_header(tensors)
     assert len(header) == 2 * PAGE
     assert int.from_bytes(header[:8], "little") == len(header) - 8

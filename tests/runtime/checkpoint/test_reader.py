@@ -1,15 +1,14 @@
 """Reading: no byte in vain."""
 
 import itertools
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vidgen.errors import UserError
 from vidgen.runtime import checkpoint
 from vidgen.runtime.checkpoint import reader
 from vidgen.runtime.checkpoint.layout import CHUNK, Box, read_manifest
@@ -40,28 +39,35 @@ def test_chunk_ranges_are_the_chunks_that_hold_the_box(
     assert all(a[1] < b[0] for a, b in itertools.pairwise(ranges))
 
 
-def test_a_part_reads_only_the_chunks_it_needs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_part_reads_only_the_chunks_it_needs(tmp_path: Path, way: str) -> None:
     rows, row = 8, CHUNK // 4  # one chunk a row
     whole = torch.arange(rows * row, dtype=torch.float32).reshape(rows, row)
     path = checkpoint.save(tmp_path, 1, {"model": {"w": whole}}, {}).wait()
-    read = 0
-    real_preadv = os.preadv
-
-    def preadv(fd: int, buffers: Any, offset: int) -> int:
-        nonlocal read
-        got = real_preadv(fd, buffers, offset)
-        read += got
-        return got
-
-    monkeypatch.setattr(os, "preadv", preadv)
-    manifest = read_manifest(path)
-    entry = manifest.tensors["model"]["w"]
+    entry = read_manifest(path).tensors["model"]["w"]
     for box in (Box((2, 0), (3, row)), Box((1, 10), (4, 20)), Box((7, row - 1), (1, 1))):
-        read = 0
-        with reader.Reader(path, manifest) as files:
-            got = files.read("model/w", entry.dtype, entry.slices[0], box)
-        index = box.slices_within(entry.slices[0].box)
-        assert torch.equal(got[index], whole[index])
-        assert read == box.shape[0] * CHUNK
+        (piece,) = reader.pieces(path, "model/w", entry, box)
+        got = torch.zeros(box.shape)
+        statistics = reader.fill_scattered(path, piece, got)
+        assert torch.equal(got, whole[box.slices_within(Box((0, 0), (rows, row)))])
+        assert statistics.bytes == box.shape[0] * CHUNK
+
+
+def test_rows_of_a_tensor_are_read_from_wherever_they_lie(tmp_path: Path, way: str) -> None:
+    torch.manual_seed(0)
+    odd = {"w": torch.randn(70_000, 3), "b": torch.randn(5).bfloat16(), "s": torch.tensor(3)}
+    path = checkpoint.save(tmp_path, 1, {"model": odd}, {}).wait()
+    files = checkpoint.GroupReader(path, "model")
+    assert files.shapes() == {n: (t.dtype, tuple(t.shape)) for n, t in odd.items()}
+    for name, row, rows in (("w", 0, 70_000), ("w", 21_850, 7), ("w", 69_999, 1), ("b", 2, 3)):
+        out = torch.empty(rows, *odd[name].shape[1:], dtype=odd[name].dtype)
+        files.read(name, out, row)
+        assert torch.equal(out, odd[name][row : row + rows])
+    files.read("s", out := torch.tensor(0))
+    assert out == 3
+    turned = torch.empty(3, 70_000).t()
+    files.read("w", turned)
+    assert torch.equal(turned, odd["w"])
+    with pytest.raises(UserError, match=r"hold 0 of the 3 elements of model/w"):
+        files.read("w", torch.empty(1, 3), 70_000)
+    with pytest.raises(UserError, match="holds no 'ema'; it holds model"):
+        checkpoint.GroupReader(path, "ema")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vidgen.runtime.checkpoint.layout import Box
-from vidgen.runtime.checkpoint.shares import Share, divide, listing
+from vidgen.runtime.checkpoint.shares import Share, divide, held
 
 
 def share(name: str, shape: tuple[int, ...], start: int, rows: int) -> Share:
@@ -13,8 +13,8 @@ def share(name: str, shape: tuple[int, ...], start: int, rows: int) -> Share:
 
 def test_what_all_hold_is_written_once_and_spread_by_size() -> None:
     sizes = {"a": 100, "b": 60, "c": 50, "d": 10, "e": 0}
-    held = listing({"model": {name: torch.zeros(n, 2) for name, n in sizes.items()}})
-    divided = [divide([held] * 2, rank) for rank in range(2)]
+    shares = list(held({"model": {name: torch.zeros(n, 2) for name, n in sizes.items()}}))
+    divided = [divide([shares] * 2, rank) for rank in range(2)]
     assert sorted(s.name for part in divided for s in part) == sorted(sizes)
     loads = [sum(s.size for s in part) for part in divided]
     assert max(loads) - min(loads) <= 10 * 2 * 4
@@ -27,8 +27,8 @@ def test_parts_are_written_by_those_who_hold_them_and_copies_once() -> None:
     listings = [[low], [high], [low], [high, empty]]
     divided = [divide(listings, rank) for rank in range(4)]
     assert sorted(s.box.start for part in divided for s in part) == [(0, 0), (3, 0)]
-    for part, held in zip(divided, listings, strict=True):
-        assert set(part) <= set(held)
+    for part, own in zip(divided, listings, strict=True):
+        assert set(part) <= set(own)
 
 
 def test_what_one_rank_holds_does_not_have_to_wait_its_turn() -> None:
@@ -59,4 +59,4 @@ def test_ranks_that_disagree_are_refused(listings: list[list[Share]], said: str)
 )
 def test_tensors_that_no_file_holds_are_named(tensor: torch.Tensor) -> None:
     with pytest.raises(TypeError, match="model/odd"):
-        listing({"model": {"odd": tensor}})
+        held({"model": {"odd": tensor}})

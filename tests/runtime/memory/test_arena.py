@@ -1,9 +1,12 @@
 import gc
+import os
 import random
+import signal
 import threading
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -192,5 +195,105 @@ def test_memory_is_page_locked_once() -> None:
     lease = arena.lease(4096)
     assert lease.tensor((4096,)).is_pinned()
     assert arena.stats().registrations == 1
+    lease.give_back()
+    arena.close()
+
+
+def test_seen_without_a_copy_by_torch_numpy_and_dlpack() -> None:
+    arena = Arena(4096, pinned=False)
+    lease = arena.lease(24)
+    lease.tensor((2, 3), torch.float32).copy_(torch.arange(6.0).view(2, 3))
+    assert lease.numpy((6,), np.float32).tolist() == [0, 1, 2, 3, 4, 5]
+    lease.numpy((3, 2), np.float32)[2, 1] = 9
+    assert lease.tensor((6,), torch.float32)[5] == 9
+    tensor, array = torch.from_dlpack(lease), np.from_dlpack(lease)
+    assert tensor.data_ptr() == array.ctypes.data == lease.pointer
+    assert tensor.shape == array.shape == (24,)
+    del tensor, array
+    assert lease.tensor((12,), torch.bfloat16).dtype == torch.bfloat16
+    assert lease.tensor((0, 3)).shape == (0, 3)
+    lease.give_back()
+    arena.close()
+
+
+def test_a_view_kept_after_the_return_keeps_its_bytes() -> None:
+    arena = Arena(512, pinned=False)
+    lease = arena.lease(256, what="viewed")
+    views: list[Any] = [lease.tensor((256,)).fill_(3)[7:], lease.numpy((256,))[3:9]]
+    lease.give_back()
+    assert "a view of it is kept" in arena.holders()[0]
+    assert arena.stats().held == 256
+    other = arena.lease(256)
+    other.tensor((256,)).fill_(5)
+    assert arena.try_lease(256) is None
+    assert (views[0] == 3).all()
+    views.pop(0)
+    assert (views[0] == 3).all()
+    views.pop()
+    arena.lease(256).give_back()
+    other.give_back()
+    arena.close()
+
+
+def test_a_view_outlives_its_arena() -> None:
+    arena = Arena(512, pinned=False)
+    lease = arena.lease(256)
+    view = lease.tensor((256,)).fill_(3)
+    lease.give_back()
+    arena.close()
+    del arena, lease
+    gc.collect()
+    assert (view == 3).all()
+
+
+def test_alignment() -> None:
+    arena = Arena(5 * 4096, pinned=False)
+    first = arena.lease(100)
+    second = arena.lease(4096, align=4096)
+    assert (first.offset, second.offset, second.pointer % 4096) == (0, 4096, 0)
+    between = arena.lease(4096 - 256)  # what alignment left is not lost
+    assert between.offset == 256
+    with pytest.raises(ValueError, match="an alignment of 3"):
+        arena.lease(8, align=3)
+    for lease in (first, second, between):
+        lease.give_back()
+    arena.close()
+
+
+def test_fragmentation_is_counted() -> None:
+    arena = Arena(4 * 256, pinned=False)
+    leases = [arena.lease(256) for _ in range(4)]
+    leases[0].give_back()
+    leases[2].give_back()
+    assert arena.stats().fragmentation == 0.5
+    leases[1].give_back()
+    assert arena.stats().fragmentation == 0
+    leases[3].give_back()
+
+
+def test_an_interrupt_ends_the_wait() -> None:
+    arena = Arena(256, pinned=False)
+    held = arena.lease(256)
+    timer = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        arena.lease(256, timeout=60)
+    timer.join()
+    held.give_back()
+
+
+def test_a_forked_child_is_told_and_harms_nothing() -> None:
+    arena = Arena(4096, pinned=False)
+    lease = arena.lease(256)
+    lease.tensor((256,)).fill_(1)
+    child = os.fork()
+    if child == 0:
+        try:
+            lease.tensor((1,))
+        except LeaseError as error:
+            os._exit(0 if "forked child" in str(error) else 1)
+        os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert (lease.tensor((256,)) == 1).all()
     lease.give_back()
     arena.close()

@@ -97,6 +97,19 @@ def test_shapes_and_types_must_match() -> None:
             lane.copy(torch.ones(3), dst, producer=HOST, lease=None)
 
 
+def test_bytes_move_as_they_lie() -> None:
+    lane = Lane("cpu")
+    turned = torch.arange(24.0).view(2, 3, 4).transpose(0, 2)
+    assert torch.equal(lane.to_device(turned, producer=HOST, lease=None).read(HOST), turned)
+    for src, dst in (
+        (turned, torch.zeros(4, 3, 2)),
+        (torch.zeros(4, 6)[:, ::2], torch.zeros(4, 6)[:, ::2]),
+        (torch.zeros(3).expand(2, 3), torch.zeros(3).expand(2, 3)),
+    ):
+        with pytest.raises(ValueError, match="make it contiguous first"):
+            lane.copy(src, dst, producer=HOST, lease=None)
+
+
 def test_a_lease_under_copy_cannot_be_given_back_early() -> None:
     arena = Arena(256, pinned=False)
     lane = Lane("cpu", engine=SimulatedEngine(latency_s=60))

@@ -50,7 +50,8 @@ class Laws:
         float32 on the way, both of the largest number. Which of two errors is larger is luck where
         there are few numbers, so there the factor is 6.
         """
-        if self.implementation == "triton" and max(t.numel() for t in inputs) > 4000:
+        interpreted = self.implementation == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+        if interpreted and max(t.numel() for t in inputs) > 4000:
             pytest.skip("too large for the interpreter")
         grads = self.grads(op, inputs)
         wide = [
@@ -116,16 +117,36 @@ class Laws:
             assert torch.equal(one.isinf(), two.isinf())
 
 
-def _why_not(implementation: str, op: str = "modulate") -> str:
-    return dispatch.why_not(op, implementation, "cpu", torch.float32)
+def _why_not(implementation: str, device: str, op: str = "modulate") -> str:
+    return dispatch.why_not(op, implementation, device, torch.float32)
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where the tensors of a test are made."""
+    name: str = request.param
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    if name == "cpu":
+        yield name
+        return
+    with torch.device(name):
+        yield name
 
 
 @pytest.fixture(params=["reference", "compiled", "triton"])
-def laws(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Laws]:
+def laws(
+    request: pytest.FixtureRequest, device: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Laws]:
     implementation: str = request.param
-    if implementation == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("run by test_triton.py, in a process with TRITON_INTERPRET=1")
-    if why := _why_not(implementation):
+    if implementation == "triton" and (os.environ.get("TRITON_INTERPRET") == "1") != (
+        device == "cpu"
+    ):
+        pytest.skip("on a CPU run by test_triton.py, in a process with TRITON_INTERPRET=1")
+    if why := _why_not(implementation, device):
         pytest.skip(why)
     if implementation == "triton":
         # Few programs, so that each has several tokens to add up.
@@ -135,9 +156,9 @@ def laws(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 @pytest.fixture
-def kernel_laws() -> Iterator[Laws]:
+def kernel_laws(device: str) -> Iterator[Laws]:
     """Of the compiled kernels alone."""
-    if why := _why_not("compiled"):
+    if why := _why_not("compiled", device):
         pytest.skip(why)
     with ops.use("compiled"):
         yield Laws("compiled")

@@ -53,6 +53,39 @@ def test_transposed_input(laws):
     laws.error_rule(ops.gelu_tanh, eager, [x])
 
 
+@pytest.mark.parametrize("shape", [(9, 64), (2, 9, 64), (2, 3, 4, 64)])
+def test_into_the_right_part_of_a_buffer(laws, shape, dtype):
+    x = (torch.randn(shape) * 2).to(dtype)
+    buffer = torch.full((*shape[:-1], 96), 7.0, dtype=dtype)
+    result = ops.gelu_tanh(x, out=buffer[..., 32:])
+    assert torch.equal(buffer[..., 32:], ops.gelu_tanh(x))
+    assert torch.equal(buffer[..., :32], torch.full_like(buffer[..., :32], 7.0))
+    assert result.data_ptr() == buffer[..., 32:].data_ptr()
+
+
+def test_into_a_transposed_buffer(laws):
+    x, buffer = torch.randn(3, 4, 5), torch.zeros(5, 4, 3)
+    ops.gelu_tanh(x, out=buffer.transpose(0, 2))
+    assert torch.equal(buffer, ops.gelu_tanh(x).transpose(0, 2))
+
+
+def test_out_has_no_gradient_and_must_fit(laws):
+    x = torch.randn(2, 3)
+    with pytest.raises(RuntimeError, match="has no gradient"):
+        ops.gelu_tanh(x.requires_grad_(), out=torch.empty(2, 3))
+    with pytest.raises(ValueError, match=r"out is torch.float32 \(2, 4\), expected"):
+        ops.gelu_tanh(x, out=torch.empty(2, 4))
+
+
+def test_out_compiles(laws):
+    def into(x):
+        buffer = torch.zeros(2, 5)
+        ops.gelu_tanh(x, out=buffer[:, 2:])
+        return buffer
+
+    laws.compiles_without_a_break(into, [torch.randn(2, 3)])
+
+
 def test_empty(laws):
     x = torch.empty(2, 0, 8, requires_grad=True)
     ops.gelu_tanh(x).sum().backward()
@@ -73,6 +106,9 @@ def test_checkpoint(laws):
 
 def test_opcheck(kernel_laws):
     torch.library.opcheck(torch.ops.vidgen.gelu_tanh.default, tuple(inputs((2, 9), torch.float32)))
+    torch.library.opcheck(
+        torch.ops.vidgen.gelu_tanh_out.default, (torch.randn(2, 9), torch.zeros(2, 12)[:, 3:])
+    )
 
 
 def test_float64_gradients():

@@ -127,13 +127,15 @@ class HeadScale(nn.Module):
 
 
 class QKNorm(nn.Module):
+    """The two scales; the norm itself is part of the ops that make q and k."""
+
     def __init__(self, head_dim: int):
         super().__init__()
         self.query_norm = HeadScale(head_dim)
         self.key_norm = HeadScale(head_dim)
 
-    def forward(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        return ops.qk_norm_rope(q, k, self.query_norm.scale, self.key_norm.scale, cos, sin)
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return self.query_norm.scale, self.key_norm.scale
 
 
 class StreamAttention(nn.Module):
@@ -142,15 +144,9 @@ class StreamAttention(nn.Module):
     def __init__(self, config: MMDiTConfig):
         super().__init__()
         width = config.hidden_size
-        self.num_heads = config.num_heads
         self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
         self.norm = QKNorm(config.head_dim)
         self.proj = nn.Linear(width, width)
-
-    def project(self, x_BLD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.qkv(x_BLD).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        q, k = self.norm(q, k, cos, sin)
-        return q, k, v
 
 
 def mlp(width: int, hidden: int) -> nn.Sequential:
@@ -166,6 +162,7 @@ class DualStreamBlock(nn.Module):
     def __init__(self, config: MMDiTConfig):
         super().__init__()
         width, hidden = config.hidden_size, config.mlp_hidden
+        self.num_heads = config.num_heads
         self.img_mod = Modulation(width, 6)
         self.img_attn = StreamAttention(config)
         self.img_mlp = mlp(width, hidden)
@@ -176,18 +173,18 @@ class DualStreamBlock(nn.Module):
     def forward(self, txt_BTD: Tensor, img_BVD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         txt_mod = context.modulate_with(self.txt_mod, 6)
         img_mod = context.modulate_with(self.img_mod, 6)
-        cos, sin, text = context.cos_LP, context.sin_LP, txt_BTD.shape[1]
 
-        txt_in = ops.modulate(txt_BTD, txt_mod[0], txt_mod[1])
-        img_in = ops.modulate(img_BVD, img_mod[0], img_mod[1])
-        txt_qkv = self.txt_attn.project(txt_in, cos[:text], sin[:text])
-        img_qkv = self.img_attn.project(img_in, cos[text:], sin[text:])
-        q, k, v = (torch.cat(pair, dim=1) for pair in zip(txt_qkv, img_qkv, strict=True))
-        joint_BLD = context.attention(q, k, v).flatten(2)
+        txt_qkv = self.txt_attn.qkv(ops.modulate(txt_BTD, txt_mod[0], txt_mod[1]))
+        img_qkv = self.img_attn.qkv(ops.modulate(img_BVD, img_mod[0], img_mod[1]))
+        q_scales, k_scales = zip(self.txt_attn.norm(), self.img_attn.norm(), strict=True)
+        q, k, v = ops.joint_qkv(
+            (txt_qkv, img_qkv), q_scales, k_scales, context.cos_LP, context.sin_LP, self.num_heads
+        )
+        txt, img = ops.split_streams(context.attention(q, k, v), txt_BTD.shape[1])
 
         return (
-            self._finish(txt_BTD, joint_BLD[:, :text], txt_mod, self.txt_attn, self.txt_mlp),
-            self._finish(img_BVD, joint_BLD[:, text:], img_mod, self.img_attn, self.img_mlp),
+            self._finish(txt_BTD, txt, txt_mod, self.txt_attn, self.txt_mlp),
+            self._finish(img_BVD, img, img_mod, self.img_attn, self.img_mlp),
         )
 
     @staticmethod
@@ -206,7 +203,6 @@ class SingleStreamBlock(nn.Module):
         super().__init__()
         width, hidden = config.hidden_size, config.mlp_hidden
         self.num_heads = config.num_heads
-        self.split = (3 * width, hidden)
         self.linear1 = nn.Linear(width, 3 * width + hidden)  # rows: q, k, v, mlp
         self.linear2 = nn.Linear(width + hidden, width)
         self.norm = QKNorm(config.head_dim)
@@ -214,11 +210,13 @@ class SingleStreamBlock(nn.Module):
 
     def forward(self, x_BLD: Tensor, context: Context) -> tuple[Tensor]:
         shift, scale, gate = context.modulate_with(self.modulation, 3)
-        qkv, hidden = self.linear1(ops.modulate(x_BLD, shift, scale)).split(self.split, dim=-1)
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        q, k = self.norm(q, k, context.cos_LP, context.sin_LP)
-        attended = context.attention(q, k, v).flatten(2)
-        out = self.linear2(torch.cat([attended, ops.gelu_tanh(hidden)], dim=-1))
+        packed = self.linear1(ops.modulate(x_BLD, shift, scale))
+        q_scale, k_scale = self.norm()
+        q, k, v, mlp = ops.qkv_mlp(
+            packed, q_scale, k_scale, context.cos_LP, context.sin_LP, self.num_heads
+        )
+        attended = context.attention(q, k, v)
+        out = self.linear2(ops.attention_mlp(attended, packed, mlp))
         return (ops.gated_residual(x_BLD, out, gate),)
 
 

@@ -5,9 +5,11 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from vidgen.errors import UserError
-from vidgen.runtime.attention.backends import TABLE, Backend, Needs
+from vidgen.runtime.attention.backends import Needs, rows
+from vidgen.runtime.attention.choice import choose
 from vidgen.runtime.attention.mask import BlockMask
+from vidgen.runtime.attention.soundness import known_fault
+from vidgen.runtime.attention.table import TABLE
 
 
 @overload
@@ -54,20 +56,16 @@ def attention(
         return_lse,
         mask.kinds if mask is not None else frozenset(),
     )
-    chosen = choose(needs, backend)
-    if k_BLHD.shape[1] == 0 or q_BLHD.shape[1] == 0:
+    B, L, H, D = q_BLHD.shape
+    keys = k_BLHD.shape[1]
+    chosen = choose(needs, backend, (B, L, keys, H))
+    if not B * L * keys * H:
         return _nothing(q_BLHD, k_BLHD, v_BLHD, return_lse)
-    # Kernels read a head's numbers as one run of memory, whatever the stride says.
-    q, k, v = (
-        (x if x.stride(-1) == 1 else x.contiguous()).transpose(1, 2)
-        for x in (q_BLHD, k_BLHD, v_BLHD)
-    )
-    out, sums = chosen.run(q, k, v, mask, return_lse)
-    out_BLHD = out.transpose(1, 2)
+    q, k, v = (rows(x) for x in (q_BLHD, k_BLHD, v_BLHD))
+    out_BLHD, lse_BHL = chosen(q, k, v, mask, D**-0.5)
     if not return_lse:
         return out_BLHD
-    assert sums is not None
-    return out_BLHD, sums.to(torch.promote_types(q.dtype, torch.float32))
+    return out_BLHD, lse_BHL.to(torch.promote_types(q.dtype, torch.float32))
 
 
 def _nothing(q: Tensor, k: Tensor, v: Tensor, return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
@@ -81,41 +79,28 @@ def _nothing(q: Tensor, k: Tensor, v: Tensor, return_lse: bool) -> Tensor | tupl
     return out, lse
 
 
-def choose(needs: Needs, backend: str = "auto") -> Backend:
-    """The backend that serves `needs`; one that is named must be able to, or it raises why not."""
-    if backend != "auto":
-        named = [b for b in TABLE if b.name == backend]
-        if not named:
-            names = ", ".join(b.name for b in TABLE)
-            raise UserError(
-                f"attention backend {backend!r} does not exist; there are: auto, {names}"
-            )
-        if reason := named[0].refusal(needs):
-            raise UserError(f"attention backend {backend!r} cannot serve this call: it {reason}")
-        return named[0]
-    for candidate in TABLE:
-        if candidate.refusal(needs) is None:
-            return candidate
-    reasons = "; ".join(f"{b.name} {b.refusal(needs)}" for b in TABLE)
-    raise UserError(f"no attention backend can serve this call: {reasons}")
-
-
 def backends(needs: Needs | None = None) -> list[dict[str, object]]:
     """For `vidgen doctor`: each backend, whether it would run the model here, and why not."""
     if needs is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        needs = Needs(device, dtype, 128, True, False, frozenset())
-    chosen = choose(needs).name
-    return [
-        {
-            "name": b.name,
-            "available": b.refusal(needs) is None,
-            "reason": b.refusal(needs) or "",
-            "chosen": b.name == chosen,
-        }
-        for b in TABLE
-    ]
+        needs = Needs(device, torch.bfloat16, 128, True, False, frozenset())
+    chosen = choose(needs, shape=(1, 8960, 8960, 24))
+    table = []
+    for name in dict.fromkeys(b.name for b in TABLE):
+        versions = [b for b in TABLE if b.name == name]
+        here = next((b for b in versions if needs.device in b.devices), versions[0])
+        reason = here.refusal(needs) or ""
+        if not reason and here.exact and here is not chosen:
+            reason = known_fault(here, needs)
+        table.append(
+            {
+                "name": name,
+                "available": not reason,
+                "reason": reason,
+                "chosen": here is chosen,
+            }
+        )
+    return table
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None) -> None:

@@ -1,22 +1,30 @@
-"""The table of attention backends: what each can do, as data, and how it is called.
+"""What a backend of attention is: what it can do, as data, and how it is called.
 
-To add one: write its `run`, say in `Backend` what it takes, put it in `TABLE` at its rank.
+To add one: write its forward and backward, say in a `Backend` what it takes, put it in `TABLE`
+(table.py) at its rank.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidgen.runtime.attention.mask import BlockMask
 
-# q, k, v are (B, H, L, D); the result is out (B, H, Lq, D) and, where asked for, LSE (B, H, Lq).
-Run = Callable[[Tensor, Tensor, Tensor, BlockMask | None, bool], tuple[Tensor, Tensor | None]]
-
 HALF = frozenset({torch.bfloat16, torch.float16})
 FLOAT = HALF | {torch.float32}
 DOUBLE = FLOAT | {torch.float64}
+
+# q, k, v, mask, scale -> out (B, Lq, H, D), LSE (B, H, Lq), and what else its backward wants.
+Forward = Callable[
+    [Tensor, Tensor, Tensor, BlockMask | None, float], tuple[Tensor, Tensor, tuple[Any, ...]]
+]
+# grad_out, q, k, v, out, LSE, what else, mask, scale -> the gradients of q, k, v.
+Backward = Callable[..., tuple[Tensor, Tensor, Tensor]]
+# q, k, v, mask, scale -> out and LSE, differentiable by torch.
+Run = Callable[[Tensor, Tensor, Tensor, BlockMask | None, float], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -35,18 +43,33 @@ class Needs:
         return self.lse and self.gradient
 
 
+def _nothing_missing() -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Backend:
+    """One way to compute attention, over (B, L, H, D) tensors whose last dimension is contiguous.
+
+    `run` is differentiable as it stands; in its place `forward` and `backward` may be given, the
+    plain functions. `missing` says what this machine lacks for it, or nothing.
+    """
+
     name: str
-    run: Run
     devices: frozenset[str]
     dtypes: frozenset[torch.dtype]
+    run: Run | None = None
+    forward: Forward | None = None
+    backward: Backward | None = None
+    missing: Callable[[], str] = _nothing_missing
     head_dim_multiple: int = 1
     head_dim_max: int = 1024
     gradient: bool = True
     lse: bool = True
-    lse_gradient: bool = False
+    lse_gradient: bool = True
     masks: frozenset[str] = frozenset()
+    exact: bool = True  # False: quantised, so it must be asked for by name
+    last_resort: bool = False  # "auto" takes it where no other can serve
 
     def refusal(self, needs: Needs) -> str | None:
         """Why this backend cannot serve, or None when it can."""
@@ -65,52 +88,103 @@ class Backend:
             return "does not return the log-sum-exp"
         if needs.lse_gradient and not self.lse_gradient:
             return "does not differentiate through the log-sum-exp"
+        if needs.lse_gradient and self.run is None and needs.head_dim + PADDING > self.head_dim_max:
+            return f"differentiates through the log-sum-exp up to {self.head_dim_max - PADDING}"
         if needs.mask - self.masks:
             return f"does not take a {' and '.join(sorted(needs.mask - self.masks))} mask"
-        return None
+        return self.missing() or None
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        if self.run is not None:
+            return self.run(q, k, v, mask, scale)
+        out, lse = _Attention.apply(q, k, v, mask, scale, self)
+        return out, lse
 
 
-def _flash_cpu(
-    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, lse: bool
-) -> tuple[Tensor, Tensor | None]:
-    out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
-    return out, sums
+# Columns that carry the gradient of the LSE through a backward that knows nothing of it.
+PADDING = 8
 
 
-def _flash_cuda(
-    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, lse: bool
-) -> tuple[Tensor, Tensor | None]:
-    out, sums, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)
-    return out, sums[..., : q.shape[2]]
+class _Attention(torch.autograd.Function):
+    """Attention by a backend's own forward and backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: BlockMask | None,
+        scale: float,
+        backend: Backend,
+    ) -> tuple[Tensor, Tensor]:
+        assert backend.forward is not None
+        out, lse, rest = backend.forward(q, k, v, mask, scale)
+        tensors = [x for x in rest if isinstance(x, Tensor)]
+        ctx.save_for_backward(q, k, v, out, lse, *tensors)
+        ctx.rest = [None if isinstance(x, Tensor) else x for x in rest]
+        ctx.is_tensor = [isinstance(x, Tensor) for x in rest]
+        ctx.mask, ctx.scale, ctx.backend = mask, scale, backend
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_out, grad_lse = gradients
+        q, k, v, out, lse, *tensors = ctx.saved_tensors
+        saved = iter(tensors)
+        rest = tuple(
+            next(saved) if is_tensor else x
+            for is_tensor, x in zip(ctx.is_tensor, ctx.rest, strict=True)
+        )
+        if grad_out is None:
+            grad_out = torch.zeros_like(out)
+        given = (q, k, v, out, lse, rest)
+        grads = gradients_of(ctx.backend, grad_out, grad_lse, given, ctx.mask, ctx.scale)
+        return (*grads, None, None, None)
 
 
-def _math(
-    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, lse: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The definition, with the scores in fp32 or better: what every other backend is checked by."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    scores = (q.to(wide) @ k.to(wide).transpose(-1, -2)) * q.shape[-1] ** -0.5
-    if mask is not None:
-        allowed = mask.dense(q.shape[2], k.shape[2]).to(q.device)
-        scores = scores.masked_fill(~allowed, -torch.inf)
-    sums = torch.logsumexp(scores, dim=-1)
-    # A row without a key has LSE -inf; exp(-inf - -inf) would be nan where zero is meant.
-    probs = torch.exp(scores - torch.where(torch.isneginf(sums), 0.0, sums)[..., None])
-    return (probs @ v.to(wide)).to(q.dtype), sums
+def gradients_of(
+    backend: Backend,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    given: tuple[Any, ...],
+    mask: BlockMask | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k, v by a backward that knows nothing of the LSE's.
+
+    Such a backward takes from every score's gradient the row's product grad_out . out; with the
+    LSE's it must be grad_out . out - grad_lse. Two more columns, in which out is 1 and grad_out
+    holds -grad_lse, make it so, and are zero in v, q and k. Two, because a half-precision number
+    and the rest it leaves hold twice the digits.
+    """
+    assert backend.backward is not None
+    q, k, v, out, lse, rest = given
+    grad_out = rows(grad_out.to(out.dtype))
+    if grad_lse is None:
+        return backend.backward(grad_out, q, k, v, out, lse, rest, mask, scale)
+    size = q.shape[-1]
+    carried = -grad_lse.transpose(1, 2)
+    coarse = carried.to(out.dtype)
+    fine = (carried - coarse.to(carried.dtype)).to(out.dtype)
+    nothing = coarse.new_zeros(*coarse.shape, PADDING - 2)
+    ones = torch.ones_like(out[..., :2])
+    grads = backend.backward(
+        torch.cat((grad_out, coarse[..., None], fine[..., None], nothing), dim=-1),
+        *(torch.nn.functional.pad(x, (0, PADDING)) for x in (q, k, v)),
+        torch.cat((out, ones, nothing), dim=-1),
+        lse,
+        rest,
+        mask,
+        scale,
+    )
+    grad_q, grad_k, grad_v = (x[..., :size] for x in grads)
+    return grad_q, grad_k, grad_v
 
 
-# In the order of preference: "auto" takes the first that can serve.
-TABLE = (
-    Backend("sdpa_flash_cpu", _flash_cpu, frozenset({"cpu"}), DOUBLE),
-    Backend(
-        "sdpa_flash", _flash_cuda, frozenset({"cuda"}), HALF, head_dim_multiple=8, head_dim_max=256
-    ),
-    Backend(
-        "math",
-        _math,
-        frozenset({"cpu", "cuda", "meta"}),
-        DOUBLE,
-        lse_gradient=True,
-        masks=frozenset({"block", "length"}),
-    ),
-)
+def rows(x: Tensor) -> Tensor:
+    """As kernels read it: a head's numbers are one run of memory."""
+    return x if x.stride(-1) == 1 else x.contiguous()

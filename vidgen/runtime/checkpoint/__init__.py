@@ -1,17 +1,41 @@
 """Checkpoints: sharded, checked, and on disk either whole or not at all."""
 
-from vidgen.runtime.checkpoint.commit import latest, steps
-from vidgen.runtime.checkpoint.load import groups, load, read_objects, read_tensors, verify
-from vidgen.runtime.checkpoint.save import Saving, save
+from vidgen.runtime.checkpoint.commit import latest, leftovers, steps
+from vidgen.runtime.checkpoint.compare import differences
+from vidgen.runtime.checkpoint.layout import held_bytes
+from vidgen.runtime.checkpoint.load import (
+    About,
+    LoadReport,
+    describe,
+    groups,
+    load,
+    read_objects,
+    read_tensors,
+    verify,
+)
+from vidgen.runtime.checkpoint.reader import GroupReader
+from vidgen.runtime.checkpoint.save import Saving, Summary, save
+from vidgen.runtime.checkpoint.staging import reserve
+from vidgen.runtime.checkpoint.transfer import writer
 
 __all__ = [
     "save",
     "load",
     "latest",
     "steps",
+    "leftovers",
+    "describe",
+    "differences",
     "groups",
     "read_tensors",
     "read_objects",
     "verify",
+    "reserve",
+    "held_bytes",
+    "writer",
+    "GroupReader",
     "Saving",
+    "Summary",
+    "LoadReport",
+    "About",
 ]

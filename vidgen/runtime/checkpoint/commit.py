@@ -60,6 +60,13 @@ def latest(root: str | os.PathLike[str]) -> Path | None:
     return next(reversed(complete(Path(root)).values()), None)
 
 
+def leftovers(root: str | os.PathLike[str]) -> list[Path]:
+    """What crashes have left under root, which the next save cleans."""
+    root = Path(root)
+    counted = set(complete(root).values())
+    return sorted(p for p in root.iterdir() if _LEFTOVER.fullmatch(p.name) and p not in counted)
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -91,6 +91,11 @@ def local_part(tensor: Tensor) -> tuple[Tensor, Box]:
     return tensor.to_local().detach(), Box(tuple(chunks[0].offsets), tuple(chunks[0].sizes))
 
 
+def held_bytes(tensor: Tensor) -> int:
+    """The bytes that this rank holds of a tensor."""
+    return local_part(tensor)[0].nbytes
+
+
 @dataclass(frozen=True)
 class Slice:
     """One box of a tensor as it lies in a file, with a checksum for each CHUNK of its bytes."""
@@ -229,8 +234,11 @@ def object_file(name: str) -> str:
     return f"{name}.json"
 
 
-def safetensors_header(tensors: Sequence[tuple[str, Tensor]]) -> tuple[bytes, list[int]]:
-    """The header of a file holding these tensors one after another, and each one's file offset.
+def safetensors_header(
+    tensors: Sequence[tuple[str, str, tuple[int, ...]]],
+) -> tuple[bytes, list[int]]:
+    """The header of a file holding these tensors (name, dtype, shape) one after another, and each
+    one's file offset.
 
     The format: 8 bytes of little-endian length, then JSON, which may end in spaces; offsets in it
     count from the end of the header. Tensors must come with the widest items first, so that each
@@ -238,21 +246,14 @@ def safetensors_header(tensors: Sequence[tuple[str, Tensor]]) -> tuple[bytes, li
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     begins, position = [], 0
-    for name, tensor in tensors:
-        assert position % tensor.itemsize == 0, f"{name} is not aligned to its items"
-        end = position + tensor.nbytes
-        header[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [position, end],
-        }
+    for name, dtype, shape in tensors:
+        width = DTYPES[dtype].itemsize
+        assert position % width == 0, f"{name} is not aligned to its items"
+        end = position + math.prod(shape) * width
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, end]}
         begins.append(position)
         position = end
     text = json.dumps(header, separators=(",", ":")).encode()
     length = -(-(8 + len(text)) // PAGE) * PAGE
     text = text.ljust(length - 8)
     return len(text).to_bytes(8, "little") + text, [length + begin for begin in begins]
-
-
-def chunk_crcs(data: memoryview) -> list[int]:
-    return [crc32c(data[at : at + CHUNK]) for at in range(0, len(data), CHUNK)]

@@ -1,9 +1,11 @@
 """Loading: any world size and any sharding reads any other's."""
 
 import json
+import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +13,58 @@ import torch
 from torch import Tensor
 
 from vidgen.errors import UserError
+from vidgen.runtime.checkpoint import transfer
+from vidgen.runtime.checkpoint.commit import complete
+from vidgen.runtime.checkpoint.jobs import Span
 from vidgen.runtime.checkpoint.layout import (
     DTYPE_NAMES,
     DTYPES,
-    Box,
     Manifest,
-    Slice,
     TensorEntry,
     local_part,
     object_file,
     read_manifest,
     whole,
 )
-from vidgen.runtime.checkpoint.reader import Reader
+from vidgen.runtime.checkpoint.reader import (
+    Piece,
+    explain,
+    fill_scattered,
+    pieces,
+    read,
+    read_head,
+    runs,
+)
+from vidgen.runtime.checkpoint.to_device import Move, read_to_devices
 
-_THREADS = 8  # reads wait for the disk more than for a core
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load read on this rank."""
+
+    needed: int  # bytes of the tensors asked for
+    read: int  # bytes read for them: whole pages, whole checksums
+    direct: int  # of these, past the page cache
+    seconds: float
+
+    @property
+    def amplification(self) -> float:
+        return self.read / self.needed if self.needed else 1.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.needed / 1e9:.2f} GB in {self.seconds:.2f} s; read {self.amplification:.3f} "
+            f"times the bytes needed, {self.direct / max(self.read, 1):.0%} of it by O_DIRECT"
+        )
 
 
 def load(
-    path: str | os.PathLike[str], tensors: Mapping[str, Mapping[str, Tensor]]
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    *,
+    report: Callable[[LoadReport], None] | None = None,
 ) -> dict[str, Any]:
     """Fill the tensors in place from a step's directory and return its objects.
 
@@ -37,19 +72,72 @@ def load(
     asked for are left alone. A DTensor gets the part its rank holds, however the checkpoint was
     sharded. Every rank loads for itself. After an error the tensors' contents are undefined.
     """
+    began = time.perf_counter()
     path = Path(path)
     manifest = read_manifest(path)
     for group, members in tensors.items():
         _check_match(path, group, manifest.tensors.get(group), members, list(manifest.tensors))
-    with Reader(path, manifest) as files:
-        fills: list[Callable[[], None]] = []
-        for group, members in tensors.items():
-            for name, tensor in members.items():
-                local, box = local_part(tensor)
-                entry = manifest.tensors[group][name]
-                fills += _fills(files, f"{group}/{name}", entry, local, box)
-        _run_all(fills)
+    work = _Work()
+    for group, members in tensors.items():
+        for name, tensor in members.items():
+            local, box = local_part(tensor)
+            label = f"{group}/{name}"
+            for piece in pieces(path, label, manifest.tensors[group][name], box):
+                work.add(piece, local[piece.common.slices_within(box)])
+    counts = [read(path, work.in_place)]
+    counts += read_to_devices(path, work.to_device)
+    counts += [fill_scattered(path, piece, target) for piece, target in work.scattered]
+    done = LoadReport(
+        work.needed,
+        sum(count.bytes for count in counts),
+        sum(count.direct for count in counts),
+        time.perf_counter() - began,
+    )
+    _log.info("%s: %s", path, done)
+    if report:
+        report(done)
     return _objects(path, manifest)
+
+
+class _Work:
+    """The pieces to load, by the way each can take."""
+
+    def __init__(self) -> None:
+        self.in_place: list[Span] = []
+        self.to_device: list[Move] = []
+        self.scattered: list[tuple[Piece, Tensor]] = []
+        self.needed = 0
+
+    def add(self, piece: Piece, target: Tensor) -> None:
+        self.needed += piece.nbytes
+        begins, _ = runs(piece.part.box.shape, piece.inside)
+        if len(begins) > 1 or not target.is_contiguous():
+            self.scattered.append((piece, target))
+            return
+        begin, flat = int(begins[0]) * piece.itemsize, target.view(-1).view(torch.uint8)
+        if flat.device.type == "cpu":
+            self.in_place.append(piece.contiguous(begin, flat))
+        else:
+            self.to_device.append(Move(piece, begin, flat))
+
+
+@dataclass(frozen=True)
+class About:
+    """A checkpoint in short."""
+
+    bytes: int
+    world: int  # ranks that wrote it
+    groups: dict[str, int]  # and the bytes of each one's tensors
+
+
+def describe(root: str | os.PathLike[str], step: int) -> About:
+    """What a step under root holds."""
+    manifest = read_manifest(complete(Path(root))[step])
+    sizes = {
+        group: sum(whole(e.shape).numel * DTYPES[e.dtype].itemsize for e in entries.values())
+        for group, entries in manifest.tensors.items()
+    }
+    return About(sum(file.size for file in manifest.files.values()), manifest.world, sizes)
 
 
 def groups(path: str | os.PathLike[str]) -> list[str]:
@@ -76,33 +164,42 @@ def read_objects(path: str | os.PathLike[str]) -> dict[str, Any]:
     return _objects(Path(path), read_manifest(Path(path)))
 
 
-def verify(path: str | os.PathLike[str]) -> list[str]:
-    """Read everything; one line for each problem, naming file and tensor. Empty: all is well."""
+def verify(
+    path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None
+) -> list[str]:
+    """Read everything; one line for each problem, naming file and tensor. Empty: all is well.
+
+    `progress` is told the bytes done and in all.
+    """
     path = Path(path)
     try:
         manifest = read_manifest(path)
     except UserError as error:
         return [str(error)]
     problems: list[str] = []
-
-    def passes(check: Callable[..., object], *arguments: object) -> bool:
+    for name in manifest.files:
         try:
-            check(*arguments)
+            read_head(path, manifest, name)
         except UserError as error:
             problems.append(str(error))
-            return False
-        return True
-
-    with Reader(path, manifest) as files:
-        for name in manifest.files:
-            passes(files.head, name)
-        for group, entries in manifest.tensors.items():
-            for name, entry in entries.items():
-                label = f"{group}/{name}"
-                passes(_check_cover, path, label, entry, whole(entry.shape))
-                for part in entry.slices:
-                    if (path / part.file).is_file():  # else it has been named already
-                        passes(files.read, label, entry.dtype, part, whole(part.box.shape))
+    spans: list[Span] = []
+    for group, entries in manifest.tensors.items():
+        for name, entry in entries.items():
+            try:
+                found = pieces(path, f"{group}/{name}", entry, whole(entry.shape))
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            for piece in found:
+                if (path / piece.part.file).is_file():  # else it has been named already
+                    spans.append(piece.all())
+    total = sum(span.size for span in spans)
+    tell = (lambda done: progress(done, total)) if progress else None
+    damage, _ = transfer.read_spans(path, spans, keep_going=True, progress=tell)
+    first = {id(problem.span): problem for problem in reversed(damage)}  # one line a tensor's part
+    problems += [explain(path, problem) for problem in reversed(first.values())]
+    if progress:
+        progress(total, total)
     return problems
 
 
@@ -145,48 +242,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + more
 
 
-def _fills(
-    files: Reader, label: str, entry: TensorEntry, local: Tensor, box: Box
-) -> list[Callable[[], None]]:
-    """One piece of work for each slice that has something of the box."""
-    _check_cover(files.path, label, entry, box)
-    work: list[Callable[[], None]] = []
-    for part in entry.slices:
-        common = part.box.intersect(box)
-        if common is None:
-            continue
-
-        def fill(part: Slice = part, common: Box = common) -> None:
-            index = common.slices_within(part.box)
-            inside = Box(tuple(s.start for s in index), common.shape)
-            stored = files.read(label, entry.dtype, part, inside)
-            with torch.no_grad():
-                local[common.slices_within(box)].copy_(stored[index])
-
-        work.append(fill)
-    return work
-
-
-def _check_cover(path: Path, label: str, entry: TensorEntry, box: Box) -> None:
-    parts = [part.box.intersect(box) for part in entry.slices]
-    covered = sum(part.numel for part in parts if part is not None)
-    if covered != box.numel:
-        raise UserError(
-            f"{path} is damaged: its files hold {covered} of the {box.numel} elements of {label}"
-        )
-
-
-def _run_all(work: list[Callable[[], None]]) -> None:
-    with ThreadPoolExecutor(min(_THREADS, max(1, len(work)))) as pool:
-        futures = [pool.submit(item) for item in work]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
 def _objects(path: Path, manifest: Manifest) -> dict[str, Any]:
-    with Reader(path, manifest) as files:
-        return {name: json.loads(files.head(object_file(name))) for name in manifest.objects}
+    return {
+        name: json.loads(read_head(path, manifest, object_file(name))) for name in manifest.objects
+    }

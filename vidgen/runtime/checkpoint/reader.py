@@ -2,7 +2,7 @@
 
 import math
 import os
-import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +10,24 @@ import torch
 from torch import Tensor
 
 from vidgen.errors import UserError
-from vidgen.runtime.checkpoint.layout import CHUNK, DTYPES, Box, Manifest, Slice, chunk_crcs
+from vidgen.runtime.checkpoint import transfer
+from vidgen.runtime.checkpoint.jobs import ENDED, Problem, Span, Statistics
+from vidgen.runtime.checkpoint.layout import (
+    CHUNK,
+    DTYPES,
+    Box,
+    Manifest,
+    Slice,
+    TensorEntry,
+    read_manifest,
+)
 from vidgen.runtime.crc32c import crc32c
 
 _ADVICE = "restore it from a copy or load another step"
 
 
-def chunk_ranges(shape: tuple[int, ...], box: Box, itemsize: int) -> list[tuple[int, int]]:
-    """The chunks of a slice that hold a box of it, as ranges (first, last + 1) in order."""
-    if not box.numel:
-        return []
+def runs(shape: tuple[int, ...], box: Box) -> tuple[np.ndarray, int]:
+    """Where a box lies in a contiguous tensor: the first elements of its runs, and their length."""
     # Walk in from the last dimension: what is taken whole, and one dimension more, is contiguous.
     outer = len(shape)
     run = 1
@@ -34,6 +42,14 @@ def chunk_ranges(shape: tuple[int, ...], box: Box, itemsize: int) -> list[tuple[
     for d in range(outer):
         steps = np.arange(box.shape[d], dtype=np.int64) * strides[d]
         begins = (begins[:, None] + steps).reshape(-1)
+    return begins, run
+
+
+def chunk_ranges(shape: tuple[int, ...], box: Box, itemsize: int) -> list[tuple[int, int]]:
+    """The chunks of a slice that hold a box of it, as ranges (first, last + 1) in order."""
+    if not box.numel:
+        return []
+    begins, run = runs(shape, box)
     first = begins * itemsize // CHUNK
     last = ((begins + run) * itemsize - 1) // CHUNK
     breaks = np.flatnonzero(first[1:] > last[:-1] + 1) + 1
@@ -42,79 +58,153 @@ def chunk_ranges(shape: tuple[int, ...], box: Box, itemsize: int) -> list[tuple[
     return list(zip(lows.tolist(), highs.tolist(), strict=True))
 
 
-class Reader:
-    """The files of one checkpoint, opened as they are needed, every read of them checked."""
+@dataclass(frozen=True)
+class Piece:
+    """What one slice holds of a box that is wanted."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
-        self._manifest = manifest
-        self._open: dict[str, int] = {}
-        self._lock = threading.Lock()
+    label: str
+    part: Slice
+    itemsize: int
+    common: Box
 
-    def __enter__(self) -> "Reader":
-        return self
+    @property
+    def inside(self) -> Box:
+        start = tuple(a - b for a, b in zip(self.common.start, self.part.box.start, strict=True))
+        return Box(start, self.common.shape)
 
-    def __exit__(self, *_: object) -> None:
-        for fd in self._open.values():
-            os.close(fd)
+    @property
+    def nbytes(self) -> int:
+        return self.common.numel * self.itemsize
 
-    def head(self, name: str) -> bytes:
-        """The bytes of a file that no tensor accounts for: a shard's header, an object's all."""
-        entry = self._manifest.files[name]
-        fd = self._descriptor(name, "it")
-        if (size := os.fstat(fd).st_size) != entry.size:
-            raise UserError(
-                f"{self.path / name} is damaged: it has {size} bytes, not {entry.size}; {_ADVICE}"
-            )
-        data = bytearray(entry.checked)
-        self._fill(fd, name, "its beginning", memoryview(data), 0)
-        if crc32c(data) != entry.crc:
-            raise UserError(
-                f"{self.path / name} is damaged: the CRC32C of its first {entry.checked} bytes "
-                f"is not {entry.crc:08x}; {_ADVICE}"
-            )
-        return bytes(data)
+    def _span(self, low: int, high: int, out: Tensor | None, begin: int = 0) -> Span:
+        """Chunks low to high of the slice; `out` takes the bytes from the slice's byte `begin`."""
+        start, end = low * CHUNK, min(high * CHUNK, self.part.box.numel * self.itemsize)
+        return Span(
+            self.label,
+            self.part.file,
+            self.part.offset + start,
+            end - start,
+            self.part.crcs[low:high],
+            begin - start if out is not None else 0,
+            out,
+        )
 
-    def read(self, label: str, dtype: str, part: Slice, inside: Box) -> Tensor:
-        """A slice's tensor, of which only the box `inside` need be read and holds its values."""
-        count = part.box.numel * DTYPES[dtype].itemsize
-        data = torch.empty(count, dtype=torch.uint8)  # pages that are not read cost no memory
-        view = data.numpy().data
-        fd = self._descriptor(part.file, label)
-        for low, high in chunk_ranges(part.box.shape, inside, DTYPES[dtype].itemsize):
-            begin, end = low * CHUNK, min(high * CHUNK, count)
-            self._fill(fd, part.file, label, view[begin:end], part.offset + begin)
-            for at, crc in enumerate(chunk_crcs(view[begin:end]), low):
-                if crc != part.crcs[at]:
-                    raise UserError(
-                        f"{self.path / part.file} is damaged at {label}: the CRC32C of the bytes "
-                        f"from {part.offset + at * CHUNK} is {crc:08x}, not {part.crcs[at]:08x}; "
-                        f"{_ADVICE}"
-                    )
-        return data.view(DTYPES[dtype]).view(part.box.shape)
+    def all(self) -> Span:
+        """The whole slice, only to be checked."""
+        return self._span(0, len(self.part.crcs), None)
 
-    def _descriptor(self, name: str, label: str) -> int:
-        with self._lock:
-            if name not in self._open:
-                try:
-                    self._open[name] = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
-                except OSError as error:
-                    raise UserError(
-                        f"{self.path / name} cannot be read for {label}: "
-                        f"{error.strerror}; {_ADVICE}"
-                    ) from None
-            return self._open[name]
+    def contiguous(self, begin: int, out: Tensor) -> Span:
+        """The slice's bytes from `begin` on, as many as `out` takes."""
+        end = begin + out.nbytes
+        return self._span(begin // CHUNK, -(-end // CHUNK), out, begin)
 
-    def _fill(self, fd: int, name: str, label: str, into: memoryview, offset: int) -> None:
-        while len(into):
-            try:
-                got = os.preadv(fd, [into], offset)
-            except OSError as error:
-                raise UserError(
-                    f"{self.path / name} cannot be read at {label}: {error.strerror}; {_ADVICE}"
-                ) from error
-            if got == 0:
-                raise UserError(
-                    f"{self.path / name} is damaged at {label}: it ends at byte {offset}; {_ADVICE}"
-                )
-            into, offset = into[got:], offset + got
+    def scattered(self, whole: Tensor) -> list[Span]:
+        """All chunks that hold something of the box, into memory as large as the whole slice."""
+        ranges = chunk_ranges(self.part.box.shape, self.inside, self.itemsize)
+        return [
+            self._span(low, high, whole[low * CHUNK : high * CHUNK], low * CHUNK)
+            for low, high in ranges
+        ]
+
+
+def pieces(path: Path, label: str, entry: TensorEntry, box: Box) -> list[Piece]:
+    """The pieces that make up a box of a tensor."""
+    itemsize = DTYPES[entry.dtype].itemsize
+    found = [
+        Piece(label, part, itemsize, common)
+        for part in entry.slices
+        if (common := part.box.intersect(box)) is not None
+    ]
+    covered = sum(piece.common.numel for piece in found)
+    if covered != box.numel:
+        raise UserError(
+            f"{path} is damaged: its files hold {covered} of the {box.numel} elements of {label}"
+        )
+    return found
+
+
+def read(path: Path, spans: list[Span]) -> Statistics:
+    """Read and check; a UserError names what is damaged."""
+    problems, statistics = transfer.read_spans(path, spans)
+    if problems:
+        raise UserError(explain(path, problems[0]))
+    return statistics
+
+
+def explain(path: Path, problem: Problem) -> str:
+    """One line for a problem."""
+    file, label = path / problem.span.file, problem.span.label
+    if problem.code == 0:
+        why = (
+            f"is damaged at {label}: the CRC32C of the bytes from {problem.offset} is "
+            f"{problem.found:08x}, not {problem.expected:08x}"
+        )
+    elif problem.code == ENDED:
+        why = f"is damaged at {label}: it ends at byte {problem.offset}"
+    else:
+        why = f"cannot be read for {label}: {os.strerror(problem.code)} at byte {problem.offset}"
+    return f"{file} {why}; {_ADVICE}"
+
+
+def read_head(path: Path, manifest: Manifest, name: str) -> bytes:
+    """The bytes of a file that no tensor accounts for: a shard's header, an object's all."""
+    entry = manifest.files[name]
+    try:
+        with open(path / name, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(entry.checked)
+    except OSError as error:
+        raise UserError(f"{path / name} cannot be read: {error.strerror}; {_ADVICE}") from None
+    if size != entry.size:
+        raise UserError(
+            f"{path / name} is damaged: it has {size} bytes, not {entry.size}; {_ADVICE}"
+        )
+    if crc32c(data) != entry.crc:
+        raise UserError(
+            f"{path / name} is damaged: the CRC32C of its first {entry.checked} bytes "
+            f"is not {entry.crc:08x}; {_ADVICE}"
+        )
+    return data
+
+
+class GroupReader:
+    """One group of a step, read a tensor's rows at a time whatever its sharding."""
+
+    def __init__(self, path: str | os.PathLike[str], group: str) -> None:
+        self.path, self.group = Path(path), group
+        held = read_manifest(self.path).tensors
+        if group not in held:
+            has = ", ".join(sorted(held)) or "no tensors"
+            raise UserError(f"{path} holds no {group!r}; it holds {has}")
+        self._entries = held[group]
+
+    def shapes(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        return {name: (DTYPES[e.dtype], e.shape) for name, e in self._entries.items()}
+
+    def read(self, name: str, out: Tensor, row: int = 0) -> None:
+        """Fill `out`, which is contiguous and on the CPU, from row `row` of the tensor on."""
+        entry = self._entries[name]
+        box = Box((row, *(0 for _ in out.shape[1:])) if out.dim() else (), tuple(out.shape))
+        spans, later = [], []
+        for piece in pieces(self.path, f"{self.group}/{name}", entry, box):
+            begins, _ = runs(piece.part.box.shape, piece.inside)
+            target = out[piece.common.slices_within(box)]
+            if len(begins) == 1 and target.is_contiguous():
+                flat = target.view(-1).view(torch.uint8)
+                spans.append(piece.contiguous(int(begins[0]) * piece.itemsize, flat))
+            else:
+                later.append((piece, target))
+        read(self.path, spans)
+        for piece, target in later:
+            fill_scattered(self.path, piece, target)
+
+
+def fill_scattered(path: Path, piece: Piece, target: Tensor) -> Statistics:
+    """A piece that is not one run of bytes here or there, by way of memory for the whole slice."""
+    size = piece.part.box.numel * piece.itemsize
+    whole = torch.empty(size, dtype=torch.uint8)  # pages that are not read cost no memory
+    statistics = read(path, piece.scattered(whole))
+    stored = whole.view(target.dtype).view(piece.part.box.shape)
+    with torch.no_grad():
+        target.copy_(stored[piece.inside.slices_within(Box((0,) * stored.dim(), stored.shape))])
+    return statistics

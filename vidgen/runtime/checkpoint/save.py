@@ -1,42 +1,61 @@
 """Saving: a snapshot while the caller waits, the files and the commit behind its back."""
 
 import atexit
+import errno
 import functools
 import json
 import logging
 import os
 import threading
+import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from vidgen.errors import UserError
-from vidgen.runtime.checkpoint import commit
+from vidgen.runtime.checkpoint import commit, transfer
+from vidgen.runtime.checkpoint.jobs import OutputFile
 from vidgen.runtime.checkpoint.layout import (
-    CHUNK,
     NAME,
     FileEntry,
     Manifest,
     Slice,
     TensorEntry,
-    chunk_crcs,
     object_file,
-    safetensors_header,
-    shard_file,
 )
 from vidgen.runtime.checkpoint.peers import Peers, peers
-from vidgen.runtime.checkpoint.shares import Share, divide, listing
+from vidgen.runtime.checkpoint.plan import Plan, plan
+from vidgen.runtime.checkpoint.shares import Share, divide, held
+from vidgen.runtime.checkpoint.snapshot import Snapshot
 from vidgen.runtime.crc32c import crc32c
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-_WINDOW = 32 * CHUNK  # bytes checksummed, then written while still in the cache
+
+@dataclass(frozen=True)
+class Summary:
+    """What a save took on this rank."""
+
+    bytes: int
+    waited_s: float  # for the save before, which was still being written
+    blocked_s: float  # for the copy of the state
+    written_s: float  # from then on, to the commit: training went on
+    method: str
+
+    def __str__(self) -> str:
+        waited = (
+            f", waited {self.waited_s:.2f} s for the one before" if self.waited_s > 0.01 else ""
+        )
+        return (
+            f"{self.bytes / 1e9:.2f} GB in {self.written_s:.2f} s by {self.method}; "
+            f"training stood still for {self.blocked_s:.3f} s{waited}"
+        )
 
 
 class Saving:
@@ -44,6 +63,7 @@ class Saving:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.summary: Summary | None = None  # once it is committed
         self._finished = threading.Event()
         self._error: Exception | None = None
         self._told = False  # whether a caller has learnt how it went
@@ -105,20 +125,23 @@ def save(
     An earlier save still under way is waited for; if it failed, its error is raised here.
     """
     global _last
+    started = time.perf_counter()
     previous, _last = _last, None
     if previous is not None:
-        previous._settle()
+        _wait_turn(previous)
     if step < 0 or keep_last < 1 or (keep_every is not None and keep_every < 1):
         raise ValueError(f"step {step}, keep_last {keep_last}, keep_every {keep_every}")
     for name in (*tensors, *objects):
         if not NAME.fullmatch(name) or object_file(name) == "manifest.json":
             raise ValueError(f"{name!r} cannot name a group or an object: a-z, 0-9 and _ may")
 
+    turn = time.perf_counter()
     everyone = peers()
-    shares = divide(everyone.exchange(listing(tensors)), everyone.rank)
+    sources = held(tensors)
+    snapshot = Snapshot(_planned(list(sources), everyone), sources)
     texts = {name: json.dumps(value, indent=1).encode() for name, value in objects.items()}
-    snapshot = _Snapshot(tensors, shares)
-    job = _Job(Path(root).absolute(), step, snapshot, texts, everyone, keep_last, keep_every)
+    times = (turn - started, time.perf_counter() - turn)
+    job = _Job(Path(root).absolute(), step, snapshot, texts, everyone, keep_last, keep_every, times)
     saving = Saving(commit.step_directory(job.root, step))
     if background:
         # Not a daemon: a checkpoint begun before the interpreter's end is finished.
@@ -131,49 +154,59 @@ def save(
     return saving
 
 
-class _Snapshot:
-    """Host copies of this rank's shares, ordered before whatever is enqueued after."""
+_waits = 0  # saves that found the one before unfinished
 
-    def __init__(self, tensors: Mapping[str, Mapping[str, Tensor]], shares: list[Share]) -> None:
-        self.shares = shares
-        self._copies: list[Tensor] = []
-        self._sources: list[Tensor] = []  # device memory must live until the copies are made
-        self._copied: list[torch.cuda.Event] = []
-        devices = set()
-        for share in shares:
-            source = share.local(tensors)
-            on_gpu = source.device.type == "cuda"
-            copy = torch.empty(source.shape, dtype=source.dtype, pin_memory=on_gpu)
-            copy.copy_(source, non_blocking=on_gpu)
-            self._copies.append(copy)
-            if on_gpu:
-                self._sources.append(source)
-                devices.add(source.device)
-        for device in devices:
-            event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(device))
-            self._copied.append(event)
 
-    def wait(self) -> list[tuple[Share, Tensor]]:
-        for event in self._copied:
-            event.synchronize()
-        self._sources.clear()
-        return list(zip(self.shares, self._copies, strict=True))
+def _wait_turn(previous: Saving) -> None:
+    """Until an earlier save is done: its memory is needed. An error nobody has heard is raised."""
+    global _waits
+    if not previous.done():
+        _waits += 1
+        began = time.perf_counter()
+        previous._finished.wait()
+        _log.log(
+            logging.WARNING if _waits == 1 else logging.INFO,
+            "waited %.2f s for %s to be written (so far %d saves had to wait): "
+            "checkpoints are due faster than the disk takes them",
+            time.perf_counter() - began,
+            previous.path,
+            _waits,
+        )
+    previous._settle()
 
-    @property
-    def size(self) -> int:
-        return sum(copy.nbytes for copy in self._copies)
+
+@dataclass(frozen=True)
+class _Division:
+    shares: list[Share]  # what this rank holds
+    peers: Peers
+    plan: Plan
+
+
+_division: _Division | None = None  # the last one
+
+
+def _planned(shares: list[Share], everyone: Peers) -> Plan:
+    """The files this rank writes. It is worked out again only when some rank holds other shares."""
+    global _division
+    known = _division
+    same = known is not None and known.peers is everyone and known.shares == shares
+    if all(everyone.exchange(same)) and known is not None:
+        return known.plan
+    mine = divide(everyone.exchange(shares), everyone.rank)
+    _division = _Division(shares, everyone, plan(mine, everyone.rank, everyone.world))
+    return _division.plan
 
 
 @dataclass(frozen=True)
 class _Job:
     root: Path
     step: int
-    snapshot: _Snapshot
+    snapshot: Snapshot
     texts: dict[str, bytes]
     peers: Peers
     keep_last: int
     keep_every: int | None
+    times: tuple[float, float]  # seconds the caller waited for its turn, and for the snapshot
 
 
 @dataclass(frozen=True)
@@ -185,25 +218,43 @@ class _Written:
 
 
 def _run(job: _Job, saving: Saving) -> None:
+    began = time.perf_counter()
+    failed: Exception | None = None
     try:
-        _write_and_commit(job)
+        method = _write_and_commit(job)
+        seconds = time.perf_counter() - began
+        saving.summary = Summary(job.snapshot.plan.size, *job.times, seconds, str(method))
+        _log.info("%s: %s", saving.path, saving.summary)
     except Exception as error:
-        saving._finish(error)
-    else:
-        saving._finish(None)
+        failed = error
+        # What was being written is in variables of the error's frames, which would keep it alive.
+        traceback.clear_frames(error.__traceback__)
+    try:
+        if failed is not None and _stuck(failed):
+            job.snapshot.lose()
+        else:
+            job.snapshot.release()
+    except Exception as error:
+        failed = failed or error
+    saving._finish(failed)
 
 
-def _write_and_commit(job: _Job) -> None:
+def _stuck(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.ETIMEDOUT
+
+
+def _write_and_commit(job: _Job) -> transfer.Method:
     first = job.peers.rank == 0
     writing = commit.writing_directory(job.root, job.step)
     _together(job, lambda: commit.begin(job.root, job.step) if first else None)
     try:
-        written = _together(job, lambda: _write_files(job, writing))
+        method = _together(job, lambda: transfer.method(writing))
+        written = _together(job, lambda: _write_files(job, writing, method))
         # Phase two: every rank's data is durable; one manifest makes it a checkpoint.
         reports = job.peers.exchange(written)
         _together(job, lambda: _commit(job, writing, reports) if first else None)
-    except Exception:
-        if first:
+    except Exception as error:
+        if first and not _stuck(error):  # else to remove it would be stuck as well
             commit.abandon(job.root, job.step)
         raise
     if first:
@@ -211,6 +262,7 @@ def _write_and_commit(job: _Job) -> None:
             commit.prune(job.root, job.step, job.keep_last, job.keep_every)
         except OSError as error:
             _log.warning("an old checkpoint could not be removed: %s", error)
+    return method
 
 
 def _together(job: _Job, work: Callable[[], T]) -> T:
@@ -219,51 +271,31 @@ def _together(job: _Job, work: Callable[[], T]) -> T:
         result = work()
     except Exception as error:
         if isinstance(error, OSError):
-            error = commit.explain(error, job.root, job.step, job.snapshot.size)
+            error = commit.explain(error, job.root, job.step, job.snapshot.plan.size)
         job.peers.agree(error)
         raise
     job.peers.agree(None)
     return result
 
 
-def _write_files(job: _Job, writing: Path) -> _Written:
+def _write_files(job: _Job, writing: Path, method: transfer.Method) -> _Written:
     files: dict[str, FileEntry] = {}
     slices: list[tuple[Share, Slice]] = []
-    groups: dict[str, list[tuple[Share, Tensor]]] = {}
-    for share, copy in job.snapshot.wait():
-        groups.setdefault(share.group, []).append((share, copy))
-    for group, members in groups.items():
-        name = shard_file(group, job.peers.rank, job.peers.world)
-        files[name] = _write_shard(writing / name, members, slices)
+    job.snapshot.wait()
+    planned = job.snapshot.plan.files
+    outputs = [
+        OutputFile(writing / f.name, job.snapshot.data(f), f.size, f.checked) for f in planned
+    ]
+    crcs, _ = transfer.write_files(outputs, method)
+    for file, found in zip(planned, crcs, strict=True):
+        files[file.name], parts = file.entries(found)
+        slices += parts
     if job.peers.rank == 0:
         for name, text in job.texts.items():
             commit.write_durably(writing / object_file(name), text)
             files[object_file(name)] = FileEntry(len(text), len(text), crc32c(text))
     commit.sync_directory(writing)
     return _Written(files, slices)
-
-
-def _write_shard(
-    path: Path, members: list[tuple[Share, Tensor]], slices: list[tuple[Share, Slice]]
-) -> FileEntry:
-    members = sorted(members, key=lambda m: (-m[1].itemsize, m[0].name))
-    header, offsets = safetensors_header([(share.name, copy) for share, copy in members])
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        commit.write_all(fd, memoryview(header))
-        for (share, copy), offset in zip(members, offsets, strict=True):
-            data = copy.view(-1).view(torch.uint8).numpy().data
-            crcs: list[int] = []
-            for at in range(0, len(data), _WINDOW):
-                window = data[at : at + _WINDOW]
-                crcs += chunk_crcs(window)
-                commit.write_all(fd, window)
-            slices.append((share, Slice(path.name, offset, share.box, tuple(crcs))))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    size = len(header) + sum(copy.nbytes for _, copy in members)
-    return FileEntry(size, len(header), crc32c(header))
 
 
 def _commit(job: _Job, writing: Path, reports: list[_Written]) -> None:

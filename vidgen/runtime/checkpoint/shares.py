@@ -23,14 +23,10 @@ class Share:
     def size(self) -> int:
         return self.box.numel * DTYPES[self.dtype].itemsize
 
-    def local(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
-        """This rank's data for the share."""
-        return local_part(tensors[self.group][self.name])[0]
 
-
-def listing(tensors: Mapping[str, Mapping[str, Tensor]]) -> list[Share]:
-    """What this rank holds, from shapes alone."""
-    held = []
+def held(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[Share, Tensor]:
+    """What this rank holds: each share, and its data where it lies."""
+    found = {}
     for group, members in tensors.items():
         for name, tensor in members.items():
             local, box = local_part(tensor)
@@ -38,8 +34,9 @@ def listing(tensors: Mapping[str, Mapping[str, Tensor]]) -> list[Share]:
                 raise TypeError(f"{group}/{name} is {tensor.dtype}, which safetensors cannot hold")
             if local.layout != torch.strided or local.is_quantized or local.is_meta:
                 raise TypeError(f"{group}/{name} has no plain data: {local.layout}, {local.device}")
-            held.append(Share(group, name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), box))
-    return held
+            share = Share(group, name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), box)
+            found[share] = local
+    return found
 
 
 def divide(listings: list[list[Share]], rank: int) -> list[Share]:

@@ -1,7 +1,8 @@
 """Which implementation of an op runs: one rule, visible in `table()`, never a silent change.
 
 VIDGEN_OPS=auto (the default) takes the compiled kernel where the device and type have one, else the
-reference. VIDGEN_OPS=reference|compiled|triton takes that one or raises.
+reference; on a GPU where the op was measured and Triton was faster (`faster.json`), Triton.
+VIDGEN_OPS=reference|compiled|triton takes that one or raises.
 """
 
 import importlib.util
@@ -16,14 +17,19 @@ from torch import Tensor
 
 from vidgen.errors import UserError
 from vidgen.runtime import native
+from vidgen.runtime.ops import faster
 
 OPS = (
     "modulate",
     "gated_residual",
     "gated_residual_modulate",
     "qk_norm_rope",
+    "joint_qkv",
+    "split_streams",
+    "attention_mlp",
     "gelu_tanh",
     "video_to_input",
+    "merge",
 )
 IMPLEMENTATIONS = ("reference", "compiled", "triton")
 KERNEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -40,7 +46,7 @@ class Row:
     device: str
     implementation: str
     available: bool
-    reason: str  # why it is not available
+    reason: str  # why it is not available, or was chosen
     chosen: bool
 
 
@@ -59,13 +65,23 @@ def _decide(op: str, device: str, dtype: torch.dtype) -> str:
     wish = wished()
     chosen = wish
     if wish == "auto":
-        chosen = "reference" if why_not(op, "compiled", device, dtype) else "compiled"
+        chosen, _ = _automatic(op, device, dtype)
     elif why := why_not(op, wish, device, dtype):
         raise UserError(
             f"VIDGEN_OPS={wish}, but {op} cannot run so: {why}; VIDGEN_OPS=auto picks what can"
         )
     _chosen[op, device, dtype] = chosen
     return chosen
+
+
+def _automatic(op: str, device: str, dtype: torch.dtype) -> tuple[str, str]:
+    """What auto takes, and what speaks for it beyond its being there."""
+    measured = faster.on_this_gpu(op) if device == "cuda" else ""
+    if measured and not why_not(op, measured, device, dtype):
+        return measured, "measured to be the faster one on this GPU"
+    if why_not(op, "compiled", device, dtype):
+        return "reference", ""
+    return "compiled", "not measured beside Triton on this GPU" if device == "cuda" else ""
 
 
 def wished() -> str:
@@ -128,11 +144,13 @@ def table() -> list[Row]:
         for op in OPS:
             dtype = torch.uint8 if op == "video_to_input" else torch.bfloat16
             reasons = {name: why_not(op, name, device, dtype) for name in IMPLEMENTATIONS}
-            wish = wished()
+            wish, because = wished(), ""
             if wish == "auto":
-                wish = "reference" if reasons["compiled"] else "compiled"
+                wish, because = _automatic(op, device, dtype)
             rows += [
-                Row(op, device, name, not why, why, name == wish and not why)
+                Row(op, device, name, not why, why or because, True)
+                if name == wish and not why
+                else Row(op, device, name, not why, why, False)
                 for name, why in reasons.items()
             ]
     return rows

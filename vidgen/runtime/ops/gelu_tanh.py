@@ -11,11 +11,30 @@ from vidgen.runtime.ops.reference import widen
 from vidgen.runtime.ops.registry import define
 
 
-def gelu_tanh(x: Tensor) -> Tensor:
-    """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), in the type of x, any shape."""
+def gelu_tanh(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), in the type of x, any shape.
+
+    With `out`, of x's shape and type, the result goes there, say into a part of a wider buffer; as
+    with torch's own, such a call has no gradient.
+    """
+    if out is not None:
+        return _into(x, out)
     if dispatch.choose("gelu_tanh", x) == "reference":
         return reference(x)
-    out: Tensor = torch.ops.vidgen.gelu_tanh(x)
+    result: Tensor = torch.ops.vidgen.gelu_tanh(x)
+    return result
+
+
+def _into(x: Tensor, out: Tensor) -> Tensor:
+    if out.shape != x.shape or out.dtype != x.dtype:
+        raise ValueError(
+            f"gelu_tanh: out is {out.dtype} {tuple(out.shape)}, expected {x.dtype} {tuple(x.shape)}"
+        )
+    if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
+        raise RuntimeError("gelu_tanh: a call with `out` has no gradient; leave `out` away")
+    if dispatch.choose("gelu_tanh", x) == "reference":
+        return out.copy_(reference(x))
+    torch.ops.vidgen.gelu_tanh_out(x, out)
     return out
 
 
@@ -43,6 +62,19 @@ def _empty(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
+def _forward_out(x: Tensor, out: Tensor) -> None:
+    if not x.numel():
+        return
+    target = _tokens(out)
+    kernels.run("gelu_tanh", "forward", _tokens(x), target)
+    if target.data_ptr() != out.data_ptr():  # its strides do not allow rows
+        out.copy_(target.view(out.shape))
+
+
+def _no_result(x: Tensor, out: Tensor) -> None:
+    pass
+
+
 def _backward(grad_out: Tensor, x: Tensor) -> Tensor:
     grad_x = _empty_grad(grad_out, x)
     if x.numel():
@@ -65,3 +97,4 @@ def _gradient(ctx: Any, grad_out: Tensor) -> Tensor:
 
 define("gelu_tanh(Tensor x) -> Tensor", _forward, _empty, _gradient, _setup_context)
 define("gelu_tanh_backward(Tensor grad_out, Tensor x) -> Tensor", _backward, _empty_grad)
+define("gelu_tanh_out(Tensor x, Tensor(a!) out) -> ()", _forward_out, _no_result)

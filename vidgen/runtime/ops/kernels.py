@@ -9,7 +9,7 @@ from torch import Tensor
 from vidgen.runtime import native
 from vidgen.runtime.ops import dispatch
 
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}
+_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3, torch.int32: 4}
 
 
 def run(op: str, direction: str, *arguments: Any) -> None:
@@ -21,7 +21,7 @@ def run(op: str, direction: str, *arguments: Any) -> None:
     x: Tensor = arguments[0]
     chosen = dispatch.choose(op, x)
     if chosen == "compiled":
-        _run_compiled(f"{op}_{direction}", x.device, arguments)
+        run_compiled(f"{op}_{direction}", x.device, arguments)
     elif chosen == "triton":
         module = importlib.import_module(f"vidgen.runtime.ops.triton.{op}")
         getattr(module, direction)(*arguments)
@@ -31,7 +31,8 @@ def run(op: str, direction: str, *arguments: Any) -> None:
         )
 
 
-def _run_compiled(kernel: str, device: torch.device, arguments: tuple[Any, ...]) -> None:
+def run_compiled(kernel: str, device: torch.device, arguments: tuple[Any, ...]) -> None:
+    """Calls a kernel of the extension module; its last tensors are filled."""
     module = native.load()
     if module is None:
         raise RuntimeError(native.reason())
@@ -53,3 +54,8 @@ def _view(tensor: Tensor) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
 def rows(tensor: Tensor) -> Tensor:
     """The tensor itself if its last dimension is contiguous, as the kernels need, else a copy."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def copy_rows(x_BLHD: Tensor, out_BLHD: Tensor) -> None:
+    """Numbers into a part of another tensor, at the speed of a copy whatever their strides."""
+    run("copy_rows", "forward", rows(x_BLHD), out_BLHD)

@@ -1,0 +1,242 @@
+"""The video loader beside torch's DataLoader, on 720p H.264 files made here, in 256px buckets.
+
+    python benchmarks/bench_loader.py
+
+Two workers each, the same windows of the same files. The DataLoader's data set reads them with PyAV
+and scales with FFmpeg, decoding from the start, or from the key frame before the window.
+torchcodec and SPDL need a system's FFmpeg libraries, which a wheel of PyAV does not give them.
+"""
+
+import argparse
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vidgen.data import BucketConfig, DataConfig, open_loader
+from vidgen.data.manifest import write_manifest
+from vidgen.data.order import sample_draws
+from vidgen.runtime.observe import results
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WORKERS = 2
+FILE_FRAMES, CLIPS, BATCH = 300, 64, 4
+HEIGHT, WIDTH = 192, 336  # 256px in 16:9
+MEASURED = {33: 24, 129: 12}  # frames of a clip to clips read
+
+
+def make_files(folder: Path) -> Path:
+    """Four 720p files with x264's defaults (key frames up to 250 apart, b-frames), 16 rows each;
+    returns their manifest."""
+    for number in range(4):
+        write_file(folder / f"{number}.mp4", number)
+    rows = [
+        {
+            "path": f"{i % 4}.mp4",
+            "text": "",
+            "num_frames": FILE_FRAMES,
+            "height": 720,
+            "width": 1280,
+            "fps": 24.0,
+        }
+        for i in range(CLIPS)
+    ]
+    write_manifest(folder / "clips.parquet", rows)
+    # What is imported once is no memory of a loader.
+    for batches in (
+        vidgen_batches(folder / "clips.parquet", 33),
+        iter(DataLoader(Clips(folder / "clips.parquet", 1, seek=True))),
+    ):
+        next(batches)
+    return folder / "clips.parquet"
+
+
+def write_file(path: Path, seed: int) -> None:
+    """A smooth field with some grain, panned, and a disc that crosses it."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(30, 220, (16, 32, 3), np.uint8)
+    source = av.VideoFrame.from_ndarray(coarse, format="rgb24")
+    wide = source.reformat(2048, 1024, "rgb24", interpolation="BICUBIC").to_ndarray()
+    wide = np.clip(wide.astype(np.int16) + rng.integers(-6, 7, wide.shape), 0, 255).astype(np.uint8)
+    y, x = np.mgrid[:720, :1280]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
+        stream.options = {"crf": "23", "preset": "veryfast"}
+        for t in range(FILE_FRAMES):
+            picture = wide[t // 2 : t // 2 + 720, 2 * t : 2 * t + 1280].copy()
+            picture[(x - 4 * t) ** 2 + (y - 360) ** 2 < 120**2] = (220, 40, 40)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+class Clips(Dataset[Any]):
+    """The same windows, as one reads them with PyAV; `seek`: from the key frame before."""
+
+    def __init__(self, manifest: Path, frames: int, seek: bool) -> None:
+        self._folder, self._frames, self._seek = manifest.parent, frames, seek
+
+    def __len__(self) -> int:
+        return CLIPS
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        start = math.floor(sample_draws(0, 0, row).start * (FILE_FRAMES - self._frames + 1))
+        frames: list[np.ndarray] = []
+        with av.open(str(self._folder / f"{row % 4}.mp4")) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            rate, base = Fraction(24), stream.time_base
+            assert base is not None
+            if self._seek:
+                container.seek(int(start / rate / base), stream=stream)
+            for frame in container.decode(stream):
+                if round((frame.pts or 0) * base * rate) >= start:
+                    small = frame.reformat(WIDTH, HEIGHT, "rgb24", interpolation="BILINEAR")
+                    frames.append(small.to_ndarray())
+                if len(frames) == self._frames:
+                    break
+        return torch.from_numpy(np.stack(frames))
+
+
+def vidgen_batches(manifest: Path, frames: int) -> Iterator[torch.Tensor]:
+    buckets = {"256px": {str(frames): BucketConfig(batch=BATCH)}}
+    cfg = DataConfig(manifest=str(manifest), buckets=buckets, workers=WORKERS)
+    with open_loader(cfg, seed=0, rank=0, world=1, device=DEVICE) as loader:
+        for batch in loader:
+            assert batch.video_BTHWC.shape[2:4] == (HEIGHT, WIDTH)
+            yield batch.video_BTHWC
+
+
+def torch_batches(manifest: Path, frames: int, seek: bool) -> Iterator[torch.Tensor]:
+    loader = DataLoader(
+        Clips(manifest, frames, seek),
+        batch_size=BATCH,
+        shuffle=True,
+        num_workers=WORKERS,
+        pin_memory=DEVICE == "cuda",
+        persistent_workers=True,
+    )
+    while True:
+        for batch in loader:
+            yield batch.to(DEVICE, non_blocking=True)
+
+
+PEERS: dict[str, Callable[[Path, int], Iterator[torch.Tensor]]] = {
+    "vidgen": vidgen_batches,
+    "DataLoader": lambda manifest, frames: torch_batches(manifest, frames, seek=False),
+    "DataLoader, seeking": lambda manifest, frames: torch_batches(manifest, frames, seek=True),
+}
+
+
+def family() -> list[int]:
+    """This process and all below it."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rsplit(") ", 1)[1].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    ours = [os.getpid()]
+    for pid in ours:
+        ours += [child for child, parent in parents.items() if parent == pid]
+    return ours
+
+
+def cpu_seconds() -> float:
+    ticks = 0
+    for pid in family():
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def pss_mb() -> float:
+    """Memory of all processes, what they share counted once."""
+    total = 0
+    for pid in family():
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1])
+    return total / 1024
+
+
+def decode_alone(manifest: Path, frames: int) -> float:
+    """The ruler: CPU seconds a clip of FFmpeg's decoder in one thread, each window from its key
+    frame on, every frame thrown away."""
+    clips, begun = range(0, CLIPS, 16), time.process_time()
+    for row in clips:
+        start = math.floor(sample_draws(0, 0, row).start * (FILE_FRAMES - frames + 1))
+        with av.open(str(manifest.parent / f"{row % 4}.mp4")) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            base = stream.time_base
+            assert base is not None
+            container.seek(int(start / 24 / base), stream=stream)
+            for frame in container.decode(stream):
+                if round((frame.pts or 0) * base * 24) >= start + frames - 1:
+                    break
+    return (time.process_time() - begun) / len(clips)
+
+
+def measure(manifest: Path, peer: str, frames: int) -> dict[str, Any]:
+    before = pss_mb()
+    batches = PEERS[peer](manifest, frames)
+    count = MEASURED[frames] // BATCH
+    # Batches were read ahead when the clock starts, and are when it stops.
+    for _ in range(2):
+        next(batches)
+    cpu, begun = cpu_seconds(), time.perf_counter()
+    for _ in range(count):
+        next(batches)
+    seconds, cpu = time.perf_counter() - begun, cpu_seconds() - cpu
+    memory = pss_mb() - before
+    step, waited = 2 * seconds / count, 0.0  # a device busy twice as long as decoding takes
+    next(batches)
+    for _ in range(4):
+        time.sleep(step)
+        begun = time.perf_counter()
+        next(batches)
+        waited += time.perf_counter() - begun
+    batches.close()  # type: ignore[attr-defined]
+    clips = count * BATCH
+    return {
+        "clip": f"{frames}x{HEIGHT}x{WIDTH} of {FILE_FRAMES}x720x1280",
+        "loader": peer,
+        "clips_per_s": clips / seconds,
+        "cpu_s_per_clip": cpu / clips,
+        "memory_mb": memory,
+        "stall_part_of_step": waited / (4 * step),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--frames", type=int, nargs="*", default=list(MEASURED))
+    parser.add_argument("--out", help="the file of results, if not the machine's own")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = make_files(Path(folder))
+        for frames in args.frames:
+            ruler = decode_alone(manifest, frames)
+            rows += [measure(manifest, peer, frames) for peer in PEERS]
+            for row in rows[-len(PEERS) :]:
+                row["decode_alone_cpu_s"] = ruler
+                row["times_dataloader"] = row["clips_per_s"] / rows[-2]["clips_per_s"]
+    print(results.table(rows))
+    settings = {"device": DEVICE, "workers": WORKERS, "batch": BATCH, "av": av.__version__}
+    print(results.write("loader", rows, settings=settings, out=args.out))
+
+
+if __name__ == "__main__":
+    main()

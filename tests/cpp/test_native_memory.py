@@ -1,0 +1,38 @@
+"""Builds and runs the C++ tests of arena, lease and lane: under the sanitizers too."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    "sanitizer",
+    [
+        "",
+        pytest.param("address", marks=pytest.mark.slow),
+        pytest.param("thread", marks=pytest.mark.slow),
+        pytest.param("undefined", marks=pytest.mark.slow),
+    ],
+)
+def test_memory(sanitizer: str) -> None:
+    cmake = shutil.which("cmake")
+    if cmake is None or not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        pytest.skip("needs cmake and a C++ compiler")
+    build = ROOT / "build" / f"memory_tests_{sanitizer or 'plain'}"  # only what changed is compiled
+    configure = [cmake, "-S", str(ROOT), "-B", str(build), "-DVIDGEN_PYTHON=OFF"]
+    configure += ["-DVIDGEN_TESTS=ON", f"-DVIDGEN_SANITIZE={sanitizer}", "-DCMAKE_BUILD_TYPE=None"]
+    if shutil.which("ninja"):
+        configure += ["-G", "Ninja"]
+    target = ["--target", "vidgen_memory_tests", "-j", str(os.cpu_count())]
+    for command in (
+        [*configure, "-DCMAKE_CXX_FLAGS=-O1"],
+        [cmake, "--build", str(build), *target],
+        [str(build / "vidgen_memory_tests")],
+    ):
+        result = subprocess.run(command, capture_output=True, text=True, timeout=500)
+        assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]

@@ -1,0 +1,141 @@
+"""Batches of latents: from a cache, from a part of one, from a damaged one."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vidgen.data import DataConfig, open_loader
+from vidgen.data.codec import ClipCodec
+from vidgen.data.encode import encode_manifest
+from vidgen.data.latents import LatentCache, facts_of, settings_of
+from vidgen.data.loader import Latents, Loader
+from vidgen.data.manifest import write_manifest
+from vidgen.errors import UserError
+from vidgen.models.block_dct.config import BlockDCTConfig
+from vidgen.models.block_dct.model import BlockDCT
+from vidgen.models.text.builtin import BuiltinText
+from vidgen.models.text.config import TextConfig
+
+TEXT = BuiltinText(TextConfig(length=8, token_width=8, pooled_width=6))
+BUCKETS = {"32px": {"5-33": {"batch": 4}}}
+
+
+@pytest.fixture
+def some(clip_set: Any, tmp_path: Path) -> Path:
+    """A manifest, of its own files, of the first twelve clips."""
+    for i in range(12):
+        shutil.copy(clip_set.manifest.parent / f"{i}.mp4", tmp_path)
+    write_manifest(tmp_path / "some.parquet", clip_set.rows[:12])
+    return tmp_path / "some.parquet"
+
+
+def config(manifest: Path, **changes: Any) -> DataConfig:
+    fields: dict[str, Any] = {"manifest": str(manifest), "buckets": BUCKETS, "workers": 0}
+    return DataConfig(**(fields | changes))
+
+
+def encode(manifest: Path, folder: Path, dtype: torch.dtype = torch.float32) -> str:
+    codec = BlockDCT(BlockDCTConfig())
+    how: dict[str, Any] = {"encoders": {}, "device": "cpu", "dtype": dtype, "suffix": True}
+    return str(encode_manifest(config(manifest), codec, TEXT, folder, **how))
+
+
+class Counted(BlockDCT):
+    calls = 0
+
+    def encode(self, *args: Any, **kwargs: Any) -> Tensor:
+        Counted.calls += 1
+        return super().encode(*args, **kwargs)
+
+
+def opened(
+    manifest: Path, folder: Path, dtype: torch.dtype = torch.float32, **changes: Any
+) -> Loader:
+    cfg, autoencoder = config(manifest, **changes), Counted(BlockDCTConfig())
+    facts = facts_of(autoencoder, TEXT)
+    cache = LatentCache(folder, settings_of({}, facts, dtype, suffix=True))
+    codec = ClipCodec(cache, autoencoder, TEXT, cfg, suffix=True, device="cpu", dtype=dtype)
+    return open_loader(cfg, seed=3, rank=0, world=1, device="cpu", codec=codec)
+
+
+def take(loader: Loader, count: int) -> list[tuple[list[int], Latents]]:
+    Counted.calls = 0
+    batches = [next(loader) for _ in range(count)]
+    found = []
+    for batch in batches:
+        assert batch.latents is not None
+        found.append((batch.keys, batch.latents))
+        with pytest.raises(ValueError, match="of latents"):
+            _ = batch.video_BTHWC
+    return found
+
+
+def same(one: list[tuple[list[int], Latents]], other: list[tuple[list[int], Latents]]) -> bool:
+    return all(
+        a == b
+        and torch.equal(x.latent_BCTHW, y.latent_BCTHW)
+        and torch.equal(x.text.tokens_BLD, y.text.tokens_BLD)
+        and torch.equal(x.text.pooled_BD, y.text.pooled_BD)
+        for (a, x), (b, y) in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cache_gives_what_encoding_gives(some: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    with opened(some, tmp_path / "rolling", dtype) as loader:
+        made = take(loader, 2)
+        assert Counted.calls == loader.computed == 8
+        again = take(loader, 4)
+        assert loader.cached + loader.computed == 24
+        assert loader.computed == Counted.calls + 8 <= 12  # each clip once
+    assert again
+    assert encode(some, tmp_path / "encoded", dtype) == "cached 0 / computed 12"
+    for workers in (0, 2):
+        with opened(some, tmp_path / "encoded", dtype, workers=workers) as loader:
+            assert same(take(loader, 2), made)
+            assert (Counted.calls, loader.cached, loader.computed) == (0, 8, 0)
+            assert made[0][1].latent_BCTHW.dtype == dtype
+    _, latents = made[0]
+    assert latents.text.tokens_BLD.shape == (4, 8, 8)
+    assert latents.latent_BCTHW.abs().amax((1, 2, 3, 4)).min() > 0
+    said = TEXT.encode([f"clip {made[0][0][0]} 24 FPS, {made[0][0][0] / 2:.0f} motion score."])
+    if made[0][0][0]:
+        assert torch.equal(latents.text.pooled_BD[:1], said.pooled_BD.to(dtype))
+
+
+def test_damaged_and_missing_entries_are_computed(
+    some: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "cache"
+    encode(some, folder)
+    with opened(some, folder) as loader:
+        expected = take(loader, 2)
+    files = sorted(folder.glob("*/*.safetensors"))
+    content = bytearray(files[0].read_bytes())
+    content[-9] ^= 1  # one bit of a value
+    for path, damaged in zip(files, (bytes(content), b"", b"\xff" * 99, None), strict=False):
+        path.unlink() if damaged is None else path.write_bytes(damaged)
+    with opened(some, folder) as loader:
+        assert same(take(loader, 2), expected)
+        take(loader, 14)  # enough epochs to meet every clip
+        assert loader.computed == 4
+    assert caplog.text.count("is damaged and counts as missing") == 3
+    assert encode(some, folder) == "cached 12 / computed 0"
+
+
+def test_a_clip_that_has_gone_is_passed_over(some: Path, tmp_path: Path) -> None:
+    (tmp_path / "4.mp4").write_bytes(b"")
+    with opened(some, tmp_path / "cache") as loader:
+        keys = {key for batch_keys, _ in take(loader, 4) for key in batch_keys}
+        assert set(loader.bad_clips) == {4}
+    assert 4 not in keys
+
+
+def test_crops_and_mirrors_are_refused(some: Path, tmp_path: Path) -> None:
+    for change in ({"crop": "random"}, {"flip": True}):
+        with pytest.raises(UserError, match=r"set data\.crop=center data\.flip=false"):
+            opened(some, tmp_path / "cache", **change)

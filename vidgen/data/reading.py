@@ -1,0 +1,156 @@
+"""How one sample of a step is read: its clip's window and cut, and what replaces a bad clip."""
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vidgen.data.buckets import frame_interval
+from vidgen.data.config import DataConfig
+from vidgen.data.entries import ABSENT, EntryRequest
+from vidgen.data.latents import content_key, log_damage
+from vidgen.data.manifest import Clip, Manifest
+from vidgen.data.order import Step, sample_draws
+from vidgen.data.video import ClipRequest
+from vidgen.errors import UserError
+from vidgen.runtime.loader.feed import Filling
+from vidgen.runtime.loader.processes import Lost
+
+if TYPE_CHECKING:
+    from vidgen.data.codec import ClipCodec
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One rank's share of one micro-step."""
+
+    step: Step
+    epoch: int
+    step_in_epoch: int
+    micro_step: int
+    first: int  # its first position in the step
+
+
+@dataclass(frozen=True)
+class Sample:
+    clip: Clip
+    fps: float  # of the frames as read
+    passed: dict[int, str]  # rows tried before it, and why they cannot be read
+    fields: dict[str, Any] | None = None  # of its entry in the latent cache
+    cached: bool = False  # an entry was read; else its pixels, of which one is to be made
+
+
+class Reader:
+    """Knows nothing of the loader, which the thread it runs in must not keep alive."""
+
+    def __init__(self, cfg: DataConfig, manifest: Manifest, seed: int) -> None:
+        self._cfg, self._manifest, self._seed = cfg, manifest, seed
+        self._bad: dict[int, str] = {}
+        self._kept: dict[ClipRequest, np.ndarray] = {}
+        self._room = cfg.cache_bytes
+
+    def fill(self, plan: Plan, sample: int, out: np.ndarray) -> Filling[Sample]:
+        """`out` is (T, H, W, 3)."""
+        passed: dict[int, str] = {}
+        for clip in self._candidates(plan, sample, passed):
+            request, fps = self._request(clip, plan.epoch, out.shape)
+            kept = self._kept.get(request)
+            if kept is not None:
+                out[:] = kept
+                return Sample(clip, fps, passed)
+            answer = yield request
+            if answer is None:
+                self._keep(request, out)
+                return Sample(clip, fps, passed)
+            self._pass_over(clip, answer.reason if isinstance(answer, Lost) else answer, passed)
+        raise none_can_be_read(plan, passed)
+
+    def _candidates(self, plan: Plan, sample: int, passed: dict[int, str]) -> Iterator[Clip]:
+        """The clip itself, then those that replace it. What is known to be bad is passed over, and
+        told as if this sample had found it out: what was read before must not show."""
+        for row in plan.step.candidates(plan.first + sample):
+            if len(passed) > self._cfg.bad_clip_limit:
+                raise too_many_bad(passed, self._cfg.bad_clip_limit, self._manifest)
+            if row in self._bad:
+                passed[row] = self._bad[row]
+            else:
+                yield self._manifest[row]
+
+    def _request(self, clip: Clip, epoch: int, shape: tuple[int, ...]) -> tuple[ClipRequest, float]:
+        """And the rate of its frames."""
+        draws = sample_draws(self._seed, epoch, clip.row)
+        interval = int(frame_interval(np.array(clip.fps), self._cfg.fps_max))
+        frames, height, width = shape[:3]
+        span = (frames - 1) * interval + 1
+        start = math.floor(draws.start * (clip.num_frames - span + 1))
+        request = ClipRequest(
+            path=str(clip.path),
+            frame_indices=range(start, start + span, interval),
+            size=(height, width),
+            crop_at=(draws.top, draws.left) if self._cfg.crop == "random" else (0.5, 0.5),
+            flip=self._cfg.flip and draws.flip < 0.5,
+            expect=(clip.height, clip.width),
+        )
+        return request, clip.fps / interval
+
+    def _keep(self, request: ClipRequest, pixels: np.ndarray) -> None:
+        if pixels.nbytes <= self._room and request not in self._kept:
+            self._room -= pixels.nbytes
+            self._kept[request] = pixels.copy()
+
+    def _pass_over(self, clip: Clip, reason: str, passed: dict[int, str]) -> None:
+        if clip.row not in self._bad:
+            self._bad[clip.row] = reason
+            _log.warning("clip %s (row %d) is passed over: %s", clip.path, clip.row, reason)
+        passed[clip.row] = self._bad[clip.row]
+
+
+class EntryReader(Reader):
+    """Reads entries of the latent cache, and the pixels of clips it has none of."""
+
+    def __init__(self, cfg: DataConfig, manifest: Manifest, seed: int, codec: "ClipCodec") -> None:
+        super().__init__(cfg, manifest, seed)
+        self._codec = codec
+
+    def fill(self, plan: Plan, sample: int, out: np.ndarray) -> Filling[Sample]:
+        """`out` is bytes, enough for either."""
+        bucket, passed = plan.step.bucket, dict[int, str]()
+        layout = self._codec.layout(bucket)
+        for clip in self._candidates(plan, sample, passed):
+            try:
+                fields = self._codec.fields(clip, bucket)
+            except OSError as error:
+                self._pass_over(clip, f"cannot be read: {error}", passed)
+                continue
+            fps = clip.fps / fields["interval"]
+            path = self._codec.cache.path(content_key(fields))
+            answer = yield EntryRequest(str(path), layout)
+            if answer is None:
+                return Sample(clip, fps, passed, fields, cached=True)
+            if answer != ABSENT:
+                log_damage(path, answer.reason if isinstance(answer, Lost) else answer)
+            answer = yield self._codec.request(clip, fields)
+            if answer is None:
+                return Sample(clip, fps, passed, fields)
+            self._pass_over(clip, answer.reason if isinstance(answer, Lost) else answer, passed)
+        raise none_can_be_read(plan, passed)
+
+
+def none_can_be_read(plan: Plan, passed: dict[int, str]) -> UserError:
+    return UserError(
+        f"none of the {len(plan.step.queue)} clips of bucket {plan.step.bucket} can be read; "
+        f"the last reason: {list(passed.values())[-1]}"
+    )
+
+
+def too_many_bad(bad: dict[int, str], limit: int, manifest: Manifest) -> UserError:
+    row, reason = list(bad.items())[-1]
+    return UserError(
+        f"{len(bad)} clips cannot be read, more than data.bad_clip_limit={limit}; the last is "
+        f"{manifest[row].path}: {reason}"
+    )

@@ -1,0 +1,111 @@
+"""Which backend runs a call of attention.
+
+A name is obeyed or refused with the reason. "auto" is what VIDGEN_ATTENTION names, if it does; on a
+CPU the first backend of the table that can serve; on a GPU the fastest of those that can: measured
+once for each kind of call, and remembered in the user's cache folder for this GPU, driver and these
+versions. A backend that "auto" has not used before must first compute a small case rightly.
+
+All ranks of a distributed run must choose alike, and no rank may wait for another in the middle of
+a call. So in such a run nothing is measured: the table's order decides, unless `agree()` was called
+on every rank; from then on what rank 0 remembers decides. While torch.compile traces, nothing is
+measured either: what is remembered of the largest such call decides (`vidgen doctor` measures one),
+else the table's order.
+"""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from vidgen.errors import UserError
+from vidgen.runtime.attention import measured
+from vidgen.runtime.attention.backends import Backend, Needs
+from vidgen.runtime.attention.soundness import fault
+from vidgen.runtime.attention.table import TABLE
+
+# batch, queries, keys, heads
+Shape = tuple[int, int, int, int]
+
+_decided: dict[tuple[Any, ...], Backend] = {}
+_of_rank_0: dict[str, Any] | None = None
+
+
+def choose(needs: Needs, backend: str = "auto", shape: Shape | None = None) -> Backend:
+    """The backend that serves `needs`; one that is named must be able to, or it raises why not."""
+    if torch.compiler.is_compiling():
+        wants = (needs.gradient, needs.lse, *sorted(needs.mask))
+        return TABLE[_constant(needs.device, needs.dtype, needs.head_dim, wants, backend)]
+    wish = os.environ.get("VIDGEN_ATTENTION") or "auto" if backend == "auto" else backend
+    key = (wish, needs, shape if needs.device == "cuda" else None)
+    if key not in _decided:
+        _decided[key] = _named(wish, needs) if wish != "auto" else _automatic(needs, shape)
+    return _decided[key]
+
+
+@torch.compiler.assume_constant_result
+def _constant(
+    device: str, dtype: torch.dtype, head_dim: int, wants: tuple[Any, ...], backend: str
+) -> int:
+    gradient, lse, *mask = wants
+    needs = Needs(device, dtype, head_dim, gradient, lse, frozenset(mask))
+    wish = os.environ.get("VIDGEN_ATTENTION") or "auto" if backend == "auto" else backend
+    return TABLE.index(_named(wish, needs) if wish != "auto" else _automatic(needs, None))
+
+
+def _named(name: str, needs: Needs) -> Backend:
+    named = [b for b in TABLE if b.name == name]
+    if not named:
+        names = ", ".join(dict.fromkeys(b.name for b in TABLE))
+        raise UserError(f"attention backend {name!r} does not exist; there are: auto, {names}")
+    found = next((b for b in named if needs.device in b.devices), named[0])
+    if reason := found.refusal(needs):
+        raise UserError(f"attention backend {name!r} cannot serve this call: it {reason}")
+    return found
+
+
+def _automatic(needs: Needs, shape: Shape | None) -> Backend:
+    able = [b for b in TABLE if b.exact and b.refusal(needs) is None]
+    if not able:
+        reasons = "; ".join(f"{b.name} {b.refusal(needs)}" for b in TABLE)
+        raise UserError(f"no attention backend can serve this call: {reasons}")
+    # From a stable order: those that are better than the last resorts first.
+    able.sort(key=lambda b: b.last_resort)
+    if needs.device != "cuda":
+        return next((b for b in able if _sound(b, needs)), able[-1])
+    able = [b for b in able if _sound(b, needs)] or able[-1:]
+    rivals = [b for b in able if not b.last_resort]
+    if len(rivals) < 2:
+        return able[0]
+    case = None if shape is None else measured.case(needs, shape)
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    if several:
+        name = measured.known(_of_rank_0 or {}, needs, case)
+    else:
+        name = measured.known(measured.remembered(), needs, case)
+        if name is None and shape is not None and case is not None:
+            name = measured.fastest(rivals, needs, shape, case)
+    return next((b for b in rivals if b.name == name), rivals[0])
+
+
+def _sound(backend: Backend, needs: Needs) -> bool:
+    # math is what the others are checked by, and of a tensor without numbers nothing can be said.
+    return (
+        backend.name == "math" or needs.device not in ("cpu", "cuda") or not fault(backend, needs)
+    )
+
+
+def agree(group: dist.ProcessGroup | None = None) -> None:
+    """Called once by every rank of a distributed run: what rank 0 has measured decides for all."""
+    global _of_rank_0
+    told: list[Any] = [measured.remembered() if dist.get_rank(group) == 0 else None]
+    dist.broadcast_object_list(told, group=group, group_src=0)
+    _of_rank_0 = told[0]
+    _decided.clear()
+
+
+def reset() -> None:
+    """Forget what this process has decided, as after a change of the environment."""
+    global _of_rank_0
+    _of_rank_0 = None
+    _decided.clear()

@@ -1,0 +1,44 @@
+"""A worker process: runs one request after the other, each writing into shared memory.
+
+Started as a program of its own, it holds neither torch nor anything of the process it serves.
+"""
+
+import ctypes
+import mmap
+import os
+import signal
+import sys
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+
+
+def main(name: str, parent: int, channel: int, file: int, nbytes: int) -> None:
+    """`channel` is a socket to the parent, `file` the memory it shares."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        return  # it died before it could tell
+    memory = np.frombuffer(mmap.mmap(file, nbytes), np.uint8)
+    with Connection(channel) as connection:
+        connection.send(None)
+        while True:
+            try:
+                offset, shape, request = connection.recv()
+            except EOFError:
+                return
+            size = int(np.prod(shape))
+            try:
+                answer = request(memory[offset : offset + size].reshape(shape))
+            except Exception as error:
+                error.add_note(f"in {name}, of {request}")
+                answer = error
+            connection.send(answer)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(int, sys.argv[2:]))
