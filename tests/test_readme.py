@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from vidgen.cli.main import parse
-from vidgen.config import read_recipe
-from vidgen.train.config import Recipe
+from vidgen.train.autoencoder_config import read_any
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
@@ -62,7 +61,7 @@ def check_vidgen(arguments: list[str]) -> None:
         found = sorted(ROOT.glob(pattern))
         assert found, f"there is no {pattern}"
         for path in found:
-            read_recipe(path, overrides, Recipe)
+            read_any(path, overrides)
 
 
 def after_module(words: list[str]) -> list[str]:
@@ -94,6 +93,8 @@ def test_a_command_can_be_typed(words: list[str]) -> None:
             check_vidgen(arguments)
         case ["torchrun", *_]:
             check_vidgen(after_module(words))
+        case ["python", script, *_] if script.endswith(".py"):
+            assert (ROOT / script).is_file()
         case ["launch/torchrun.sh", *arguments]:
             assert (ROOT / words[0]).exists()
             check_vidgen(["train", *arguments])
