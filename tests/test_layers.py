@@ -31,6 +31,7 @@ INTERFACES = {"vidgen.models.autoencoder", "vidgen.models.text.encoder"}
 SHELL_OUTS: dict[str, str] = {
     "vidgen/runtime/loader/processes.py": "workers without torch, or the locks a fork would copy",
     "vidgen/cli/quickstart.py": "kills a training process and starts it again, as a crash would",
+    "vidgen/train/recovery.py": "starts the watchdog, which must outlive the ranks that it ends",
 }
 STARTERS = {"os.system", "os.popen", "os.fork", "pty.spawn"}
 STARTER_PREFIXES = ("subprocess", "os.exec", "os.spawn", "os.posix_spawn", "pty")

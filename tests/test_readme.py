@@ -93,6 +93,14 @@ def test_a_command_can_be_typed(words: list[str]) -> None:
             check_vidgen(arguments)
         case ["torchrun", *_]:
             check_vidgen(after_module(words))
+        case ["python", script, *_] if script.endswith(".py"):
+            assert (ROOT / script).is_file()
+        case ["launch/torchrun.sh", *arguments]:
+            assert (ROOT / words[0]).exists()
+            check_vidgen(["train", *arguments])
+        case ["sbatch", "--nodes", _, script, *arguments]:
+            assert (ROOT / script).exists()
+            check_vidgen(["train", *arguments])
         case ["pip", *arguments]:
             check_pip(arguments)
         case ["python", script, *arguments]:

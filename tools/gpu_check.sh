@@ -42,7 +42,12 @@ part "activation offload, 6 blocks" "$python" benchmarks/bench_offload.py --shor
 part "loading clips" "$python" benchmarks/bench_loader.py
 part "checkpoints of 4 GB" "$python" benchmarks/bench_checkpoint.py --gb 4 --rounds 2
 part "forward and backward of stage 1" "$python" -m vidgen bench mfu recipes/stage1.yaml \
-    --bucket "256px x 129" --out "$results/mfu.json"
+    --bucket "256px x 1" --bucket "256px x 33" --bucket "256px x 129" --repeats 2 \
+    --out "$results/mfu_stage1.json"
+part "one rank's part of stage 3" "$python" -m vidgen bench mfu recipes/stage3.yaml \
+    --bucket "768px x 129" --repeats 1 --out "$results/mfu_stage3.json"
+part "what takes the time of a block" "$python" -m vidgen bench step recipes/stage1.yaml \
+    --bucket "256px x 129" --out "$results/step_stage1.json"
 part "attention on $gpu" "$python" benchmarks/attention/bench_attention.py --short \
     --out "$results/attention.json"
 part "one pass of sampling, and within 24 GB" "$python" benchmarks/bench_sampling.py \
@@ -50,6 +55,8 @@ part "one pass of sampling, and within 24 GB" "$python" benchmarks/bench_samplin
 part "a ring of simulated ranks beside one kernel" "$python" benchmarks/parallel/bench_ring.py \
     --tokens 76544 --parts 4 --rounds 2 --out "$results/parallel_ring.json"
 part "what this machine is" "$python" -m vidgen doctor
+
+"$python" tools/performance.py "$results" # every table, and README's section on performance
 
 [ ${#failed[@]} -eq 0 ] || refuse "failed after $SECONDS s: ${failed[*]}"
 echo "gpu-check: all passed in $SECONDS s; results are in $results"

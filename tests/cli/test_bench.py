@@ -13,7 +13,7 @@ def test_ops_reports_each_operation_both_ways(vidgen: Any, tmp_path: Path) -> No
     status, shown, err = vidgen("bench", "ops", *SMALL, *sizes, "--out", out)
     assert status == 0, err
     result = json.loads(out.read_text())
-    assert result["shapes"] == {"batch": 1, "tokens": 33, "width": 64, "heads": 2}
+    assert result["settings"]["shapes"] == {"batch": 1, "tokens": 33, "width": 64, "heads": 2}
     assert {row["direction"] for row in result["rows"]} == {"forward", "backward"}
     assert all(row["ms"] > 0 and row["of_copy"] > 0 for row in result["rows"])
     assert "torch" in result["versions"]
@@ -37,10 +37,38 @@ def test_mfu_of_one_bucket_at_a_frame_count_of_its_range(vidgen: Any, recipe: Pa
     assert (row["bucket"], row["tokens"], row["batch"]) == ("64px x 9", 4 + 48, 3)
 
 
+def test_mfu_of_one_ranks_part(vidgen: Any, recipe: Path) -> None:
+    argv = ("bench", "mfu", recipe, *SMALL, "--bucket", "64px x 1", "--dtype", "float32", "--json")
+    whole, half = (json.loads(vidgen(*argv, f"parallel.context={n}")[1])["rows"][0] for n in (1, 2))
+    flops = [row["tflops"] * row["ms"] for row in (whole, half)]
+    assert flops[1] == pytest.approx(flops[0] / 2, rel=1e-6)
+    assert half["videos_per_s"] == pytest.approx(half["batch"] / 2 / half["ms"] * 1e3)
+
+
+def test_the_reports_pace_stands_beside(vidgen: Any) -> None:
+    stage1 = Path(__file__).resolve().parents[2] / "recipes/stage1.yaml"
+    argv = ("bench", "mfu", stage1, "model=tiny", *SMALL, "--dtype", "float32", "--batch", "1")
+    status, shown, err = vidgen(*argv, "--bucket", "256px x 1", "--json")
+    assert status == 0, err
+    (row,) = json.loads(shown)["rows"]
+    assert row["report_videos_per_s"] == pytest.approx(47.6 / 8)
+    assert row["ratio"] == pytest.approx(row["videos_per_s"] / (47.6 / 8))
+
+
+def test_step_adds_up(vidgen: Any, recipe: Path) -> None:
+    argv = ("bench", "step", recipe, *SMALL, "--dtype", "float32", "--json")
+    status, shown, err = vidgen(*argv)
+    assert status == 0, err
+    parts = {row["part"]: row["share"] for row in json.loads(shown)["rows"]}
+    assert sum(parts.values()) == pytest.approx(1, abs=1e-6)
+    assert all(parts[name] > 0 for name in ("matmul", "attention", "fused ops"))
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (("mfu",), "bench mfu takes a recipe"),
+        (("step",), "bench step takes a recipe"),
         (("ops", "r.yaml"), "bench ops takes no recipe, found 'r.yaml'"),
         (("ops", "--width", "65"), "--width 65 does not divide into 24 even heads"),
         (("opps",), "invalid choice: 'opps'"),

@@ -36,3 +36,19 @@ def test_wrong_arguments(vidgen: Any, recipe: Path, argv: tuple[str, ...], messa
     status, _, err = vidgen("plan", recipe, *argv)
     assert status == 2
     assert message in err
+
+
+def test_failures_leave_less_with_more_gpus(vidgen: Any, recipe: Path) -> None:
+    shares = [
+        json.loads(vidgen("plan", recipe, "--json", "--gpus", n)[1])["failures"]["effective"]
+        for n in ("224", "10000")
+    ]
+    assert 1 > shares[0] > shares[1] > 0.5
+    poor = vidgen("plan", recipe, "--gpus", "10000", "--mtbf", "5000", "--restart", "600")[1]
+    assert "failures: one in 0.5 hours at 5000 GPU hours each" in poor
+
+
+def test_searched_batches_are_measured(vidgen: Any, recipe: Path) -> None:
+    status, _, err = vidgen("plan", recipe, "--search")
+    assert status == 2
+    assert "--search measures on a GPU" in err

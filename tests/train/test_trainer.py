@@ -1,5 +1,7 @@
 """One process: resuming, accumulation, recomputation, conditions, first weights, a fresh start."""
 
+import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,7 +65,8 @@ def test_a_resumed_run_is_the_undisturbed_one_bit_for_bit(tiny: MakeRecipe, stra
     assert {name.partition("/")[0] for name in tensors} == {"model", "ema", "optim"}
     assert same(tensors, expected)
     assert objects["loader"] == expected_objects["loader"]
-    assert objects["trainer"] == {"step": 6}
+    assert objects["trainer"]["step"] == 6
+    assert objects["trainer"] == expected_objects["trainer"]
     # The comparison can fail: three steps earlier nothing is the same.
     earlier, _ = state(straight, 3)
     assert not any(torch.equal(earlier[n], tensors[n]) for n in tensors if n.startswith("ema/"))
@@ -228,3 +231,20 @@ def test_a_step_reports_its_speed_and_where_time_went(tiny: MakeRecipe) -> None:
     assert record["videos_per_s"] == pytest.approx(clips / record["ms"] * 1000)
     tokens = {"1x32x32": 4, "9x32x32": 12, "17x32x32": 20}[record["bucket"]]
     assert record["tokens_per_s"] == pytest.approx(clips * tokens / record["ms"] * 1000)
+
+
+def test_profile_of_chosen_steps(
+    tiny: Callable[..., Recipe], recipe_file: Path, tmp_path: Path, vidgen_main: Any
+) -> None:
+    Trainer(tiny(run="plain")).run()
+    words = ("train", recipe_file, f"run_dir={tmp_path / 'run'}", "--profile", "steps=2-3")
+    assert vidgen_main(*words)[0] == 0
+    with gzip.open(tmp_path / "run" / "profiles" / "trace-rank0.json.gz", "rt") as file:
+        names = {event.get("name") for event in json.load(file)["traceEvents"]}
+    assert {"step 2", "step 3", "forward", "backward"} <= names
+    assert not {"step 1", "step 4"} & names
+    losses = [[r["loss"] for r in read_metrics(tmp_path / run)] for run in ("run", "plain")]
+    assert losses[0] == losses[1]
+    status, _, err = vidgen_main("train", recipe_file, "--profile", "2-3")
+    assert status == 2
+    assert "write steps=10-12" in err

@@ -2,11 +2,17 @@
 
 import argparse
 import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from vidgen.cli.arguments import add_recipe, count
 from vidgen.cli.text import table
 from vidgen.config import read_recipe
+from vidgen.errors import UserError
 from vidgen.plan import Plan
+
+if TYPE_CHECKING:
+    from vidgen.train.config import Recipe
 
 EXAMPLE = """\
   vidgen plan recipes/stage1.yaml --gpu h200 --gpus 224
@@ -25,13 +31,22 @@ def fraction(text: str) -> float:
 
 
 def price(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a price in dollars")
-    return value
+    return amount("a price in dollars")(text)
+
+
+def amount(what: str) -> Callable[[str], float]:
+    """The `type` of an argument that is a number from 0 up."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return value
+
+    return read
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,16 +68,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fit-batches", action="store_true", help="find the batch of every bucket anew"
     )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="find the batch of every bucket by trying on the GPU at hand",
+    )
     parser.add_argument("--price", metavar="USD", type=price, help="dollars a GPU and hour")
+    parser.add_argument(
+        "--mtbf",
+        metavar="HOURS",
+        type=count,
+        default=50_000,
+        help="mean time between failures of one GPU, with its share of the machine; default 50000",
+    )
+    parser.add_argument(
+        "--restart",
+        metavar="S",
+        type=amount("a number of seconds"),
+        default=300.0,
+        help="seconds from a failure to the next step; default 300",
+    )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
     from vidgen.plan import plan
     from vidgen.plan.cost import REPORT, Efficiency
+    from vidgen.plan.failures import Reliability, best_interval, effective_fraction
     from vidgen.train.config import Recipe
 
     recipe = read_recipe(args.recipe, args.overrides, Recipe)
+    if args.search:
+        print("\n".join(searched(recipe)))
+        return
     efficiency = Efficiency(
         compute=args.efficiency or REPORT.compute, goodput=args.goodput or REPORT.goodput
     )
@@ -74,7 +112,44 @@ def run(args: argparse.Namespace) -> None:
         fit_batches=args.fit_batches,
         dollars_per_hour=args.price,
     )
-    print(json.dumps(found.to_dict(), indent=2) if args.json else "\n".join(report(found)))
+    reliability = Reliability(gpu_mtbf_hours=args.mtbf, restart_s=args.restart)
+    interval = best_interval(reliability, args.gpus)
+    share = effective_fraction(reliability, args.gpus, interval)
+    if args.json:
+        failures = {"checkpoint_interval_s": interval, "effective": share}
+        print(json.dumps({**found.to_dict(), "failures": failures}, indent=2))
+        return
+    hours = reliability.mtbf_s(args.gpus) / 3600
+    print("\n".join(report(found)))
+    print(
+        f"failures: one in {hours:.3g} hours at {args.mtbf:g} GPU hours each; saving every "
+        f"{interval / 60:.3g} minutes leaves {share:.1%} of the time, {found.days / share:.3g} days"
+    )
+
+
+def searched(recipe: "Recipe") -> list[str]:
+    import torch
+
+    from vidgen.plan.workload import workload_of
+    from vidgen.train.measure import Bench, search
+
+    if not torch.cuda.is_available():
+        raise UserError("--search measures on a GPU, and torch sees none; leave it out to estimate")
+    bench = Bench(workload_of(recipe), torch.device("cuda"), torch.bfloat16)
+    rows = [["bucket", "batch", "forward ms", "backward ms", "videos/s", "MFU", "GB"]]
+    for found in search(bench):
+        rows.append(
+            [
+                found.bucket,
+                f"{found.batch}",
+                f"{found.forward_ms:.4g}",
+                f"{found.backward_ms:.4g}",
+                f"{found.videos_per_s:.3g}",
+                f"{found.mfu:.1%}",
+                f"{found.memory_gb:.1f}",
+            ]
+        )
+    return table(rows)
 
 
 def report(found: Plan) -> list[str]:

@@ -1,8 +1,10 @@
 """`vidgen train`: run a recipe, going on from its newest checkpoint where there is one."""
 
 import argparse
+import os
 
 from vidgen.cli.arguments import add_recipe, count
+from vidgen.errors import UserError
 
 EXAMPLE = """\
   vidgen train recipes/stage1.yaml optim.lr=3e-5 model.depth=2
@@ -23,17 +25,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="begin at step 0 even where the run directory holds a checkpoint",
     )
+    parser.add_argument(
+        "--profile",
+        metavar="steps=A-B",
+        help="trace these steps into the run directory's profiles/: torch, NVTX ranges, memory",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     from vidgen.train.autoencoder_config import AutoencoderRecipe, read_any
 
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+        args.fresh = False  # what torchrun starts again goes on; the first start was the fresh one
+    profile = profiled(args.profile)
     recipe = read_any(args.recipe, args.overrides)  # before anything is built
     if isinstance(recipe, AutoencoderRecipe):
         from vidgen.train.autoencoder import AutoencoderTrainer
 
+        if profile is not None:
+            raise UserError("--profile: an autoencoder's training takes none; leave it out")
         AutoencoderTrainer(recipe, fresh=args.fresh).run(stop_after=args.stop_after)
         return
     from vidgen.train import Trainer
 
-    Trainer(recipe, fresh=args.fresh).run(stop_after=args.stop_after)
+    Trainer(recipe, fresh=args.fresh).run(stop_after=args.stop_after, profile=profile)
+
+
+def profiled(text: str | None) -> tuple[int, int] | None:
+    """First and last step of "steps=10-12"."""
+    if text is None:
+        return None
+    from vidgen.runtime.observe.trace import parse_steps
+
+    if not text.startswith("steps="):
+        raise UserError(f"--profile {text}: write steps=10-12")
+    return parse_steps(text.removeprefix("steps="))

@@ -68,6 +68,33 @@ class CheckpointConfig:
 
 
 @config
+class RecoveryConfig:
+    """What ends a run that torchrun then starts again from its newest checkpoint."""
+
+    slow_factor: Annotated[float, Field(gt=1)] | None = 5.0
+    """A step so many times its bucket's median is slow; null: none is."""
+    slow_steps: PositiveInt = 5  # in a row that end the run
+    spike_z: PositiveFloat | None = 3.0
+    """A loss so many deviations above its timestep's mean is a spike; null: none is."""
+    spike_steps: PositiveInt = 3  # in a row that end the run
+    skip: bool = False  # after a spike or a non-finite loss, go on without the batches it came with
+
+
+@config
+class ValidateConfig:
+    """The same clips, noise, timesteps, prompts and seeds every time, the start included."""
+
+    every: PositiveInt | None = None  # steps; null: never
+    manifest: str | None = None  # held-out clips; null: no loss of them
+    batches: PositiveInt = 4  # of the manifest's first, for every rank
+    timesteps: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    prompts: tuple[str, ...] = ()
+    seed: NonNegativeInt = 0  # of the first prompt's video
+    frames: PositiveInt | None = None  # null: those of the longest bucket
+    sample_steps: PositiveInt | None = None  # null: those of the recipe's `sample`
+
+
+@config
 class TrainConfig:
     steps: PositiveInt = 85_000
     accumulate: PositiveInt = 1  # micro-steps a step
@@ -95,5 +122,7 @@ class Recipe:
     recompute: RecomputeConfig = RecomputeConfig()
     offload: OffloadConfig = OffloadConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
+    validate: ValidateConfig = ValidateConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()

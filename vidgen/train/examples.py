@@ -68,7 +68,8 @@ class ExampleMaker:
         self._null = TextFeatures(null.tokens_BLD.to(device), null.pooled_BD.to(device))
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> Example:
+    def __call__(self, batch: Batch, t: float | None = None) -> Example:
+        """`t` is the timestep of all samples; None draws each its own."""
         draws = [_Draws(self._seed, batch.epoch, key, self._device) for key in batch.keys]
         bucket = batch.bucket
         grid = latent_grid(self._ae, bucket.frames, bucket.height, bucket.width)
@@ -87,6 +88,8 @@ class ExampleMaker:
 
         alpha = flow.shift_alpha(self._flow, grid)
         t_B = torch.stack([flow.sample_timestep(alpha, d.generator) for d in draws])
+        if t is not None:
+            t_B = torch.full_like(t_B, t)  # the noise stays the sample's own
         noise = torch.empty_like(clean)
         for sample, d in zip(noise, draws, strict=True):
             sample.normal_(generator=d.generator)

@@ -1,12 +1,17 @@
 """The log of a run: a console line a step, a progress bar, metrics.jsonl and TensorBoard."""
 
+import json
 import math
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vidgen.errors import UserError
 from vidgen.train.metrics import MetricsFile, Record, RunningZScore, read_metrics
@@ -89,6 +94,27 @@ class RunLog:
         if self._bar is not None:
             self._bar.update(step - self._last_step)
         self._last_step = step
+
+    def validation(
+        self,
+        step: int,
+        losses: dict[str, float],
+        sheets: Mapping[str, NDArray[np.uint8]] | None = None,
+    ) -> None:
+        """Held-out losses by timestep, and frames of each prompt's video side by side (HWC)."""
+        if not self._enabled:
+            return
+        record = {"step": step, "losses": losses}
+        with (self._file.path.with_name("validation.jsonl")).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        if losses:
+            mean = sum(losses.values()) / len(losses)
+            self.line(f"validation at step {step}: loss {mean:.4f}")
+        if self._events is not None:
+            for t, loss in losses.items():
+                self._events.add_scalar(f"validation/loss at t {t}", loss, step)
+            for prompt, sheet in (sheets or {}).items():
+                self._events.add_image(f"validation/{prompt}", sheet, step, dataformats="HWC")
 
     def line(self, text: str) -> None:
         """Print one line, above the progress bar if there is one."""

@@ -8,7 +8,7 @@ import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -21,24 +21,29 @@ from vidgen.diffusion import flow
 from vidgen.errors import UserError
 from vidgen.models.build import check_parts_fit
 from vidgen.models.mmdit import MMDiT, Seams
-from vidgen.models.mmdit.flops import flops, parameters
+from vidgen.models.mmdit.flops import parameters
 from vidgen.models.mmdit.parallel import blocks
 from vidgen.runtime import checkpoint, parallel
 from vidgen.runtime.attention import agree
 from vidgen.runtime.observe.memory import peak_memory_gb
-from vidgen.runtime.observe.mfu import hfu, mfu, peak
+from vidgen.runtime.observe.mfu import peak
 from vidgen.runtime.observe.timer import StepTimer
+from vidgen.runtime.observe.trace import StepTrace
 from vidgen.runtime.parallel import flight
 from vidgen.train.block_memory import BlockActivations
 from vidgen.train.config import Recipe
 from vidgen.train.encoders import build_encoders
 from vidgen.train.examples import Example, ExampleMaker
+from vidgen.train.health import LossByTimestep, Spikes
 from vidgen.train.log import RunLog
 from vidgen.train.optim import EMA, build_optimizer, learning_rate
 from vidgen.train.ranks import Ranks
+from vidgen.train.recovery import Position, Recovery, Skips
 from vidgen.train.run_dir import make_run_dir, set_old_run_aside
 from vidgen.train.start import compute_dtype, launch_command, load_initial
 from vidgen.train.stopping import StopSignals
+from vidgen.train.validate import Validator
+from vidgen.train.work import Work, blame, places
 
 COLLECT_EVERY = 200  # steps between garbage collections, which otherwise stop a step at random
 
@@ -69,6 +74,9 @@ class Trainer:
             group=self.ranks.context,
         )
         self.text_length = text.length
+        self.validator = Validator(
+            recipe, self.world, self.ranks, self.dtype, autoencoder, text, self.make_example
+        )
         # Ahead of the model: a wrong manifest should not wait for 12 G parameters.
         self.loader = open_loader(
             recipe.data,
@@ -84,6 +92,8 @@ class Trainer:
         )
         make_run_dir(self.run_dir)
         self.step = 0
+        self.skips = Skips(self.run_dir)
+        self.by_timestep, self.spikes = LossByTimestep(), Spikes(recipe.recovery)
         self._saving: checkpoint.Saving | None = None
         newest = None if fresh else checkpoint.latest(self._checkpoints)
         self.model = self._build_model(resuming=newest is not None)
@@ -100,12 +110,20 @@ class Trainer:
 
     # The loop -----------------------------------------------------------------------------------
 
-    def run(self, stop_after: int | None = None) -> int:
-        """Train to the recipe's last step, or to `stop_after`; returns the steps completed."""
-        with self.world.watch():
-            return self._run(stop_after)
+    def run(self, stop_after: int | None = None, *, profile: tuple[int, int] | None = None) -> int:
+        """Train to the recipe's last step, or to `stop_after`; returns the steps completed.
 
-    def _run(self, stop_after: int | None) -> int:
+        `profile` names a first and a last step whose trace goes to the run directory.
+        """
+        recipe = self.recipe
+        timeout_s = recipe.parallel.timeout_s
+        with (
+            Recovery(self.run_dir, self.world, recipe.recovery, timeout_s) as self.recovery,
+            self.world.watch(self.recovery.failed),
+        ):
+            return self._run(stop_after, profile)
+
+    def _run(self, stop_after: int | None, profile: tuple[int, int] | None) -> int:
         recipe, last = self.recipe, min(self.recipe.train.steps, stop_after or sys.maxsize)
         log = RunLog(
             self.run_dir,
@@ -121,15 +139,22 @@ class Trainer:
         gc.collect()
         gc.freeze()
         try:
-            with log, StopSignals() as stop:
+            with log, StopSignals() as stop, self._trace(profile) as trace:
                 self._introduce(log)
+                if self.step == 0:
+                    self._validate(log)
                 timer.restart()
                 stopping = False
                 while self.step < last and not stopping:
-                    metrics = self._train_step(timer)
+                    with trace.step(self.step + 1):
+                        metrics = self._train_step(timer)
+                    record = self._speed(metrics, timer.lap())
+                    self.recovery.completed(self.step, record["ms"], record["bucket"])
                     # Before the save, whose time counts in the step after: a step that has a
                     # checkpoint has its line of metrics too, whenever a crash comes.
-                    log.step(self.step, **self._speed(metrics, timer.lap()))
+                    log.step(self.step, **record)
+                    with self._phase(timer, "validate"):
+                        self._validate(log)
                     stopping = self._agree(stop.received is not None)
                     if self.step % recipe.checkpoint.every == 0 or self.step == last or stopping:
                         with self._phase(timer, "checkpoint"):
@@ -154,32 +179,49 @@ class Trainer:
         lr = learning_rate(recipe.optim, self.step, recipe.train.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        losses: list[tuple[list[int], Tensor]] = []
-        work = _Work()
+        losses: list[tuple[Batch, Tensor, Tensor]] = []
+        work = Work()
         for micro in range(recipe.train.accumulate):
             last = micro + 1 == recipe.train.accumulate
             parallel.synchronise_gradients(self.model, last)
             with self._phase(timer, "data"):
-                batch = next(self.loader)
+                batch = self.skips.next(self.loader)
             with self._phase(timer, "encode"):
                 example = self.make_example(batch)
             with self._phase(timer, "forward"):
                 loss_B = self.sample_losses(example)
             with self._phase(timer, "backward"):
                 (loss_B.mean() / recipe.train.accumulate).backward()
-            losses.append((batch.keys, loss_B.detach()))
-            work.add(batch, example, self)
+            losses.append((batch, example.t_B, loss_B.detach()))
+            work.add(recipe, batch, example, self.text_length)
         with self._phase(timer, "optimizer"):
             self.ranks.finish_gradients(self.named)
             norm = parallel.clip_grad_norm(self.named.values(), recipe.optim.clip)
-            mean_loss = self._mean(torch.stack([loss_B.mean() for _, loss_B in losses]).mean())
-            self._check_finite(mean_loss, float(norm), losses, batch.epoch)
+            mean_loss, by_timestep, score = self._judge(losses, float(norm))
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.step += 1
             if self.ema is not None:
                 self.ema.update(self.step)
-        return {"loss": mean_loss, "grad_norm": float(norm), "lr": lr, "work": work}
+        return {
+            "loss": mean_loss,
+            "loss_by_t": by_timestep,
+            "loss_by_t_z": score,
+            "grad_norm": float(norm),
+            "lr": lr,
+            "work": work,
+        }
+
+    def _validate(self, log: RunLog) -> None:
+        if self.validator.due(self.step):
+            with self._autocast():
+                found = self.validator(self.step, self.model, self.sample_losses)
+            self.validator.log(self.step, found, log)
+
+    def _trace(self, steps: tuple[int, int] | None) -> StepTrace:
+        first, last = steps or (0, -1)  # no step
+        folder, rank = self.run_dir / "profiles", self.world.rank
+        return StepTrace(folder, first=first, last=last, device=self.device, rank=rank)
 
     def _phase(self, timer: StepTimer, name: str) -> AbstractContextManager[None]:
         flight.note(name, step=self.step + 1)
@@ -258,7 +300,7 @@ class Trainer:
             {
                 "recipe": to_dict(self.recipe),
                 "loader": self.loader.state_dict(),
-                "trainer": {"step": self.step},
+                "trainer": {"step": self.step, "loss_by_t": self.by_timestep.state_dict()},
             },
             keep_last=self.recipe.checkpoint.keep_last,
             keep_every=self.recipe.checkpoint.keep_every,
@@ -279,6 +321,8 @@ class Trainer:
         self.ranks.from_checkpoint(tensors, stored)
         self.loader.load_state_dict(objects["loader"])
         self.step = objects["trainer"]["step"]
+        if "loss_by_t" in objects["trainer"]:  # older checkpoints have none: they begin again
+            self.by_timestep.load_state_dict(objects["trainer"]["loss_by_t"])
 
     # Numbers and lines -----------------------------------------------------------------------
 
@@ -299,42 +343,55 @@ class Trainer:
             log.line(f"resumed at step {self.step} of {recipe.train.steps}")
 
     def _speed(self, metrics: dict[str, Any], phases: dict[str, float]) -> dict[str, Any]:
-        work, ms = metrics.pop("work"), sum(phases.values())
-        seconds, ranks = ms / 1000, self.ranks.data_world
+        work: Work = metrics.pop("work")
         return {
             **metrics,
-            "ms": ms,
-            "tokens_per_s": work.tokens * ranks / seconds,
-            "videos_per_s": work.videos * ranks / seconds,
-            "mfu": mfu(work.model_flops, seconds, self.peak, self.ranks.together),
-            "hfu": hfu(work.executed_flops, seconds, self.peak, self.ranks.together),
-            "data_ms": phases.get("data", 0.0),
+            **work.speed(phases, self.ranks, self.peak),
             "replaced_clips": self.loader.replaced or None,
             "memory_gb": peak_memory_gb(self.device),
-            "bucket": work.bucket,
-            "phases": phases,
         }
 
-    def _check_finite(
-        self, loss: float, norm: float, losses: list[tuple[list[int], Tensor]], epoch: int
-    ) -> None:
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
-        rows = [row for keys, _ in losses for row in keys]
-        finite = torch.cat([loss_B for _, loss_B in losses]).isfinite().tolist()
-        bad = [row for row, good in zip(rows, finite, strict=True) if not good]
-        where = (
-            f"of manifest row(s) {_some(bad)}"
-            if bad
-            else f"in a batch of manifest rows {_some(rows)} whose losses are finite on this rank"
-        )
+    def _judge(
+        self, losses: list[tuple[Batch, Tensor, Tensor]], norm: float
+    ) -> tuple[float, dict[str, float], float | None]:
+        """Mean loss, that of each bin of timesteps, its score; ends the run where they are bad."""
+        mean = torch.stack([loss_B.mean() for _, _, loss_B in losses]).mean()
+        t_B = torch.cat([t_B for _, t_B, _ in losses])
+        loss_B = torch.cat([loss_B for _, _, loss_B in losses])
+        mean_loss, sums = self._reduce(mean, LossByTimestep.sums(t_B, loss_B))
+        if not (math.isfinite(mean_loss) and math.isfinite(norm)):
+            self._end_on_bad_loss(
+                f"loss {mean_loss:g}, gradient norm {norm:g}, {blame(losses)}", places(losses)
+            )
+        by_timestep, score = self.by_timestep.update(sums)
+        if self.spikes.seen(score, places(losses)):
+            self._end_on_bad_loss(
+                f"loss {mean_loss:g} lies {score:.1f} deviations above its timesteps' mean, and "
+                f"did so in {self.recipe.recovery.spike_steps} steps in a row",
+                self.spikes.batches,
+            )
+        return mean_loss, by_timestep, score
+
+    def _end_on_bad_loss(self, what: str, batches: list[Position]) -> NoReturn:
         self._wait_for_checkpoint()
+        advice = "try a lower optim.lr"
+        if self.recipe.recovery.skip:
+            self.skips.add(batches, write=self.world.rank == 0)
+            advice = f"from there, {len(batches)} batch(es) will be skipped"
         newest = checkpoint.latest(self._checkpoints)
         raise UserError(
-            f"step {self.step + 1}: loss {loss:g}, gradient norm {norm:g}, {where}, epoch {epoch}; "
-            f"nothing was updated. The newest checkpoint is {newest or 'none'}; try a lower "
-            "optim.lr"
+            f"step {self.step + 1}: {what}; nothing was updated. The newest checkpoint is "
+            f"{newest or 'none'}; {advice}"
         )
+
+    def _reduce(self, mean: Tensor, sums: Tensor) -> tuple[float, Tensor]:
+        """The loss over all ranks, and what else they add up, in one exchange."""
+        if self.world.world == 1:
+            return float(mean), sums
+        both = torch.cat((mean.double().view(1), sums.flatten()))
+        dist.all_reduce(both, op=dist.ReduceOp.SUM)
+        both /= self.world.world
+        return float(both[0].float()), both[1:].view_as(sums) * self.ranks.data_world
 
     def _wait_for_checkpoint(self) -> None:
         """Until the one being written is committed, or has failed."""
@@ -360,12 +417,6 @@ class Trainer:
             raise KeyboardInterrupt
         raise SystemExit(128 + received)
 
-    def _mean(self, value: Tensor) -> float:
-        if self.world.world > 1:
-            dist.all_reduce(value, op=dist.ReduceOp.SUM)
-            value = value / self.world.world
-        return float(value)
-
     def _agree(self, wish: bool) -> bool:
         """Whether any rank wishes to stop: all must do so after the same step. So must they where
         too many clips are bad, of all that any has met."""
@@ -384,28 +435,3 @@ class Trainer:
         if self.world.world > 1 or self.dtype == torch.float32:
             return nullcontext()  # sharded parameters are gathered in the compute dtype already
         return torch.autocast(self.device.type, dtype=self.dtype)
-
-
-class _Work:
-    """What one step of one rank got through."""
-
-    def __init__(self) -> None:
-        self.tokens = self.videos = self.model_flops = self.executed_flops = 0
-        self.bucket = ""
-
-    def add(self, batch: Batch, example: Example, trainer: Trainer) -> None:
-        model, plan = trainer.recipe.model, trainer.recipe.recompute
-        videos = len(batch.keys)
-        one = flops(model, example.grid, trainer.text_length)
-        share = (min(plan.dual, model.depth) + min(plan.single, model.depth_single_blocks)) / (
-            model.depth + model.depth_single_blocks
-        )
-        self.videos += videos
-        self.tokens += videos * math.prod(example.grid)
-        self.model_flops += videos * one.training
-        self.executed_flops += videos * round(one.training + share * one.forward)
-        self.bucket = f"{batch.bucket.frames}x{batch.bucket.height}x{batch.bucket.width}"
-
-
-def _some(rows: list[int]) -> str:
-    return ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")

@@ -5,7 +5,6 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidgen.cli.arguments import count
@@ -20,6 +19,7 @@ Suite = tuple[dict[str, Any], Callable[[dict[str, Any]], list[str]]]
 EXAMPLE = """\
   vidgen bench ops --tokens 8960
   vidgen bench mfu recipes/stage1.yaml --bucket "256px x 129" --out mfu.json
+  vidgen bench step recipes/stage1.yaml --bucket "256px x 129"
   vidgen bench mfu recipes/stage1.yaml model=tiny --bucket "256px x 5" --batch 1
 """
 
@@ -27,12 +27,13 @@ EXAMPLE = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "suite",
-        choices=("ops", "mfu"),
+        choices=("ops", "mfu", "step"),
         help="ops: our operations beside eager torch and a plain copy; "
-        "mfu: forward and backward of a recipe's model",
+        "mfu: forward and backward of a recipe's model, beside the report's pace; "
+        "step: what takes the time of one block of it",
     )
     parser.add_argument(
-        "recipe", metavar="RECIPE", nargs="*", help="mfu: a YAML file, then key=value"
+        "recipe", metavar="RECIPE", nargs="*", help="mfu, step: a YAML file, then key=value"
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument(
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ops.add_argument("--tokens", metavar="L", type=count, default=4096, help="default 4096")
     ops.add_argument("--width", metavar="D", type=count, default=3072, help="default 3072")
     ops.add_argument("--heads", metavar="H", type=count, default=24, help="default 24")
-    mfu = parser.add_argument_group("mfu")
+    mfu = parser.add_argument_group("mfu and step")
     mfu.add_argument(
         "--bucket",
         metavar="NAME",
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import torch
 
-    from vidgen.runtime.observe import hardware
+    from vidgen.runtime.observe import hardware, results
 
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU here; `vidgen doctor` says more")
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     if args.suite == "ops":
         body, report = run_ops(args, device, dtype)
     else:
-        body, report = run_mfu(args, device, dtype)
+        body, report = run_model(args, device, dtype)
     result: dict[str, Any] = {
         "suite": args.suite,
         "command": "vidgen " + shlex.join(sys.argv[1:]),
@@ -79,7 +80,8 @@ def run(args: argparse.Namespace) -> None:
         **body,
     }
     if args.out:
-        Path(args.out).write_text(json.dumps(result, indent=2) + "\n")
+        settings = {name: value for name, value in body.items() if name != "rows"}
+        results.write(args.suite, body["rows"], settings=settings, out=args.out)
     print(json.dumps(result, indent=2) if args.json else "\n".join(report(result)))
 
 
@@ -93,12 +95,15 @@ def run_ops(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtyp
     return measure(device, dtype, args.tokens, args.width, args.heads, args.repeats), report
 
 
-def run_mfu(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype") -> Suite:
-    from vidgen.cli.bench.mfu import measure, report
+def run_model(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype") -> Suite:
+    from vidgen.cli.bench import mfu
     from vidgen.config import read_recipe
     from vidgen.train.config import Recipe
 
     if not args.recipe:
-        raise UserError("bench mfu takes a recipe, such as recipes/stage1.yaml")
+        raise UserError(f"bench {args.suite} takes a recipe, such as recipes/stage1.yaml")
     recipe = read_recipe(args.recipe[0], args.recipe[1:], Recipe)
-    return measure(device, dtype, recipe, args.bucket, args.batch, args.repeats), report
+    where = (device, dtype, recipe, args.bucket, args.batch)
+    if args.suite == "step":
+        return mfu.measure_parts(*where), mfu.report_parts
+    return mfu.measure(*where, args.repeats), mfu.report

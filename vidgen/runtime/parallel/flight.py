@@ -5,6 +5,7 @@ count is the one the others wait for.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -17,6 +18,7 @@ class Moment:
 
 
 _now = Moment(0, "start", 0, time.monotonic())
+_listener: Callable[[Moment], None] | None = None
 
 
 def note(operation: str, *, step: int | None = None) -> None:
@@ -26,6 +28,14 @@ def note(operation: str, *, step: int | None = None) -> None:
     _now = Moment(
         before.step if step is None else step, operation, before.count + 1, time.monotonic()
     )
+    if _listener is not None:
+        _listener(_now)
+
+
+def listen(listener: Callable[[Moment], None] | None) -> None:
+    """Who else hears of every operation, in the thread that begins it; None: nobody."""
+    global _listener
+    _listener = listener
 
 
 def now() -> Moment:

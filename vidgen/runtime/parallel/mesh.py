@@ -1,7 +1,7 @@
 """Where a process stands in a run: its rank, its device, the meshes that join it to others."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,11 +29,13 @@ class World:
     timeout_s: float = 600.0
     store: dist.Store | None = None  # what the ranks met at; None for a single process
 
-    def watch(self) -> AbstractContextManager[object]:
+    def watch(
+        self, before_end: Callable[[str], None] | None = None
+    ) -> AbstractContextManager[object]:
         """While open, a rank that is lost or stands still ends all with a line that names it."""
         if self.store is None:
             return nullcontext()
-        return Watch(self.store, self.rank, self.world, self.timeout_s)
+        return Watch(self.store, self.rank, self.world, self.timeout_s, before_end=before_end)
 
     def mesh(self, context: int = 1, tensor: int = 1) -> DeviceMesh:
         """Ranks as (data, context, tensor), neighbours last: `context` ranks share a sample's
@@ -137,6 +139,9 @@ def start(device: str = "auto", *, timeout_s: float = 600.0) -> World:
         timeout = timedelta(seconds=timeout_s)
         try:
             store, rank, world = next(dist.rendezvous("env://", rank, world, timeout=timeout))
+            # torchrun's own store outlives a failed attempt, whose addresses it still holds.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = dist.PrefixStore(f"attempt-{attempt}", store)
             store.set_timeout(timeout)
             dist.init_process_group(
                 _backend(chosen),

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -54,7 +55,9 @@ class Watch:
         world: int,
         timeout_s: float,
         beat_s: float | None = None,
+        before_end: Callable[[str], None] | None = None,
     ) -> None:
+        """`before_end` hears why this process is about to end, in the watch's own thread."""
         # A connection of its own: the main thread may be waiting in the other.
         self._store: dist.Store = store.clone()  # type: ignore[attr-defined]
         self._rank, self._world, self._timeout_s = rank, world, timeout_s
@@ -62,6 +65,7 @@ class Watch:
         self._store.set_timeout(
             timedelta(seconds=timeout_s)
         )  # of a busy one; a dead one answers at once
+        self._before_end = before_end
         self._heard: dict[int, tuple[int, float]] = {}  # rank: its last beat, and when it was new
         self._beat = 0
         self._closing = threading.Event()
@@ -107,6 +111,8 @@ class Watch:
                 # The main thread may never come back from its collective.
                 time.sleep(2 * self._beat_s)
                 if not self._closing.is_set():
+                    if self._before_end is not None:
+                        self._before_end(line)
                     print(f"vidgen: {line}", file=sys.stderr, flush=True)
                     os._exit(ENDED)
 

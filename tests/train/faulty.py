@@ -1,0 +1,43 @@
+"""`vidgen train` with a fault at the fifteenth step of rank 1, the first time it gets there."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vidgen.cli.main import main
+from vidgen.train import Trainer
+from vidgen.train.examples import Example
+
+fault, arguments = sys.argv[1], sys.argv[2:]
+whole_step, whole_losses = Trainer._train_step, Trainer.sample_losses
+first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+here = fault != "none" and first_start and os.environ["RANK"] == "1"
+
+
+def step_with_fault(trainer: Trainer, timer: Any) -> Any:
+    if here and trainer.step == 14:
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if fault == "raise":
+            raise ValueError("injected")
+    if here and trainer.step >= 14 and fault == "slow":
+        time.sleep(2.0)
+    return whole_step(trainer, timer)
+
+
+def losses_with_fault(trainer: Trainer, example: Example) -> torch.Tensor:
+    losses = whole_losses(trainer, example)
+    return losses * float("nan") if here and fault == "nan" and trainer.step == 14 else losses
+
+
+Trainer._train_step = step_with_fault  # type: ignore[method-assign]
+Trainer.sample_losses = losses_with_fault  # type: ignore[method-assign]
+assert Path(arguments[0]).exists()
+sys.exit(main(["train", *arguments]))

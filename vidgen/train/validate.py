@@ -1,0 +1,183 @@
+"""What a run is judged by on the way: the loss of held-out clips, and videos of fixed prompts.
+
+Clips, noise and timesteps are the same at every validation, so that only the weights differ.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vidgen.config import dump_yaml, to_dict
+from vidgen.data import open_loader
+from vidgen.models.autoencoder import Autoencoder
+from vidgen.models.mmdit import MMDiT
+from vidgen.models.text.encoder import TextEncoder
+from vidgen.runtime import parallel
+from vidgen.runtime.observe import hardware
+from vidgen.sample import Pipeline
+from vidgen.sample.files import write_sample
+from vidgen.sample.parts import Part
+from vidgen.sample.pipeline import Video
+from vidgen.sample.request import Request, make_requests
+from vidgen.sample.system import System
+from vidgen.train.config import Recipe
+from vidgen.train.examples import Example, ExampleMaker
+from vidgen.train.log import RunLog
+from vidgen.train.ranks import Ranks
+from vidgen.train.report import VideoEntry, write_report
+
+
+@dataclass(frozen=True)
+class Sampled:
+    path: Path
+    request: Request
+    video_THWC: Video
+
+
+@dataclass(frozen=True)
+class Validation:
+    losses: dict[str, float]  # by timestep
+    videos: tuple[Sampled, ...]
+
+    @property
+    def loss(self) -> float | None:
+        return sum(self.losses.values()) / len(self.losses) if self.losses else None
+
+
+class Validator:
+    """Every rank calls it at the same step: sharded weights are gathered by all."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        world: parallel.World,
+        ranks: Ranks,
+        dtype: torch.dtype,
+        autoencoder: Autoencoder,
+        text: TextEncoder,
+        make_example: ExampleMaker,
+    ) -> None:
+        self._recipe, self._config = recipe, recipe.validate
+        self._world, self._ranks, self._dtype = world, ranks, dtype
+        self._autoencoder, self._text = autoencoder, text
+        self._make_example = make_example
+        self._first: tuple[int, Validation] | None = None
+
+    def due(self, step: int) -> bool:
+        every = self._config.every
+        return every is not None and step % every == 0
+
+    @torch.no_grad()
+    def __call__(
+        self, step: int, model: MMDiT, sample_losses: Callable[[Example], Tensor]
+    ) -> Validation:
+        model.eval()
+        try:
+            losses = self._losses(sample_losses) if self._config.manifest else {}
+            return Validation(losses, self._videos(step, model))
+        finally:
+            model.train()
+
+    def _losses(self, sample_losses: Callable[[Example], Tensor]) -> dict[str, float]:
+        recipe, config = self._recipe, self._config
+        assert config.manifest is not None
+        times = config.timesteps
+        sums = torch.zeros(len(times), dtype=torch.float64, device=self._world.device)
+        loader = open_loader(
+            replace(recipe.data, manifest=config.manifest),
+            seed=recipe.seed,
+            rank=self._ranks.data_rank,
+            world=self._ranks.data_world,
+            device=self._world.device,
+            temporal_step=self._autoencoder.compression[0],
+            causal=self._autoencoder.causal,
+            spatial_multiple=self._autoencoder.compression[1] * recipe.model.patch_size,
+        )
+        try:
+            for _ in range(config.batches):
+                batch = next(loader)
+                for i, t in enumerate(times):
+                    sums[i] += sample_losses(self._make_example(batch, t)).double().mean()
+        finally:
+            loader.close()
+        sums /= config.batches
+        if self._world.world > 1:
+            dist.all_reduce(sums, op=dist.ReduceOp.SUM)
+            sums /= self._world.world
+        return {f"{t:g}": loss for t, loss in zip(times, sums.tolist(), strict=True)}
+
+    def _videos(self, step: int, model: MMDiT) -> tuple[Sampled, ...]:
+        """Every rank makes them, since every rank's weights are needed; rank 0 keeps them."""
+        config = self._config
+        if not config.prompts:
+            return ()
+        pipeline = Pipeline(
+            System.of(to_dict(self._recipe)),
+            Part.of(model),
+            Part.of(self._autoencoder),
+            Part.of(self._text),
+            device=self._world.device,
+            dtype=self._dtype,
+            source=f"{self._recipe.name} step {step}",
+        )
+        common = {"frames": config.frames, "steps": config.sample_steps}
+        requests = make_requests(
+            pipeline,
+            config.prompts,
+            seed=config.seed,
+            **{name: value for name, value in common.items() if value is not None},
+        )
+        made = []
+        folder = Path(self._recipe.run_dir) / "validation" / f"step-{step:09d}"
+        for number, (request, video) in enumerate(
+            zip(requests, pipeline.generate(requests), strict=True)
+        ):
+            path = folder / f"{number:04d}.{'png' if request.frames == 1 else 'mp4'}"
+            if self._world.rank == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_sample(path, video, request, pipeline.source)
+            made.append(Sampled(path, request, video))
+        return tuple(made)
+
+    def log(self, step: int, found: Validation, log: RunLog) -> None:
+        """To TensorBoard and, with the first validation's videos beside, to report.html."""
+        sheets = {each.request.prompt: contact_sheet(each.video_THWC) for each in found.videos}
+        log.validation(step, found.losses, sheets)
+        if self._world.rank:
+            return
+        self._first = self._first or (step, found)
+        shown = [self._first] if self._first[0] == step else [self._first, (step, found)]
+        facts: dict[str, object] = {"step": step}
+        if found.loss is not None:
+            facts["validation loss"] = f"{found.loss:.4f}"
+        write_report(
+            self._recipe.run_dir,
+            title=self._recipe.name,
+            subtitle="Validation",
+            facts=facts,
+            videos=[
+                VideoEntry(
+                    each.path,
+                    each.request.prompt,
+                    tags=(f"step {at}",),
+                    size=(each.request.height, each.request.width),
+                )
+                for at, validation in shown
+                for each in validation.videos
+                if each.request.frames > 1
+            ],
+            environment=hardware.versions(),
+            recipe=dump_yaml(self._recipe),
+        )
+
+
+def contact_sheet(video_THWC: Video, most: int = 8) -> Video:
+    """Frames beside each other, evenly chosen, first and last among them: (H, frames x W, C)."""
+    count = min(most, len(video_THWC))
+    chosen = np.linspace(0, len(video_THWC) - 1, count).round().astype(int)
+    return np.concatenate([video_THWC[i] for i in chosen], axis=1)
