@@ -227,8 +227,7 @@ def _run(job: _Job, saving: Saving) -> None:
         _log.info("%s: %s", saving.path, saving.summary)
     except Exception as error:
         failed = error
-        # What was being written is in variables of the error's frames, which would keep it alive.
-        traceback.clear_frames(error.__traceback__)
+        _clear_frames(error)
     try:
         if failed is not None and _stuck(failed):
             job.snapshot.lose()
@@ -237,6 +236,19 @@ def _run(job: _Job, saving: Saving) -> None:
     except Exception as error:
         failed = failed or error
     saving._finish(failed)
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """What was being written is in variables of the error's frames, and of those of the errors it
+    came from: they would keep the memory from being lent again."""
+    seen: set[int] = set()
+    left = [error]
+    while left:
+        found = left.pop()
+        if found is not None and id(found) not in seen:
+            seen.add(id(found))
+            traceback.clear_frames(found.__traceback__)
+            left += [found.__cause__, found.__context__]
 
 
 def _stuck(error: Exception) -> bool:
