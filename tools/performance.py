@@ -7,10 +7,11 @@ A folder of results is printed as well, a table a file.
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
 
@@ -31,10 +32,10 @@ def kept() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 def section() -> str:
     results = list(kept())
-    lines = ["| machine | what | file |", "|---|---|---|"]
+    lines = ["| machine | suite | measured |", "|---|---|---|"]
     for machine, suite, found in results:
         path = f"profiles/results/{machine}/{suite}.json"
-        lines.append(f"| {machine} | {suite}{_summary(found)} | [{path}]({path}) |")
+        lines.append(f"| {machine} | [{suite}]({path}) | {_summary(suite, found)} |")
     missing = [
         what
         for what, suites in WANTED.items()
@@ -48,17 +49,100 @@ def section() -> str:
     return "\n".join(lines)
 
 
-def _summary(found: dict[str, Any]) -> str:
-    """The best MFU of a file that has any, with its pace beside the report's."""
-    rows = found.get("rows", [])
-    rows = [row for row in rows if isinstance(row, dict) and isinstance(row.get("ratio"), float)]
-    if not rows or "mfu" not in rows[0]:
-        return ""
-    return "".join(
-        f"<br>{row['bucket']}: {row['videos_per_s']:.3g} videos/s, MFU {row['mfu']:.1%}, "
-        f"{row['ratio']:.2f} times the report's"
-        for row in rows
-    )
+def _summary(suite: str, found: dict[str, Any]) -> str:
+    """What a suite's file says in a line or two; nothing for a suite that has no line here."""
+    rows = [row for row in found.get("rows", []) if isinstance(row, dict)]
+    for name, says in HEADLINES.items():
+        if suite.startswith(name):
+            return "<br>".join(says(rows))
+    return ""
+
+
+def _mfu(rows: list[Row]) -> Iterator[str]:
+    for row in rows:
+        beside = f", {row['ratio']:.2f} times the report's" if row.get("ratio") else ""
+        yield f"{row['bucket']}: {row['videos_per_s']:.3g} videos/s, MFU {row['mfu']:.1%}{beside}"
+
+
+def _ops(rows: list[Row]) -> Iterator[str]:
+    for dtype in dict.fromkeys(row["dtype"] for row in rows):
+        ours = [
+            row for row in rows if row["dtype"] == dtype and row["implementation"] == "compiled"
+        ]
+        parts = sorted(row["fraction_of_copy"] for row in ours)
+        if parts:
+            yield (
+                f"{dtype}: {parts[0]:.0%} to {parts[-1]:.0%} of a copy's bandwidth over "
+                f"{len(parts)} passes, median {parts[len(parts) // 2]:.0%}"
+            )
+
+
+def _attention(rows: list[Row]) -> Iterator[str]:
+    for row in rows:
+        if "both_ms" in row:
+            yield (
+                f"{row['backend']} {row['dtype']} at {row['length']}: "
+                f"{row['forward_fraction_of_matmul']:.0%} of a matmul forward, "
+                f"{row['both_ms']:.0f} ms with backward"
+            )
+
+
+def _of_ruler(rows: list[Row]) -> Iterator[str]:
+    for row in rows:
+        if "of_ruler" in row and not row["what"].startswith("ruler"):
+            yield f"{row['what']}: {row['gb_per_s']:.3g} GB/s, {row['of_ruler']:.0%} of its ruler"
+
+
+def _loader(rows: list[Row]) -> Iterator[str]:
+    for row in rows:
+        yield (
+            f"{row['loader']}, {row['clip'].partition(' ')[0]}: {row['clips_per_s']:.3g} clips/s, "
+            f"{row['memory_mb']:.0f} MB"
+        )
+
+
+def _ring(rows: list[Row]) -> Iterator[str]:
+    for row in rows:
+        yield (
+            f"{row['tokens']} tokens in {row['parts']} parts: {row['total_over_kernel']:.3g} times "
+            "the whole kernel's time"
+        )
+
+
+def _step(rows: list[Row]) -> Iterator[str]:
+    for row in rows:
+        yield f"{row['part']} {row['share']:.0%}"
+
+
+def _sampling(rows: list[Row]) -> Iterator[str]:
+    for row in rows:
+        if row.get("blocks_streamed") == 0:  # a model too small to be streamed
+            continue
+        yield (
+            f"{row['shape']}, {row['weights']}: {row['s_per_pass']:.3g} s a pass, "
+            f"{row['peak_memory_gb']:.3g} GB"
+        )
+
+
+def _dcae(rows: list[Row]) -> Iterator[str]:
+    for row in rows:
+        if "frames_per_s" in row:
+            yield f"{row['what']} {row['shape']}, {row['way']}: {row['frames_per_s']:.3g} frames/s"
+
+
+HEADLINES: dict[str, Callable[[list[Row]], Iterator[str]]] = {
+    "mfu": _mfu,
+    "step": _step,
+    "ops": _ops,
+    "attention": _attention,
+    "checkpoint": _of_ruler,
+    "lane": _of_ruler,
+    "loader": _loader,
+    "load": _of_ruler,
+    "parallel_ring": _ring,
+    "sampling": _sampling,
+    "dcae": _dcae,
+}
 
 
 def rewritten(text: str) -> str:
