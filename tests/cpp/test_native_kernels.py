@@ -10,6 +10,7 @@ import pytest
 from vidgen.runtime import native
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.timeout(1800)  # a slow machine builds for long
 
 
 def build_and_run(build: Path, *options: str) -> None:
@@ -32,7 +33,7 @@ def build_and_run(build: Path, *options: str) -> None:
             command,
             capture_output=True,
             text=True,
-            timeout=500,
+            timeout=1500,
             env={**os.environ, "VIDGEN_OWN_THREADS": "1"},
         )
         assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
