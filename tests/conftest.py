@@ -67,7 +67,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # Whole files go to one worker each: those that take longest begin first.
-    items.sort(key=lambda item: next((i for i, f in enumerate(LONG) if f in item.nodeid), len(LONG)))
+    items.sort(
+        key=lambda item: next((i for i, f in enumerate(LONG) if f in item.nodeid), len(LONG))
+    )
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
