@@ -10,6 +10,7 @@ from vidgen.diffusion.config import ConditionConfig, FlowConfig
 from vidgen.models.build import AutoencoderConfig
 from vidgen.models.mmdit.config import PRESETS, MMDiTConfig
 from vidgen.models.text.config import TextConfig
+from vidgen.runtime.memory.policy import BlockMemory, arrange
 from vidgen.sample.config import SampleConfig
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -45,6 +46,8 @@ class ParallelConfig:
 class RecomputeConfig:
     """How many blocks keep only their inputs and run again in the backward pass."""
 
+    auto: bool = False
+    """Chosen for each bucket from the GPU's figures, with what to offload: `recompute: auto`."""
     dual: NonNegativeInt = 0
     single: NonNegativeInt = 0
 
@@ -119,10 +122,33 @@ class Recipe:
     conditions: ConditionConfig = ConditionConfig()
     optim: OptimConfig = OptimConfig()
     parallel: ParallelConfig = ParallelConfig()
-    recompute: RecomputeConfig = RecomputeConfig()
+    recompute: Annotated[RecomputeConfig, Presets({"auto": RecomputeConfig(auto=True)})] = (
+        RecomputeConfig()
+    )
     offload: OffloadConfig = OffloadConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     recovery: RecoveryConfig = RecoveryConfig()
     validate: ValidateConfig = ValidateConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
+
+    def __post_init__(self) -> None:
+        counts = self.recompute.dual, self.recompute.single, self.offload.dual, self.offload.single
+        if self.recompute.auto and (any(counts) or self.offload.inputs):
+            raise ValueError(
+                "recompute is auto, which chooses what to recompute and to offload: leave "
+                "recompute.dual, recompute.single, offload.dual and offload.single at 0 and "
+                "offload.inputs at false"
+            )
+
+    def block_memory(self) -> tuple[BlockMemory, ...] | None:
+        """What each block keeps, in the order they run; None: to be chosen."""
+        if self.recompute.auto:
+            return None
+        return arrange(
+            (self.model.depth, self.model.depth_single_blocks),
+            (self.recompute.dual, self.recompute.single),
+            (self.offload.dual, self.offload.single),
+            inputs_sent=self.offload.inputs,
+            products=self.offload.what == "products",
+        )

@@ -23,6 +23,7 @@ from vidgen.models.build import check_parts_fit
 from vidgen.models.mmdit import MMDiT, Seams
 from vidgen.models.mmdit.flops import parameters
 from vidgen.models.mmdit.parallel import blocks
+from vidgen.plan.workload import workload_of
 from vidgen.runtime import checkpoint, parallel
 from vidgen.runtime.attention import agree
 from vidgen.runtime.observe.memory import peak_memory_gb
@@ -100,7 +101,7 @@ class Trainer:
         self.named = dict(self.model.named_parameters())
         self.ema = EMA(self.named, recipe.train.ema_decay) if recipe.train.ema_decay else None
         self.optimizer = build_optimizer(self.named.values(), recipe.optim)
-        self.activations = BlockActivations(recipe, self.device)
+        self.activations = BlockActivations(workload_of(recipe), self.device, self.world.world)
         self.seams = self.ranks.seams(Seams(run_block=self.activations.run_block))
         checkpoint.reserve(self._state_bytes())
         if newest is not None:
@@ -193,7 +194,8 @@ class Trainer:
             with self._phase(timer, "backward"):
                 (loss_B.mean() / recipe.train.accumulate).backward()
             losses.append((batch, example.t_B, loss_B.detach()))
-            work.add(recipe, batch, example, self.text_length)
+            again = self.activations.recomputed_share
+            work.add(recipe, batch, example, self.text_length, again)
         with self._phase(timer, "optimizer"):
             self.ranks.finish_gradients(self.named)
             norm = parallel.clip_grad_norm(self.named.values(), recipe.optim.clip)
@@ -339,6 +341,8 @@ class Trainer:
         )
         if self.world.world > 1:
             log.line(self.ranks.describe())
+        for line in self.activations.choices():
+            log.line(line)
         if self.step:
             log.line(f"resumed at step {self.step} of {recipe.train.steps}")
 
