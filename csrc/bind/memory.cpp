@@ -95,6 +95,7 @@ void define_arena(py::module_& module) {
       .def_property_readonly("given_back", &Lease::given_back)
       .def("pointer", [](const Lease& lease) { return number(lease.data()); })
       .def("view", &Lease::view, Released())
+      .def("drop_pages", &Lease::drop_pages, Released())
       .def("used_by",
            [](Lease& lease, const py::object& event) {
              auto native = to_event(event);
@@ -115,6 +116,7 @@ void define_arena(py::module_& module) {
       .def_readonly("waits", &ArenaStats::waits)
       .def_readonly("waited_s", &ArenaStats::waited_s)
       .def_readonly("largest_free", &ArenaStats::largest_free)
+      .def_readonly("lendable", &ArenaStats::lendable)
       .def_readonly("registrations", &ArenaStats::registrations)
       .def_readonly("huge_pages", &ArenaStats::huge_pages);
 
@@ -137,6 +139,7 @@ void define_arena(py::module_& module) {
                               check_signals);
           },
           Released())
+      .def("tell", &Arena::tell, Released())
       .def("stats", &Arena::stats, Released())
       .def("holders", &Arena::holders, Released())
       .def("close", &Arena::close, Released());
@@ -171,7 +174,7 @@ void define_lanes(py::module_& module) {
       .def("reap", &Lane::reap, Released());
   py::class_<CudaLane, Lane>(module, "CudaLane")
       .def_property_readonly("stream", [](const CudaLane& lane) { return number(lane.stream()); });
-  module.def("simulated_lane", &make_simulated_lane);
+  module.def("simulated_lane", &make_simulated_lane, py::arg("engine"), py::arg("threads"));
   module.def("cuda_lane", &make_cuda_lane, Released());
 
   py::class_<FileLane>(module, "FileLane")
