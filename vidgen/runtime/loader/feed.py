@@ -81,8 +81,8 @@ class Feed(Generic[Plan, Result]):
         timeout_s: float = 60.0,
         name: str = "loader",
     ) -> None:
-        """The arena, shared where there are workers, must have room for the largest job, of
-        `largest` bytes; with less than `ahead` + 1 of them the feed runs, with less ahead.
+        """The arena, shared where there are workers, must have room for a job of `largest` bytes;
+        with less than `ahead` + 1 of them the feed runs, with less ahead.
 
         `lane` brings slots to its device. Without one the slot itself is handed out and lent again
         when nobody refers to it any more; or a copy, where so many are kept that the largest job
@@ -149,11 +149,12 @@ class Feed(Generic[Plan, Result]):
             try:
                 job = self._waiting = self._waiting or next(self._jobs)
                 what = f"slot {job.shape}"
-                # With nothing under way the wait is for copies that end by themselves.
+                # All of one size, so that kept ones leave no gaps too small for others. With
+                # nothing under way the wait is for copies that end by themselves.
                 lease = (
-                    self._arena.try_lease(job.nbytes, what=what)
+                    self._arena.try_lease(self._largest, what=what)
                     if self._begun > self._taken
-                    else self._arena.lease(job.nbytes, what=what)
+                    else self._arena.lease(self._largest, what=what)
                 )
             except Exception as error:
                 self._ended = True
