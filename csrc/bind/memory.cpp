@@ -111,6 +111,7 @@ void define_arena(py::module_& module) {
       .def_property_readonly("given_back", &Lease::given_back)
       .def("pointer", [](const Lease& lease) { return number(lease.data()); })
       .def("view", &Lease::view, Released())
+      .def("drop_pages", &Lease::drop_pages, Released())
       .def("used_by",
            [](Lease& lease, const py::object& event) {
              auto native = to_event(event);
@@ -131,6 +132,7 @@ void define_arena(py::module_& module) {
       .def_readonly("waits", &ArenaStats::waits)
       .def_readonly("waited_s", &ArenaStats::waited_s)
       .def_readonly("largest_free", &ArenaStats::largest_free)
+      .def_readonly("lendable", &ArenaStats::lendable)
       .def_readonly("registrations", &ArenaStats::registrations)
       .def_readonly("huge_pages", &ArenaStats::huge_pages);
 
@@ -153,6 +155,7 @@ void define_arena(py::module_& module) {
                               check_signals);
           },
           Released())
+      .def("tell", &Arena::tell, Released())
       .def("stats", &Arena::stats, Released())
       .def("holders", &Arena::holders, Released())
       .def("close", &Arena::close, Released());
@@ -187,9 +190,12 @@ void define_lanes(py::module_& module) {
       .def("reap", &Lane::reap, Released());
   py::class_<CudaLane, Lane, Held<CudaLane>>(module, "CudaLane")
       .def_property_readonly("stream", [](const CudaLane& lane) { return number(lane.stream()); });
-  module.def("simulated_lane", [](std::shared_ptr<SimulatedEngine> engine) {
-    return held(make_simulated_lane(std::move(engine)));
-  });
+  module.def(
+      "simulated_lane",
+      [](std::shared_ptr<SimulatedEngine> engine, int threads) {
+        return held(make_simulated_lane(std::move(engine), threads));
+      },
+      py::arg("engine"), py::arg("threads"));
   module.def("cuda_lane", [](int device) { return held(make_cuda_lane(device)); }, Released());
 
   py::class_<FileLane, Held<FileLane>>(module, "FileLane")
