@@ -24,10 +24,19 @@ class OptimConfig:
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: PositiveFloat = 1e-15
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    states: Literal["fp32", "bf16", "8bit"] = "fp32"  # what the moments are kept in; the weights
+    # stay fp32. A parameter's two take 8, 4 or 2 bytes; 8bit needs the extra "8bit"
     warmup: NonNegativeInt = 0  # steps of linear warm-up
     drops: dict[PositiveInt, PositiveFloat] = Field(default_factory=dict)  # from step: lr
     decay_to: PositiveFloat | None = None  # final lr of a cosine decay over the run; null: none
     clip: PositiveFloat = 1.0  # global gradient norm
+
+    def __post_init__(self) -> None:
+        if self.states == "8bit" and self.eps < 1e-8:
+            raise ValueError(
+                f"eps {self.eps:g} is too small for states 8bit, whose second moments may be "
+                "rounded to 0: set it to 1e-8 or more"
+            )
 
 
 @config
