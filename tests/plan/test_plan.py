@@ -180,6 +180,13 @@ def test_recomputing_everything_is_one_more_forward_of_the_blocks() -> None:
     assert 2 < times[1].backward / times[1].forward < 2.05
 
 
+def test_moments_of_fewer_bytes_take_less() -> None:
+    plain, bf16 = (
+        memory(replace(STAGE_1, moment_bytes=n), LONGEST, H200, 8).optimizer for n in (8, 4)
+    )
+    assert bf16 == plain / 2
+
+
 @pytest.mark.parametrize(
     "thriftier",
     [

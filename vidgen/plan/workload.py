@@ -44,6 +44,7 @@ class Workload:
     host_bytes: float = 32e9  # of a GPU's share of pinned memory for activations
     compiled: bool = False
     ema: bool = True
+    moment_bytes: int = 8  # of both of the optimizer's moments of a parameter
 
     def grid(self, bucket: Bucket) -> tuple[int, int, int]:
         """Video tokens along frames, rows and columns."""
@@ -84,6 +85,7 @@ def workload_of(recipe: Any) -> Workload:
         host_bytes=recipe.offload.host_gb * 1e9,
         compiled=recipe.train.compile,
         ema=recipe.train.ema_decay is not None,
+        moment_bytes={"fp32": 8, "bf16": 4, "8bit": 2}[recipe.optim.states],
     )
     budget = recipe.data.tokens or 0
     return workload.with_batches(

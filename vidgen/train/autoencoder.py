@@ -87,6 +87,8 @@ class AutoencoderTrainer:
             resume_step=self.step,
             log_every=recipe.train.log_every,
             enabled=self.world.rank == 0,
+            wandb=recipe.log.wandb,
+            config=to_dict(recipe),
         )
         timer = StepTimer(self.device)
         collecting = gc.isenabled()

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from vidgen.config import Presets, config, peek, read_recipe
 from vidgen.data.config import DataConfig
 from vidgen.models.video_dcae.config import VideoDCAEConfig
-from vidgen.train.config import CheckpointConfig, OptimConfig, Recipe, TrainConfig
+from vidgen.train.config import CheckpointConfig, LogConfig, OptimConfig, Recipe, TrainConfig
 
 PRESETS = {
     "published": VideoDCAEConfig(),
@@ -51,6 +51,7 @@ class AutoencoderRecipe:
     loss: ReconstructionConfig = ReconstructionConfig()
     optim: OptimConfig = OptimConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
     train: TrainConfig = TrainConfig()
 
 

@@ -1,4 +1,4 @@
-"""The log of a run: a console line a step, a progress bar, metrics.jsonl and TensorBoard."""
+"""The log of a run: a line a step, a progress bar, metrics.jsonl, TensorBoard, W&B."""
 
 import json
 import math
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vidgen.errors import UserError
 from vidgen.train.metrics import MetricsFile, Record, RunningZScore, read_metrics
+from vidgen.train.wandb_run import WandbRun, scalars
 
 __all__ = ["RunLog", "read_metrics"]
 
@@ -32,7 +33,8 @@ class RunLog:
         mfu hfu           fractions of the dense peak
         memory_gb         peak memory of the device since the run began
 
-    On a rank that does not log (`enabled=False`) every method does nothing.
+    `wandb` names a project of Weights & Biases to log to as well; `config` is what it shows of the
+    recipe. On a rank that does not log (`enabled=False`) every method does nothing.
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class RunLog:
         log_every: int = 1,
         enabled: bool = True,
         stream: TextIO | None = None,
+        wandb: str | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         if log_every < 1:
             raise ValueError(f"log_every must be at least 1, not {log_every}")
@@ -57,6 +61,7 @@ class RunLog:
             return
         self._stream = stream or sys.stdout
         self._events = _open_events(Path(run_dir), resume_step) if tensorboard else None
+        self._wandb = WandbRun(wandb, Path(run_dir), config or {}) if wandb else None
         self._file = MetricsFile(Path(run_dir), resume_step)
         self._scores = {name: RunningZScore() for name in SCORED}
         for name, score in self._scores.items():
@@ -87,7 +92,10 @@ class RunLog:
                 record[name + "_z"] = z
         self._file.append(record)
         if self._events is not None:
-            _write_events(self._events, record)
+            for name, value in scalars(record).items():
+                self._events.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.step(record)
         self._pace.append((step, time.monotonic()))
         if step % self._log_every == 0 or step == self._total:
             self.line(self._console(record))
@@ -100,8 +108,9 @@ class RunLog:
         step: int,
         losses: dict[str, float],
         sheets: Mapping[str, NDArray[np.uint8]] | None = None,
+        files: Mapping[str, Path] | None = None,
     ) -> None:
-        """Held-out losses by timestep, and frames of each prompt's video side by side (HWC)."""
+        """Held-out losses by timestep; each prompt's frames side by side (HWC), and its file."""
         if not self._enabled:
             return
         record = {"step": step, "losses": losses}
@@ -115,6 +124,8 @@ class RunLog:
                 self._events.add_scalar(f"validation/loss at t {t}", loss, step)
             for prompt, sheet in (sheets or {}).items():
                 self._events.add_image(f"validation/{prompt}", sheet, step, dataformats="HWC")
+        if self._wandb is not None:
+            self._wandb.validation(step, losses, files or {})
 
     def line(self, text: str) -> None:
         """Print one line, above the progress bar if there is one."""
@@ -135,6 +146,8 @@ class RunLog:
         self._file.close()
         if self._events is not None:
             self._events.close()
+        if self._wandb is not None:
+            self._wandb.close()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -189,17 +202,6 @@ def _open_events(run_dir: Path, resume_step: int) -> Any:
     # purge_step hides what an interrupted run had logged beyond the step it resumes from.
     purge = resume_step + 1 if resume_step else 0
     return SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge, flush_secs=20)
-
-
-def _write_events(events: Any, record: Record) -> None:
-    for name, value in record.items():
-        if name in ("step", "time") or isinstance(value, str):
-            continue
-        if isinstance(value, dict):
-            for key, item in value.items():
-                events.add_scalar(f"{name}/{key}", item, record["step"])
-        else:
-            events.add_scalar(f"train/{name}", value, record["step"])
 
 
 def _plain(value: Any) -> Any:

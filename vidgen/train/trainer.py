@@ -139,6 +139,8 @@ class Trainer:
             resume_step=self.step,
             log_every=recipe.train.log_every,
             enabled=self.world.rank == 0,
+            wandb=recipe.log.wandb,
+            config=to_dict(recipe),
         )
         timer = StepTimer(self.device)
         collecting = gc.isenabled()
@@ -248,7 +250,7 @@ class Trainer:
                 guidance=example.guidance_B,
                 seams=self.seams,
             )
-        return flow.loss_per_sample(predicted, example.target_BVD)
+        return flow.loss_per_sample(predicted, example.target_BVD, example.weight_BV)
 
     # Building and state ----------------------------------------------------------------------
 

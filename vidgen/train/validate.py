@@ -145,9 +145,10 @@ class Validator:
         return tuple(made)
 
     def log(self, step: int, found: Validation, log: RunLog) -> None:
-        """To TensorBoard and, with the first validation's videos beside, to report.html."""
+        """To TensorBoard, W&B and, with the first validation's videos beside, to report.html."""
         sheets = {each.request.prompt: contact_sheet(each.video_THWC) for each in found.videos}
-        log.validation(step, found.losses, sheets)
+        files = {each.request.prompt: each.path for each in found.videos}
+        log.validation(step, found.losses, sheets, files)
         if self._world.rank:
             return
         self._first = self._first or (step, found)
