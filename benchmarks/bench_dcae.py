@@ -1,7 +1,7 @@
 """Encoding and decoding with the Video DC-AE: frames a second, peak memory, and where time goes.
 
     python benchmarks/bench_dcae.py              # on a GPU: the published width, 256px and 768px
-    python benchmarks/bench_dcae.py --short      # the first shape alone, nothing kept
+    python benchmarks/bench_dcae.py --short      # the first shape alone
 
 Random weights; a quarter of the width and one block a stage on a CPU. Rows: the module as torch
 runs it, ours, ours in channels-last memory, the module through torch.compile, and diffusers'
@@ -291,11 +291,11 @@ def _mark(module: nn.Module, part: str, hooks: ExitStack) -> None:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="the first shape, nothing kept")
+    parser.add_argument("--short", action="store_true", help="the first shape alone")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--budget", type=float, default=3.0, help="seconds a row, after its first")
-    parser.add_argument("--no-compile", action="store_true", help="torch.compile takes minutes")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--out")
     args = parser.parse_args()
     if threads := os.environ.get("OMP_NUM_THREADS"):
@@ -317,9 +317,7 @@ def main() -> None:
     def keep(row: Row) -> None:
         rows.append(row)
         bar.update("frames_per_s" in row)
-        if not args.short:
-            whole = {**settings, "finished": False}
-            results.write("dcae", rows, settings=whole, out=args.out)
+        results.write("dcae", rows, settings={**settings, "finished": False}, out=args.out)
 
     for shape in shapes:
         dcae_rows(bench, config, shape, not args.no_compile, keep)
@@ -330,9 +328,8 @@ def main() -> None:
     bar.close()
     print(results.table(row for row in rows if "frames_per_s" in row))
     print(results.table(row for row in rows if "share" in row))
-    if not args.short:
-        settings["finished"] = True
-        print(results.write("dcae", rows, settings=settings, out=args.out))
+    settings["finished"] = True
+    print(results.write("dcae", rows, settings=settings, out=args.out))
 
 
 if __name__ == "__main__":

@@ -52,6 +52,10 @@ part "attention on $gpu" "$python" benchmarks/attention/bench_attention.py --sho
     --out "$results/attention.json"
 part "one pass of sampling, and within 24 GB" "$python" benchmarks/bench_sampling.py \
     --shapes 256px --rounds 2
+part "encoding and decoding with the Video DC-AE" "$python" benchmarks/bench_dcae.py --short
+part "the generator with the Video DC-AE's latents" "$python" -m vidgen bench dcae \
+    recipes/stage3.yaml --bucket "768px x 129" --batch 1 --repeats 1 \
+    --out "$results/speedup_dcae.json"
 part "a ring of simulated ranks beside one kernel" "$python" benchmarks/parallel/bench_ring.py \
     --tokens 76544 --parts 4 --rounds 2 --out "$results/parallel_ring.json"
 part "what this machine is" "$python" -m vidgen doctor

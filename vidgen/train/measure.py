@@ -49,9 +49,16 @@ class Measured:
 class Bench:
     """One model with room for its gradients; measures bucket after bucket."""
 
-    def __init__(self, workload: Workload, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        device: torch.device,
+        dtype: torch.dtype,
+        model: MMDiT | None = None,
+    ) -> None:
+        """`model` is another's, to be measured under this workload too."""
         self.workload, self.device, self.dtype = workload, device, dtype
-        self.model = random_model(workload.model, device, dtype)
+        self.model = model or random_model(workload.model, device, dtype)
         self.peak = peak(device, dtype)
         self.seams = Seams(run_block=self._run_block, attention=self._attention)
 
@@ -85,6 +92,19 @@ class Bench:
             hfu=hfu(executed, seconds, self.peak),
             memory_gb=peak_memory_gb(self.device),
         )
+
+    @torch.no_grad()
+    def pass_ms(self, bucket: Bucket, rounds: int) -> float:
+        """One pass as sampling runs it, without gradients: the fastest of `rounds`."""
+        inputs, _ = self._inputs(bucket)
+        taken = []
+        for _ in range(rounds + 1):
+            self._settle()
+            began = time.perf_counter()
+            self.model(**inputs)
+            self._settle()
+            taken.append(time.perf_counter() - began)
+        return 1e3 * min(taken[1:])
 
     def step(self, bucket: Bucket) -> Callable[[], None]:
         """One forward and backward, for a profiler to watch."""
