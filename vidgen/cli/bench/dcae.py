@@ -3,6 +3,7 @@ of a recipe's own latents in the same run, and the report's figures."""
 
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from vidgen.errors import UserError
 from vidgen.models.mmdit.flops import flops
 from vidgen.models.video_dcae.config import UNIT_FRAMES, UNIT_PIXELS, VideoDCAEConfig
 from vidgen.plan.workload import Bucket, Workload, workload_of
+from vidgen.runtime.memory.policy import BlockMemory
 from vidgen.train.measure import Bench
 
 # Of the report, at 768px and 129 frames: 19k tokens against 76k.
@@ -88,25 +90,28 @@ def _figures(
     dtype: torch.dtype,
     repeats: int,
 ) -> Iterator[dict[str, Any]]:
-    training = Bench(workload, device, dtype)
-    alone = replace(workload, context=1, recompute_dual=0, recompute_single=0)
-    sampling = Bench(alone, device, dtype, model=training.model)
-    for bucket in buckets:
-        row: dict[str, Any] = {}
-        try:
-            found = training.measure(bucket, repeats)
-            row |= {
-                "training_ms": found.ms,
-                "videos_per_s": found.videos_per_s,
-                "mfu": found.mfu,
-                "memory_gb": found.memory_gb,
-            }
-            training.forget()
-            row["sampling_ms"] = sampling.pass_ms(replace(bucket, batch=1), repeats)
-        except torch.OutOfMemoryError:
-            training.forget()
-            row["failed"] = "out of memory"
-        yield row
+    every = workload.model.depth + workload.model.depth_single_blocks
+    alone = replace(workload, context=1, blocks=(BlockMemory.KEEP,) * every)
+    with (
+        closing(Bench(workload, device, dtype)) as training,
+        closing(Bench(alone, device, dtype, model=training.model)) as sampling,
+    ):
+        for bucket in buckets:
+            row: dict[str, Any] = {}
+            try:
+                found = training.measure(bucket, repeats)
+                row |= {
+                    "training_ms": found.ms,
+                    "videos_per_s": found.videos_per_s,
+                    "mfu": found.mfu,
+                    "memory_gb": found.memory_gb,
+                }
+                training.forget()
+                row["sampling_ms"] = sampling.pass_ms(replace(bucket, batch=1), repeats)
+            except torch.OutOfMemoryError:
+                training.forget()
+                row["failed"] = "out of memory"
+            yield row
 
 
 def _speed_up(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
