@@ -141,7 +141,7 @@ def _dcae(rows: list[Row]) -> Iterator[str]:
         ]
         yield (
             f"{row['what']} {row['shape']}: {row['frames_per_s']:.3g} frames/s, "
-            f"{row['of_matmul']:.0%} of a matmul ({', '.join(peers)})"
+            f"{row['of_matmul']:.0%} of a matmul ({'; '.join(peers)})"
         )
 
 
