@@ -53,7 +53,14 @@ def amount(what: str) -> Callable[[str], float]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
-    parser.add_argument("--gpu", default="h200", help="a100, h100, h200 (default) or b200")
+    parser.add_argument(
+        "--gpu",
+        default="h200",
+        help="a100, h100, h200 (default) or b200, or the .json that `vidgen doctor --json` wrote",
+    )
+    parser.add_argument(
+        "--links", metavar="FILE", help="what `vidgen doctor --distributed --json` wrote"
+    )
     parser.add_argument("--gpus", metavar="N", type=count, default=8, help="default 8")
     parser.add_argument(
         "--efficiency",
@@ -104,6 +111,8 @@ def run(args: argparse.Namespace) -> None:
     from vidgen.plan import plan
     from vidgen.plan.cost import REPORT, Efficiency
     from vidgen.plan.failures import Reliability, best_interval, effective_fraction
+    from vidgen.plan.hardware import gpu_named
+    from vidgen.plan.measured import gpu_measured, with_links
     from vidgen.train.config import Recipe
 
     recipe = read_recipe(args.recipe, args.overrides, Recipe)
@@ -113,9 +122,10 @@ def run(args: argparse.Namespace) -> None:
     efficiency = Efficiency(
         compute=args.efficiency or REPORT.compute, goodput=args.goodput or REPORT.goodput
     )
+    gpu = gpu_measured(args.gpu) if args.gpu.endswith(".json") else gpu_named(args.gpu)
     found = plan(
         recipe,
-        args.gpu,
+        with_links(gpu, args.links) if args.links else gpu,
         args.gpus,
         efficiency,
         fit_batches=args.fit_batches,
