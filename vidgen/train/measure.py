@@ -56,8 +56,8 @@ class Bench:
         heads, ranks = workload.model.num_heads, workload.context
         if heads % ranks:
             raise UserError(
-                f"one rank's part of {ranks} is measured by its share of the {heads} heads, which do "
-                f"not divide: measure with parallel.context={math.gcd(heads, ranks)}"
+                f"one rank's part of {ranks} is measured by its share of the {heads} heads, which "
+                f"do not divide: measure with parallel.context={math.gcd(heads, ranks)}"
             )
         self.workload, self.device, self.dtype = workload, device, dtype
         self.model = random_model(workload.model, device, dtype)
