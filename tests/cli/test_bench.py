@@ -108,6 +108,15 @@ def test_wrong_arguments(vidgen: Any, argv: tuple[str, ...], message: str) -> No
     assert message in err
 
 
+@pytest.mark.parametrize("argv", [("bench", "mfu"), ("plan",)])
+def test_an_autoencoders_recipe(vidgen: Any, argv: tuple[str, ...]) -> None:
+    dcae = Path(__file__).resolve().parents[2] / "recipes/dcae.yaml"
+    status, _, err = vidgen(*argv, dcae)
+    assert status == 2
+    assert "trains an autoencoder; this command is for a transformer's recipe" in err
+    assert len(err.splitlines()) == 1
+
+
 def test_a_bucket_the_recipe_lacks(vidgen: Any, recipe: Path) -> None:
     status, _, err = vidgen("bench", "mfu", recipe, *SMALL, "--bucket", "64px x 99")
     assert status == 2

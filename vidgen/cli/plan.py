@@ -5,9 +5,8 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vidgen.cli.arguments import add_recipe, count
+from vidgen.cli.arguments import add_recipe, count, read_transformer
 from vidgen.cli.text import table
-from vidgen.config import read_recipe
 from vidgen.errors import UserError
 from vidgen.plan import Plan
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 EXAMPLE = """\
   vidgen plan recipes/stage1.yaml --gpu h200 --gpus 224
   vidgen plan recipes/stage1.yaml --gpu b200 --gpus 64 --fit-batches --price 4.5
-  vidgen plan recipes/stage1.yaml --gpus 10000 parallel.copies=1250 --restart 600
+  vidgen plan recipes/stage1.yaml --gpus 10000 parallel.copies=1250 recompute=auto
 """
 
 
@@ -113,9 +112,8 @@ def run(args: argparse.Namespace) -> None:
     from vidgen.plan.failures import Reliability, best_interval, effective_fraction
     from vidgen.plan.hardware import gpu_named
     from vidgen.plan.measured import gpu_measured, with_links
-    from vidgen.train.config import Recipe
 
-    recipe = read_recipe(args.recipe, args.overrides, Recipe)
+    recipe = read_transformer(args.recipe, args.overrides)
     if args.search:
         print("\n".join(searched(recipe)))
         return
