@@ -53,6 +53,12 @@ class Bench:
     bucket after bucket."""
 
     def __init__(self, workload: Workload, device: torch.device, dtype: torch.dtype) -> None:
+        heads, ranks = workload.model.num_heads, workload.context
+        if heads % ranks:
+            raise UserError(
+                f"one rank's part of {ranks} is measured by its share of the {heads} heads, which "
+                f"do not divide: measure with parallel.context={math.gcd(heads, ranks)}"
+            )
         self.workload, self.device, self.dtype = workload, device, dtype
         self.model = random_model(workload.model, device, dtype)
         if workload.compiled:
