@@ -53,6 +53,22 @@ Keep to_keep(const py::object& object) {
   });
 }
 
+// A lane waits, when it goes, for copies that let go of Python objects on threads of their own.
+template <class T>
+struct WithoutInterpreter {
+  void operator()(T* lane) const {
+    py::gil_scoped_release released;
+    delete lane;
+  }
+};
+template <class T>
+using Held = std::unique_ptr<T, WithoutInterpreter<T>>;
+
+template <class T>
+Held<T> held(std::unique_ptr<T> lane) {
+  return Held<T>(lane.release());
+}
+
 Producer to_producer(std::optional<std::uintptr_t> stream, std::shared_ptr<Ticket> ticket) {
   if (stream) return Producer::stream(reinterpret_cast<void*>(*stream));
   return ticket != nullptr ? Producer::ticket(std::move(ticket)) : Producer::host();
@@ -161,7 +177,7 @@ void define_lanes(py::module_& module) {
       .def("movable", &SimulatedEngine::movable, Released())
       .def("move", &SimulatedEngine::move, Released());
 
-  py::class_<Lane>(module, "Lane")
+  py::class_<Lane, Held<Lane>>(module, "Lane")
       .def("copy",
            [](Lane& lane, std::uintptr_t destination, std::uintptr_t source, std::size_t bytes,
               std::optional<std::uintptr_t> stream, std::shared_ptr<Ticket> ticket, Lease* lease,
@@ -172,12 +188,17 @@ void define_lanes(py::module_& module) {
                               to_producer(stream, std::move(ticket)), lease, std::move(kept));
            })
       .def("reap", &Lane::reap, Released());
-  py::class_<CudaLane, Lane>(module, "CudaLane")
+  py::class_<CudaLane, Lane, Held<CudaLane>>(module, "CudaLane")
       .def_property_readonly("stream", [](const CudaLane& lane) { return number(lane.stream()); });
-  module.def("simulated_lane", &make_simulated_lane, py::arg("engine"), py::arg("threads"));
-  module.def("cuda_lane", &make_cuda_lane, Released());
+  module.def(
+      "simulated_lane",
+      [](std::shared_ptr<SimulatedEngine> engine, int threads) {
+        return held(make_simulated_lane(std::move(engine), threads));
+      },
+      py::arg("engine"), py::arg("threads"));
+  module.def("cuda_lane", [](int device) { return held(make_cuda_lane(device)); }, Released());
 
-  py::class_<FileLane>(module, "FileLane")
+  py::class_<FileLane, Held<FileLane>>(module, "FileLane")
       .def("write",
            [](FileLane& lane, int file, std::int64_t offset, std::uintptr_t source,
               std::size_t bytes, std::shared_ptr<Ticket> ticket, Lease* lease,
@@ -196,8 +217,10 @@ void define_lanes(py::module_& module) {
         return lane.read(address(destination), {file, offset}, bytes,
                          to_producer(std::nullopt, std::move(ticket)), lease, std::move(kept));
       });
-  module.def("simulated_file_lane", &make_simulated_file_lane);
-  module.def("file_lane", &make_file_lane);
+  module.def("simulated_file_lane", [](std::shared_ptr<SimulatedEngine> engine) {
+    return held(make_simulated_file_lane(std::move(engine)));
+  });
+  module.def("file_lane", [](const std::string& name) { return held(make_file_lane(name)); });
 }
 
 }  // namespace
