@@ -351,6 +351,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, nargs="*", default=list(MEASURED))
     parser.add_argument("--out", help="the file of results, if not the machine's own")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--launcher", default="", help="runs each measurement: 'taskset -c 0,1'")
     parser.add_argument("--one", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--manifest", type=Path, help=argparse.SUPPRESS)
@@ -361,16 +362,17 @@ def main() -> None:
         return
     rows: list[dict[str, Any]] = []
     missing = missing_peers()
-    peers = [peer for peer in PEERS if peer not in missing]
+    peers = [peer for peer in args.peers if peer not in missing]
     with tempfile.TemporaryDirectory() as folder:
         manifest = make_files(Path(folder))
         for frames in args.frames:
             ruler = decode_alone(manifest, frames)
-            rows += [measured_apart(args.launcher, manifest, peer, frames) for peer in peers]
-            dataloader = rows[1 - len(peers)]["clips_per_s"]
-            for row in rows[-len(peers) :]:
+            here = {p: measured_apart(args.launcher, manifest, p, frames) for p in peers}
+            for row in here.values():
                 row["decode_alone_cpu_s"] = ruler
-                row["times_dataloader"] = row["clips_per_s"] / dataloader
+                if "DataLoader" in here:
+                    row["times_dataloader"] = row["clips_per_s"] / here["DataLoader"]["clips_per_s"]
+            rows += here.values()
     print(results.table(rows))
     settings = {"device": DEVICE, "workers": WORKERS, "batch": BATCH, "av": av.__version__}
     settings |= {f"{peer} does not load": why for peer, why in missing.items()}
