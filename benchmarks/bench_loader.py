@@ -48,7 +48,7 @@ WORKERS = 2
 FILE_FRAMES, CLIPS, BATCH = 300, 128, 4  # more clips than are read: no epoch ends on the way
 HEIGHT, WIDTH = 192, 336  # 256px in 16:9
 MEASURED = {33: 24, 129: 12}  # frames of a clip to clips read
-STEPS = 6  # of a device slower than decoding
+STEPS = 5  # of a device slower than decoding
 
 
 def make_files(folder: Path) -> Path:
