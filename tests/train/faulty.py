@@ -33,7 +33,7 @@ def step_with_fault(trainer: Trainer, timer: Any) -> Any:
         if fault == "raise":
             raise ValueError("injected")
     if here and trainer.step >= 14 and fault == "slow":
-        time.sleep(max(2.0, 10 * statistics.median(took)))  # ten times as slow, on a busy machine too
+        time.sleep(max(2.0, 10 * statistics.median(took)))  # on a busy machine too
         return whole_step(trainer, timer)
     start = time.monotonic()
     result = whole_step(trainer, timer)

@@ -275,9 +275,13 @@ def test_an_interrupt_ends_the_wait() -> None:
     arena = Arena(256, pinned=False)
     held = arena.lease(256)
     timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
-    with pytest.raises(KeyboardInterrupt):
+
+    def wait() -> None:
         timer.start()
         arena.lease(256, timeout=60)
+
+    with pytest.raises(KeyboardInterrupt):
+        wait()
     timer.join()
     held.give_back()
 
