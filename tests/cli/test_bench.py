@@ -67,6 +67,22 @@ def test_the_reports_pace_stands_beside(vidgen: Any) -> None:
     assert row["ratio"] == pytest.approx(row["videos_per_s"] / (47.6 / 8))
 
 
+def test_stage_3_is_one_ranks_part_under_its_own_memory_policy(vidgen: Any) -> None:
+    stage3 = Path(__file__).resolve().parents[2] / "recipes/stage3.yaml"
+    argv = ["bench", "mfu", stage3, *SMALL, "--dtype", "float32", "--batch", "1", "--json"]
+    argv += ["--bucket", "768px x 1", "model=tiny", "offload.host_gb=0.1"]
+    status, _, err = vidgen(*argv)
+    assert status == 2
+    assert "share of the 2 heads, which do not divide: measure with parallel.context=2" in err
+    status, shown, err = vidgen(*argv, "model.num_heads=4", "model.axes_dim=[4, 6, 6]")
+    assert status == 0, err
+    result = json.loads(shown)
+    assert (result["context"], result["blocks"]) == (4, {"offload inputs": 3})
+    (row,) = result["rows"]
+    assert row["report_videos_per_s"] == pytest.approx(1.6 / 8)
+    assert row["hfu"] / row["mfu"] == pytest.approx(4 / 3)  # every block runs again
+
+
 def test_step_adds_up(vidgen: Any, recipe: Path) -> None:
     argv = ("bench", "step", recipe, *SMALL, "--dtype", "float32", "--json")
     status, shown, err = vidgen(*argv)
@@ -150,6 +166,15 @@ def test_wrong_arguments(vidgen: Any, argv: tuple[str, ...], message: str) -> No
     status, _, err = vidgen("bench", *argv)
     assert status == 2
     assert message in err
+
+
+@pytest.mark.parametrize("argv", [("bench", "mfu"), ("plan",)])
+def test_an_autoencoders_recipe(vidgen: Any, argv: tuple[str, ...]) -> None:
+    dcae = Path(__file__).resolve().parents[2] / "recipes/dcae.yaml"
+    status, _, err = vidgen(*argv, dcae)
+    assert status == 2
+    assert "trains an autoencoder; this command is for a transformer's recipe" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_a_bucket_the_recipe_lacks(vidgen: Any, recipe: Path) -> None:

@@ -60,6 +60,12 @@ class Bench:
         model: MMDiT | None = None,
     ) -> None:
         """`model` is another's, to be measured under this workload too."""
+        heads, ranks = workload.model.num_heads, workload.context
+        if heads % ranks:
+            raise UserError(
+                f"one rank's part of {ranks} is measured by its share of the {heads} heads, which "
+                f"do not divide: measure with parallel.context={math.gcd(heads, ranks)}"
+            )
         self.workload, self.device, self.dtype = workload, device, dtype
         self.model = model or random_model(workload.model, device, dtype)
         if workload.compiled and model is None:

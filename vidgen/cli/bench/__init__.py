@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vidgen.cli.arguments import count
+from vidgen.cli.arguments import count, read_transformer
 from vidgen.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,12 +100,10 @@ def run_ops(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtyp
 
 def run_model(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype") -> Suite:
     from vidgen.cli.bench import dcae, mfu
-    from vidgen.config import read_recipe
-    from vidgen.train.config import Recipe
 
     if not args.recipe:
         raise UserError(f"bench {args.suite} takes a recipe, such as recipes/stage1.yaml")
-    recipe = read_recipe(args.recipe[0], args.recipe[1:], Recipe)
+    recipe = read_transformer(args.recipe[0], args.recipe[1:])
     where = (device, dtype, recipe, args.bucket, args.batch)
     if args.suite == "step":
         return mfu.measure_parts(*where), mfu.report_parts
