@@ -96,6 +96,8 @@ class Feed(Generic[Plan, Result]):
         if self._supervisor is None and not current.finished.is_set():
             self._fill_here(current)
         current.finished.wait()
+        if self._closed:
+            raise RuntimeError("the feed was closed")
         if current.error is not None:
             raise current.error
         assert current.ticket is not None
@@ -107,13 +109,19 @@ class Feed(Generic[Plan, Result]):
             self._top_up()
         return current.job.plan, contents, current.results
 
-    def close(self) -> None:
-        """Stop the workers, whatever they are at, and give every slot back."""
+    def stop(self) -> None:
+        """Stop the workers, whatever they are at. A thread that waits in `next` is told."""
         if self._closed:
             return
         self._closed = True
         if self._supervisor is not None:
             self._supervisor.stop()
+        for running in list(self._running):
+            running.finished.set()
+
+    def close(self) -> None:
+        """Stop, and give every slot back. No thread may be in `next`."""
+        self.stop()
         for running in self._running:
             if running.ticket is not None:
                 running.ticket.wait()
@@ -124,9 +132,9 @@ class Feed(Generic[Plan, Result]):
     def _top_up(self) -> None:
         """Start jobs until enough are under way or there is no room for more."""
         while len(self._running) < self._ahead:
-            if self._waiting is None:
-                self._waiting = next(self._jobs)
-            job = self._waiting
+            self._waiting = self._waiting or next(self._jobs, None)
+            if (job := self._waiting) is None:
+                return
             what = f"slot {job.shape}"
             # With nothing under way the wait is for copies that end by themselves.
             lease = (
