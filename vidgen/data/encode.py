@@ -62,18 +62,21 @@ def encode_manifest(
     shapes = {bucket: sample_shape(bucket, codec) for bucket in {bucket_of[row] for row in rows}}
     workers = min(data.workers, len(rows))
     ahead = workers + data.prefetch if workers else 1
+    on_host = torch.device(device).type == "cpu"
+    slot = max(shape[0] for shape in shapes.values())
+    # On the host a clip is encoded in its slot, and while that of the next is made.
+    arena = Arena(
+        (ahead + 2 * on_host) * (slot + 256),
+        pinned=not on_host,
+        shared=workers > 0,
+        name="encode arena",
+    )
     feed: Feed[int, Found | str] = Feed(
         (Job(row, (1, *shapes[bucket_of[row]])) for row in rows),
         fill,
-        arena=(
-            arena := Arena(
-                ahead * (max(shape[0] for shape in shapes.values()) + 256),
-                pinned=torch.device(device).type == "cuda",
-                shared=workers > 0,
-                name="encode arena",
-            )
-        ),
-        lane=Lane(device, name="encode lane"),
+        arena=arena,
+        lane=None if on_host else Lane(device, name="encode lane"),
+        largest=slot,
         workers=workers,
         ahead=ahead,
         timeout_s=data.clip_timeout_s,
