@@ -119,11 +119,12 @@ class ClipCodec:
             return f"cannot be read: {error}"
         path = self.cache.path(content_key(fields))
         rolling = self.cache.rolling_bytes is not None
-        answer = yield EntryRequest(str(path), self.layout(bucket), touch=rolling)
-        if answer is None:
-            return Found(fields, cached=True)
-        if answer != ABSENT:
-            log_damage(path, _reason(answer))
+        if path.is_file():  # or a worker would be asked twice for most clips of a new folder
+            answer = yield EntryRequest(str(path), self.layout(bucket), touch=rolling)
+            if answer is None:
+                return Found(fields, cached=True)
+            if answer != ABSENT:
+                log_damage(path, _reason(answer))
         answer = yield self.request(clip, fields)
         return Found(fields, cached=False) if answer is None else _reason(answer)
 
