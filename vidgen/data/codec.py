@@ -64,6 +64,7 @@ class ClipCodec:
         self.cache = cache
         self._autoencoder, self._text = autoencoder, text
         self._root, self._fps_max = Path(data.manifest).parent, data.fps_max
+        self._decoder = data.decoder
         self._suffix, self._device, self._dtype = suffix, torch.device(device), dtype
         self._conditions = conditions
 
@@ -138,6 +139,7 @@ class ClipCodec:
             crop_at=(0.5, 0.5),
             flip=False,
             expect=(clip.height, clip.width),
+            decoder=self._decoder,
         )
 
     def take(self, contents: Tensor, bucket: Bucket, row: int, found: Found) -> LatentEntry:

@@ -92,6 +92,7 @@ class Reader:
             crop_at=(draws.top, draws.left) if self._cfg.crop == "random" else (0.5, 0.5),
             flip=self._cfg.flip and draws.flip < 0.5,
             expect=(clip.height, clip.width),
+            decoder=self._cfg.decoder,
         )
         return request, clip.fps / interval
 
