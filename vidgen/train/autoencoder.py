@@ -25,8 +25,8 @@ from vidgen.runtime.observe.flops import training_flops
 from vidgen.runtime.observe.quality import psnr
 from vidgen.train.autoencoder_config import AutoencoderRecipe
 from vidgen.train.log import RunLog
-from vidgen.train.loop import Tensors, TrainingLoop, optimizer_state
-from vidgen.train.optim import build_optimizer
+from vidgen.train.loop import Tensors, TrainingLoop
+from vidgen.train.optim import build_optimizer, set_learning_rate, state_tensors
 from vidgen.train.validate_autoencoder import AutoencoderValidator, pixels_to_input
 from vidgen.train.work import Learned
 
@@ -176,8 +176,7 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
         self.discriminator_optimizer = build_optimizer(
             self.discriminator.parameters(), recipe.optim
         )
-        for group in self.discriminator_optimizer.param_groups:
-            group["lr"] = recipe.loss.discriminator_lr
+        set_learning_rate(self.discriminator_optimizer, recipe.loss.discriminator_lr)
         return model
 
     def tensors(self) -> Tensors:
@@ -185,7 +184,7 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
         return {
             **super().tensors(),
             "discriminator": {k: v.detach() for k, v in self.discriminator.state_dict().items()},
-            "discriminator_optim": optimizer_state(named, self.discriminator_optimizer),
+            "discriminator_optim": state_tensors(named, self.discriminator_optimizer),
         }
 
 

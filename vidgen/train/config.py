@@ -10,6 +10,7 @@ from vidgen.diffusion.config import ConditionConfig, FlowConfig
 from vidgen.models.build import AutoencoderConfig
 from vidgen.models.mmdit.config import PRESETS, MMDiTConfig
 from vidgen.models.text.config import TextConfig
+from vidgen.runtime.memory.policy import BlockMemory, arrange
 from vidgen.sample.config import SampleConfig
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -23,10 +24,19 @@ class OptimConfig:
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: PositiveFloat = 1e-15
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    states: Literal["fp32", "bf16", "8bit"] = "fp32"  # what the moments are kept in; the weights
+    # stay fp32. A parameter's two take 8, 4 or 2 bytes; 8bit needs the extra "8bit"
     warmup: NonNegativeInt = 0  # steps of linear warm-up
     drops: dict[PositiveInt, PositiveFloat] = Field(default_factory=dict)  # from step: lr
     decay_to: PositiveFloat | None = None  # final lr of a cosine decay over the run; null: none
     clip: PositiveFloat = 1.0  # global gradient norm
+
+    def __post_init__(self) -> None:
+        if self.states == "8bit" and self.eps < 1e-8:
+            raise ValueError(
+                f"eps {self.eps:g} is too small for states 8bit, whose second moments may be "
+                "rounded to 0: set it to 1e-8 or more"
+            )
 
 
 @config
@@ -45,6 +55,8 @@ class ParallelConfig:
 class RecomputeConfig:
     """How many blocks keep only their inputs and run again in the backward pass."""
 
+    auto: bool = False
+    """Chosen for each bucket from the GPU's figures, with what to offload: `recompute: auto`."""
     dual: NonNegativeInt = 0
     single: NonNegativeInt = 0
 
@@ -119,10 +131,33 @@ class Recipe:
     conditions: ConditionConfig = ConditionConfig()
     optim: OptimConfig = OptimConfig()
     parallel: ParallelConfig = ParallelConfig()
-    recompute: RecomputeConfig = RecomputeConfig()
+    recompute: Annotated[RecomputeConfig, Presets({"auto": RecomputeConfig(auto=True)})] = (
+        RecomputeConfig()
+    )
     offload: OffloadConfig = OffloadConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     recovery: RecoveryConfig = RecoveryConfig()
     validate: ValidateConfig = ValidateConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
+
+    def __post_init__(self) -> None:
+        counts = self.recompute.dual, self.recompute.single, self.offload.dual, self.offload.single
+        if self.recompute.auto and (any(counts) or self.offload.inputs):
+            raise ValueError(
+                "recompute is auto, which chooses what to recompute and to offload: leave "
+                "recompute.dual, recompute.single, offload.dual and offload.single at 0 and "
+                "offload.inputs at false"
+            )
+
+    def block_memory(self) -> tuple[BlockMemory, ...] | None:
+        """What each block keeps, in the order they run; None: to be chosen."""
+        if self.recompute.auto:
+            return None
+        return arrange(
+            (self.model.depth, self.model.depth_single_blocks),
+            (self.recompute.dual, self.recompute.single),
+            (self.offload.dual, self.offload.single),
+            inputs_sent=self.offload.inputs,
+            products=self.offload.what == "products",
+        )

@@ -29,7 +29,14 @@ from vidgen.train.config import Recipe
 from vidgen.train.garbage import rare_collections
 from vidgen.train.health import LossByTimestep, Spikes
 from vidgen.train.log import RunLog
-from vidgen.train.optim import EMA, build_optimizer, learning_rate
+from vidgen.train.optim import (
+    EMA,
+    build_optimizer,
+    check_states_fit,
+    learning_rate,
+    set_learning_rate,
+    state_tensors,
+)
 from vidgen.train.recovery import Position, Recovery, Skips
 from vidgen.train.run_dir import make_run_dir, set_old_run_aside
 from vidgen.train.start import compute_dtype, launch_command
@@ -68,7 +75,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         self.model = self.build_model(resuming=newest is not None)
         self.named = dict(self.model.named_parameters())
         self.ema = EMA(self.named, recipe.train.ema_decay) if recipe.train.ema_decay else None
-        self.optimizer = build_optimizer(self.named.values(), recipe.optim)
+        self.optimizer = build_optimizer(self.named.values(), recipe.optim, self.ema)
         held = (tensor for group in self.tensors().values() for tensor in group.values())
         checkpoint.reserve(sum(map(checkpoint.held_bytes, held)))
         if newest is not None:
@@ -165,8 +172,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
     def _train_step(self) -> dict[str, Any]:
         recipe = self.recipe
         lr = learning_rate(recipe.optim, self.step, recipe.train.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         learned: list[Learned] = []
         for micro in range(recipe.train.accumulate):
             parallel.synchronise_gradients(self.model, micro + 1 == recipe.train.accumulate)
@@ -264,7 +270,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         """All that a checkpoint holds, group by group."""
         groups: Tensors = {
             "model": {name: p.detach() for name, p in self.named.items()},
-            "optim": optimizer_state(self.named, self.optimizer),
+            "optim": state_tensors(self.named, self.optimizer),
         }
         if self.ema is not None:
             groups["ema"] = self.ema.tensors
@@ -300,6 +306,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
                     f"{newest} was trained with another {part} ({part}.{changed[0]}); resume with "
                     "the recipe as it was, or pass --fresh to begin a new run beside it"
                 )
+        check_states_fit(newest, then.optim, self.recipe.optim)
         tensors = self.tensors()
         stored = self.stored(tensors)
         objects = checkpoint.load(newest, stored)
@@ -369,13 +376,3 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         finally:
             self._wait_for_checkpoint()  # until then its ranks talk to each other
             self.close()
-
-
-def optimizer_state(
-    named: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    return {
-        f"{name}.{key}": value
-        for name, p in named.items()
-        for key, value in optimizer.state[p].items()
-    }

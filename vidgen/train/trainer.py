@@ -14,6 +14,7 @@ from vidgen.models.build import check_parts_fit
 from vidgen.models.mmdit import MMDiT, Seams
 from vidgen.models.mmdit.flops import flops, parameters
 from vidgen.models.mmdit.parallel import blocks
+from vidgen.plan.workload import workload_of
 from vidgen.runtime.attention import agree
 from vidgen.train.block_memory import BlockActivations
 from vidgen.train.config import Recipe
@@ -59,18 +60,15 @@ class Trainer(TrainingLoop[Recipe]):
         return flow.loss_per_sample(predicted, example.target_BVD)
 
     def _learned(self, batch: Batch, example: Example, loss_B: Tensor) -> Learned:
-        model, again = self.recipe.model, self.recipe.recompute
-        one, videos = flops(model, example.grid, self.text_length), len(batch.keys)
-        share = (min(again.dual, model.depth) + min(again.single, model.depth_single_blocks)) / (
-            model.depth + model.depth_single_blocks
-        )
+        one, videos = flops(self.recipe.model, example.grid, self.text_length), len(batch.keys)
+        again = self.activations.recomputed_share
         return Learned(
             batch,
             bin_B=example.t_B,
             loss_B=loss_B,
             tokens=videos * math.prod(example.grid),
             model_flops=videos * one.training,
-            executed_flops=videos * round(one.training + share * one.forward),
+            executed_flops=videos * round(one.training + again * one.forward),
         )
 
     def finish_gradients(self) -> None:
@@ -124,7 +122,7 @@ class Trainer(TrainingLoop[Recipe]):
 
     def build_model(self, resuming: bool) -> MMDiT:
         recipe = self.recipe
-        self.activations = BlockActivations(recipe, self.device)
+        self.activations = BlockActivations(workload_of(recipe), self.device, self.world.world)
         self.seams = self.ranks.seams(Seams(run_block=self.activations.run_block))
         with torch.device("meta"):
             model = MMDiT(recipe.model)
@@ -169,6 +167,8 @@ class Trainer(TrainingLoop[Recipe]):
         super().introduce(log)
         if self.world.world > 1:
             log.line(self.ranks.describe())
+        for line in self.activations.choices():
+            log.line(line)
 
     def close(self) -> None:
         self.activations.close()
