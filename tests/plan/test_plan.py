@@ -186,6 +186,7 @@ def test_recomputing_everything_is_one_more_forward_of_the_blocks() -> None:
         replace(STAGE_1, blocks=EVERYTHING_AGAIN),
         replace(STAGE_1, blocks=None, model=PRESETS["tiny"]),
         replace(STAGE_1, tensor=2),
+        replace(STAGE_1, state_bytes=2, ema=False),
         replace(STAGE_1, zero=3),
         replace(STAGE_1, context=2),
         replace(STAGE_1, encoders=Encoders("block_dct", "builtin", 512)),

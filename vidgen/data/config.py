@@ -36,6 +36,9 @@ class DataConfig:
     workers: NonNegativeInt = 1
     """Decoding processes; 0 decodes in the training thread, where a clip that hangs cannot be
     stopped. Never changes what is read."""
+    decoder: Literal["pyav", "torchcodec"] = "pyav"
+    """Which library decodes. torchcodec uses the machine's own FFmpeg; colours may differ by a
+    level or two, which frames are read does not."""
     prefetch: PositiveInt = 2
     """Batches on the device ahead of the one in training. Never changes what is read."""
     check_files: Literal["sample", "all"] = "sample"

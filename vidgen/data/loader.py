@@ -15,7 +15,7 @@ from torch import Tensor
 from vidgen.data.buckets import Bucket, BucketTable
 from vidgen.data.codec import ClipCodec
 from vidgen.data.config import DataConfig
-from vidgen.data.extras import pyav
+from vidgen.data.extras import pyav, torchcodec
 from vidgen.data.manifest import Manifest
 from vidgen.data.order import EpochOrder
 from vidgen.data.reading import EntryReader, Plan, Reader, Sample, too_many_bad
@@ -90,6 +90,8 @@ class Loader:
             why = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
             _log.warning("clips of %s in no batch of epoch 0: %s", manifest.path, why)
         pyav("Reading clips")  # here rather than in every worker
+        if cfg.decoder == "torchcodec":
+            torchcodec("Reading clips")
         self._reader = (
             Reader(cfg, manifest, seed)
             if codec is None

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,6 +95,7 @@ class Reader:
             crop_at=(draws.top, draws.left) if self._cfg.crop == "random" else (0.5, 0.5),
             flip=self._cfg.flip and draws.flip < 0.5,
             expect=(clip.height, clip.width),
+            decoder=self._cfg.decoder,
         )
         return request, clip.fps / interval
 
@@ -134,7 +135,8 @@ class EntryReader(Reader):
                 return Sample(clip, fps, passed, fields, cached=True)
             if answer != ABSENT:
                 log_damage(path, answer.reason if isinstance(answer, Lost) else answer)
-            answer = yield self._codec.request(clip, fields)
+            request = self._codec.request(clip, fields)
+            answer = yield replace(request, decoder=self._cfg.decoder)
             if answer is None:
                 return Sample(clip, fps, passed, fields)
             self._pass_over(clip, answer.reason if isinstance(answer, Lost) else answer, passed)

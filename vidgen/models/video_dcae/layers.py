@@ -40,7 +40,7 @@ def onednn_takes(x: Tensor) -> bool:
         and x.dtype == torch.float32
         and x.numel() > 0
         and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
     )
 
