@@ -13,7 +13,7 @@ import pytest
 from vidgen.errors import UserError
 from vidgen.train import Trainer
 from vidgen.train.config import Recipe
-from vidgen.train.log import RunLog
+from vidgen.train.log import LOSS, RunLog
 
 
 class FakeRun:
@@ -58,7 +58,7 @@ def test_scalars_and_media_arrive_under_tensorboard_s_names(
         log.step(1, loss=0.5, loss_by_t={"0.1": 0.25}, bucket="256px", phases={"data": 3.0})
         sheet = np.zeros((2, 2, 3), np.uint8)
         files = {"a cat": tmp_path / "0.mp4", "a still": tmp_path / "1.png"}
-        log.validation(1, {"0.5": 0.75}, {"a cat": sheet}, files)
+        log.validation(1, LOSS, {"0.5": 0.75}, {"a cat": sheet}, files)
     (run,) = runs
     assert run.finished
     assert run.settings["project"] == "films"

@@ -44,15 +44,17 @@ class WandbRun:
         """The numbers of one step's record, named as in TensorBoard."""
         self._run.log({"step": record["step"], **scalars(record)})
 
-    def validation(self, step: int, losses: Mapping[str, float], files: Mapping[str, Path]) -> None:
-        """Losses by timestep, and the video (or picture) made of each prompt."""
-        shown: dict[str, Any] = {f"validation/loss at t {t}": x for t, x in losses.items()}
-        for prompt, path in files.items():
+    def validation(
+        self, step: int, figures: Mapping[str, float], files: Mapping[str, Path]
+    ) -> None:
+        """Figures by their names in TensorBoard, and the video (or picture) of each title."""
+        shown: dict[str, Any] = dict(figures)
+        for title, path in files.items():
             if path.suffix == ".mp4":
-                media = self._wandb.Video(str(path), caption=prompt, format="mp4")
+                media = self._wandb.Video(str(path), caption=title, format="mp4")
             else:
-                media = self._wandb.Image(str(path), caption=prompt)
-            shown[f"validation/{prompt}"] = media
+                media = self._wandb.Image(str(path), caption=title)
+            shown[f"validation/{title}"] = media
         if shown:
             self._run.log({"step": step, **shown})
 
