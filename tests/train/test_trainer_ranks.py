@@ -78,17 +78,23 @@ def test_two_ranks_train_as_one_and_one_goes_on_for_them(
             assert (found[name] - wanted[name]).abs().max() < 5e-3  # at most one AdamW step of lr
 
 
+@pytest.mark.parametrize("states", ["fp32", "bf16"])
 def test_two_ranks_four_ranks_and_two_again_train_as_one(
-    start_ranks: StartRanks, tiny: Callable[..., Recipe], recipe_file: Path, tmp_path: Path
+    states: str,
+    start_ranks: StartRanks,
+    tiny: Callable[..., Recipe],
+    recipe_file: Path,
+    tmp_path: Path,
 ) -> None:
     def clips(batch: int) -> str:
         each = f"{{batch: {batch}}}"
         return f"data.buckets=!replace {{'32px_ar1:1': {{1: {each}, 9: {each}}}}}"
 
-    Trainer(tiny("train.steps=6", clips(4), run="one")).run()
+    common = ("train.steps=6", f"optim.states={states}")
+    Trainer(tiny(*common, clips(4), run="one")).run()
     run_dir = tmp_path / "many"
     for world, until in ((2, 2), (4, 4), (2, 6)):
-        options = (f"run_dir={run_dir}", "train.steps=6", clips(4 // world))
+        options = (f"run_dir={run_dir}", *common, clips(4 // world))
         finish(start_ranks(world, "train", recipe_file, *options, "--stop-after", str(until)))
         newest = checkpoint.latest(run_dir / "checkpoints")
         assert newest is not None
@@ -101,7 +107,7 @@ def test_two_ranks_four_ranks_and_two_again_train_as_one(
 @pytest.mark.parametrize(
     ("world", "options"),
     [
-        (2, ("parallel.context=2",)),
+        (2, ("parallel.context=2", "conditions.given_weight=0.25")),
         (4, ("parallel.context=4", "parallel.ulysses=2", "parallel.text=replicated")),
     ],
 )
@@ -115,7 +121,8 @@ def test_ranks_that_share_a_sample_train_as_one(
 ) -> None:
     more = ("train.steps=4", "train.accumulate=2", "model.cond_embed=true")
     more += ("conditions.weights={t2v: 1, i2v_head: 2}",)
-    Trainer(tiny(*more, run="one")).run()
+    objective = [option for option in options if option.startswith("conditions.")]
+    Trainer(tiny(*more, *objective, run="one")).run()
     run_dir = tmp_path / "many"
     finish(start_ranks(world, "train", recipe_file, f"run_dir={run_dir}", *more, *options))
     close(curve(run_dir), curve(tmp_path / "one"))
