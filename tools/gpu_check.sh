@@ -76,6 +76,7 @@ part 30 "loading 7.6 GB of weights" "$python" benchmarks/bench_load.py \
     --depth 6 --single 12 --rounds 1
 part 20 "copies through lanes" "$python" benchmarks/bench_lane.py --rounds 5
 part 60 "loading clips" "$python" benchmarks/bench_loader.py --frames 33 --peers vidgen DataLoader
+part 25 "filling the latent cache" "$python" benchmarks/bench_encode.py --clips 16
 part 30 "checkpoints of 4 GB" "$python" benchmarks/bench_checkpoint.py --gb 4 --rounds 2
 part 20 "what this machine is" "$python" -m vidgen doctor
 

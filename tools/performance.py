@@ -102,6 +102,14 @@ def _loader(rows: list[Row]) -> Iterator[str]:
         )
 
 
+def _encode(rows: list[Row]) -> Iterator[str]:
+    for row in rows:
+        yield (
+            f"{row['what']}: {row['clips_per_s']:.3g} clips/s, "
+            f"{row['times_one_after_the_other']:.3g} times one after the other"
+        )
+
+
 def _ring(rows: list[Row]) -> Iterator[str]:
     for row in rows:
         yield (
@@ -166,6 +174,7 @@ HEADLINES: dict[str, Callable[[list[Row]], Iterator[str]]] = {
     "checkpoint": _of_ruler,
     "lane": _of_ruler,
     "loader": _loader,
+    "encode": _encode,
     "load": _of_ruler,
     "parallel_ring": _ring,
     "sampling": _sampling,
