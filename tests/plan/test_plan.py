@@ -370,6 +370,18 @@ def test_hybrid_sharding_pays_off_where_gathers_are_bound_by_hops() -> None:
         plan(replace(STAGE_1, copies=1250), H200, 9_999)
 
 
+def test_the_plan_says_which_hybrid_sharding_takes_less() -> None:
+    lean = replace(STAGE_1, blocks=EVERYTHING_AGAIN)
+    found = plan(lean, H200, 10_000)
+    assert found.better_copies is not None
+    assert found.better_copies_s is not None
+    assert found.better_copies_s < 0.95 * found.iteration_s
+    taken_up = plan(replace(lean, copies=found.better_copies), H200, 10_000)
+    assert taken_up.iteration_s == pytest.approx(found.better_copies_s)
+    assert all(row.fits for row in taken_up.rows)
+    assert plan(STAGE_1, H200, 224).better_copies is None  # gathers hide there
+
+
 def test_accumulating_reduces_once_and_keeps_gradients_whole() -> None:
     slow = replace(H200, network=H200.network / 50)
     once, four = (taken(replace(STAGE_1, accumulate=n), LONGEST, slow, 224).exposed for n in (1, 4))

@@ -24,7 +24,7 @@ here = fault != "none" and first_start and os.environ["RANK"] == "1"
 took = deque([0.0], maxlen=10)  # seconds of the last steps
 
 
-def step_with_fault(trainer: Trainer, timer: Any) -> Any:
+def step_with_fault(trainer: Trainer) -> Any:
     if here and trainer.step == 14:
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -34,9 +34,9 @@ def step_with_fault(trainer: Trainer, timer: Any) -> Any:
             raise ValueError("injected")
     if here and trainer.step >= 14 and fault == "slow":
         time.sleep(max(2.0, 10 * statistics.median(took)))  # on a busy machine too
-        return whole_step(trainer, timer)
+        return whole_step(trainer)
     start = time.monotonic()
-    result = whole_step(trainer, timer)
+    result = whole_step(trainer)
     took.append(time.monotonic() - start)
     return result
 

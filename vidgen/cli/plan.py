@@ -195,6 +195,11 @@ def report(found: Plan) -> list[str]:
         for row in found.rows
     ]
     total = f"{found.days:.3g} days, {found.gpu_days:.4g} GPU days, {cost(found)}"
+    hybrid = []
+    if found.better_copies is not None:
+        over = found.gpus // found.better_copies
+        line = f"with parallel.copies={found.better_copies}, parameters divided over {over} GPUs: "
+        hybrid.append(f"{line}{found.better_copies_s:.3g} s a step")
     rate = (
         f"{found.gpus} x {found.gpu.name}, {found.efficiency.compute:.1%} of the peak executed, "
         f"{found.efficiency.goodput:.0%} of the time in steps"
@@ -209,6 +214,7 @@ def report(found: Plan) -> list[str]:
         *table(kept_blocks(found)),
         "",
         f"{found.steps} steps of at most {found.iteration_s:.3g} s: {total}",
+        *hybrid,
     ]
 
 

@@ -45,7 +45,9 @@ def onednn_takes(x: Tensor) -> bool:
     )
 
 
-def conv(inputs: int, outputs: int, kernel: int, *, groups: int = 1, bias: bool = True) -> Conv3d:
+def conv(
+    inputs: int, outputs: int, kernel: int, *, groups: int = 1, bias: bool = True
+) -> nn.Conv3d:
     return Conv3d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=bias)
 
 
