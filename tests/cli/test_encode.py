@@ -92,6 +92,8 @@ def test_a_cache_of_another_encoder_is_refused(vidgen: Any, recipe: Path, clips:
 
 
 def test_a_manifest_that_is_not_there(vidgen: Any, recipe: Path) -> None:
-    status, _, err = vidgen("encode", recipe, "data.manifest=/nowhere.parquet", "--out", "x")
+    out = recipe.parent / "latents"
+    status, _, err = vidgen("encode", recipe, "data.manifest=/nowhere.parquet", "--out", out)
     assert status == 2
     assert "/nowhere.parquet" in err
+    assert not out.exists()
