@@ -264,10 +264,11 @@ class Trainer:
         return model
 
     def _fill(self, model: MMDiT, resuming: bool) -> None:
-        if self.recipe.train.init_from and not resuming:
-            load_initial(model, self.recipe.train.init_from)
+        recipe, first = self.recipe, self.recipe.train
+        if first.init_from and not resuming:
+            load_initial(model, first.init_from, first.reinitialise, recipe.seed)
         else:
-            model.init_weights(torch.Generator().manual_seed(self.recipe.seed))
+            model.init_weights(torch.Generator().manual_seed(recipe.seed))
 
     @property
     def _checkpoints(self) -> Path:
