@@ -19,7 +19,7 @@ quickstart: ## set up, train a small model, sample from it, write runs/quickstar
 
 test: ## set up, run every test this machine can run
 	@tools/bootstrap.sh dev
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: ## ruff, mypy, clang-format: check, change nothing
 	@tools/bootstrap.sh dev

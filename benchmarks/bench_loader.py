@@ -2,15 +2,26 @@
 
     python benchmarks/bench_loader.py
 
-Two workers each, the same windows of the same files. The DataLoader's data set reads them with PyAV
-and scales with FFmpeg, decoding from the start, or from the key frame before the window.
-torchcodec and SPDL need a system's FFmpeg libraries, which a wheel of PyAV does not give them.
+Two workers each, the same windows of the same files, each in a process of its own. The DataLoader's
+data set reads them with PyAV and scales with FFmpeg, decoding from the start, or from the key frame
+before the window. Peers that do not load here are named with the reason.
+
+Memory is what all processes of a loader take together, above what this one took before, pages that
+several share counted once: the most it was, its mean while decoding cannot keep up, and its mean
+when everything is read that may be read ahead.
 """
 
 import argparse
+import importlib
+import json
 import math
 import os
+import shlex
+import statistics
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -29,9 +40,10 @@ from vidgen.runtime.observe import results
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WORKERS = 2
-FILE_FRAMES, CLIPS, BATCH = 300, 64, 4
+FILE_FRAMES, CLIPS, BATCH = 300, 128, 4  # more clips than are read: no epoch ends on the way
 HEIGHT, WIDTH = 192, 336  # 256px in 16:9
 MEASURED = {33: 24, 129: 12}  # frames of a clip to clips read
+STEPS = 6  # of a device slower than decoding
 
 
 def make_files(folder: Path) -> Path:
@@ -51,12 +63,6 @@ def make_files(folder: Path) -> Path:
         for i in range(CLIPS)
     ]
     write_manifest(folder / "clips.parquet", rows)
-    # What is imported once is no memory of a loader.
-    for batches in (
-        vidgen_batches(folder / "clips.parquet", 33),
-        iter(DataLoader(Clips(folder / "clips.parquet", 1, seek=True))),
-    ):
-        next(batches)
     return folder / "clips.parquet"
 
 
@@ -159,20 +165,28 @@ def cpu_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def pss_mb() -> float:
-    """Memory of all processes, what they share counted once."""
-    total = 0
+def memory_mb() -> float:
+    """Of all processes: their own pages, what they share counted once, and the shared files they
+    hold open, of which a batch on its way from one to the other is mapped by neither."""
+    total, files = 0, {}
     for pid in family():
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1])
-    return total / 1024
+            if line.startswith(("Pss_Anon:", "Pss_File:")):
+                total += int(line.split()[1]) * 1024
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                if os.readlink(file).startswith(("/dev/shm/", "/memfd:")):
+                    status = file.stat()
+                    files[status.st_dev, status.st_ino] = status.st_blocks * 512
+            except FileNotFoundError:  # closed meanwhile
+                continue
+    return (total + sum(files.values())) / 2**20
 
 
 def decode_alone(manifest: Path, frames: int) -> float:
     """The ruler: CPU seconds a clip of FFmpeg's decoder in one thread, each window from its key
     frame on, every frame thrown away."""
-    clips, begun = range(0, CLIPS, 16), time.process_time()
+    clips, begun = range(0, CLIPS, 32), time.process_time()
     for row in clips:
         start = math.floor(sample_draws(0, 0, row).start * (FILE_FRAMES - frames + 1))
         with av.open(str(manifest.parent / f"{row % 4}.mp4")) as container:
@@ -187,8 +201,33 @@ def decode_alone(manifest: Path, frames: int) -> float:
     return (time.process_time() - begun) / len(clips)
 
 
+class Watch:
+    """Samples the memory in a thread, while it is entered."""
+
+    def __enter__(self) -> "Watch":
+        self.samples: list[float] = []
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._end.wait(0.05):
+            self.samples.append(memory_mb())
+
+
 def measure(manifest: Path, peer: str, frames: int) -> dict[str, Any]:
-    before = pss_mb()
+    # What is imported once is no memory of a loader.
+    next(
+        vidgen_batches(manifest, 33)
+        if peer == "vidgen"
+        else iter(DataLoader(Clips(manifest, 1, seek=True)))
+    )
+    before = memory_mb()
     batches = PEERS[peer](manifest, frames)
     count = MEASURED[frames] // BATCH
     # Batches were read ahead when the clock starts, and are when it stops.
@@ -198,14 +237,17 @@ def measure(manifest: Path, peer: str, frames: int) -> dict[str, Any]:
     for _ in range(count):
         next(batches)
     seconds, cpu = time.perf_counter() - begun, cpu_seconds() - cpu
-    memory = pss_mb() - before
-    step, waited = 2 * seconds / count, 0.0  # a device busy twice as long as decoding takes
+    with Watch() as busy:  # not while the clock runs: looking takes time
+        for _ in range(count):
+            next(batches)
+    step, waits, ready = 2 * seconds / count, [], []  # a device busy twice as long as decoding
     next(batches)
-    for _ in range(4):
+    for _ in range(STEPS):
         time.sleep(step)
         begun = time.perf_counter()
         next(batches)
-        waited += time.perf_counter() - begun
+        waits.append(time.perf_counter() - begun)
+        ready.append(memory_mb())
     batches.close()  # type: ignore[attr-defined]
     clips = count * BATCH
     return {
@@ -213,28 +255,60 @@ def measure(manifest: Path, peer: str, frames: int) -> dict[str, Any]:
         "loader": peer,
         "clips_per_s": clips / seconds,
         "cpu_s_per_clip": cpu / clips,
-        "memory_mb": memory,
-        "stall_part_of_step": waited / (4 * step),
+        "memory_mb": max(busy.samples + ready) - before,
+        "memory_mean_mb": statistics.mean(busy.samples) - before,
+        "memory_ready_mb": statistics.mean(ready) - before,
+        "stall_part_of_step": sum(waits) / (STEPS * step),
+        "longest_stall_ms": 1e3 * max(waits),
     }
+
+
+def measured_apart(launcher: str, manifest: Path, peer: str, frames: int) -> dict[str, Any]:
+    """`measure` in a new process: nothing an earlier one left in memory counts."""
+    command = [*shlex.split(launcher), sys.executable, __file__, "--frames", str(frames)]
+    command += ["--one", peer, "--manifest", str(manifest)]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    row: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return row
+
+
+def missing_peers() -> dict[str, str]:
+    """Why the other loaders are not in the table."""
+    reasons = {}
+    for name in ("torchcodec.decoders", "spdl.io"):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # of many kinds: a library that is not there, or is too old
+            reasons[name.split(".")[0]] = str(error).strip().splitlines()[0]
+        else:
+            reasons[name.split(".")[0]] = "loads, but has no row yet"
+    return reasons
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, nargs="*", default=list(MEASURED))
     parser.add_argument("--out", help="the file of results, if not the machine's own")
+    parser.add_argument("--launcher", default="", help="runs each measurement: 'taskset -c 0,1'")
+    parser.add_argument("--one", choices=PEERS, help=argparse.SUPPRESS)
+    parser.add_argument("--manifest", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.one:
+        print(json.dumps(measure(args.manifest, args.one, args.frames[0])))
+        return
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         manifest = make_files(Path(folder))
         for frames in args.frames:
             ruler = decode_alone(manifest, frames)
-            rows += [measure(manifest, peer, frames) for peer in PEERS]
+            rows += [measured_apart(args.launcher, manifest, peer, frames) for peer in PEERS]
             for row in rows[-len(PEERS) :]:
                 row["decode_alone_cpu_s"] = ruler
-                row["times_dataloader"] = row["clips_per_s"] / rows[-2]["clips_per_s"]
+                row["times_dataloader"] = row["clips_per_s"] / rows[1 - len(PEERS)]["clips_per_s"]
     print(results.table(rows))
     settings = {"device": DEVICE, "workers": WORKERS, "batch": BATCH, "av": av.__version__}
+    settings |= {f"{name} is missing": why for name, why in missing_peers().items()}
     print(results.write("loader", rows, settings=settings, out=args.out))
 
 

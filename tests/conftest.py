@@ -26,6 +26,12 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="vidgen-compiled
 import pytest
 from hypothesis import settings
 
+LONG = (
+    "tests/cpp/test_native_kernels.py",
+    "tests/train/test_recovery.py",
+    "tests/cuda_emulator/",
+    "tests/cpp/test_native_memory.py",
+)
 SEED = int(os.environ.get("VIDGEN_TEST_SEED", "0"))
 
 # A busy machine is no failure, and the same commit gives the same verdict: no deadline, no luck.
@@ -41,7 +47,29 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
 
 
+class ToldAtOnce:
+    """A failure is told when it happens: a run that is cut short never gets to its summary."""
+
+    def __init__(self, terminal: Any) -> None:
+        self.terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.terminal.line(f"\n=== {report.nodeid} failed in its {report.when}:")
+            self.terminal.line(report.longreprtext[-4000:])
+
+
+@pytest.hookimpl(trylast=True)  # after the terminal reporter is there
+def pytest_configure(config: pytest.Config) -> None:
+    if terminal := config.pluginmanager.get_plugin("terminalreporter"):
+        config.pluginmanager.register(ToldAtOnce(terminal))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Whole files go to one worker each: those that take longest begin first.
+    items.sort(
+        key=lambda item: next((i for i, f in enumerate(LONG) if f in item.nodeid), len(LONG))
+    )
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # On a machine with an NVIDIA GPU and nvcc: builds for CUDA, runs the tests marked `gpu`, then the
-# benchmarks, whose results go to profiles/results/<machine>/. Every part runs, then the verdict.
+# benchmarks, whose results go to profiles/results/<machine>/. Each part has a time of its own and all
+# of them VIDGEN_GPU_CHECK_SECONDS; what runs out is ended and said to be cut. Then the verdict.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+total=${VIDGEN_GPU_CHECK_SECONDS:-470} # of the whole check, set-up included
 
 refuse() {
     echo "gpu-check: $1" >&2
@@ -24,39 +27,67 @@ machine=$(tr '[:upper:] ' '[:lower:]-' <<<"$gpu")
 results=profiles/results/$machine
 mkdir -p "$results"
 
-failed=()
+failed=() cut=() rows=()
+# part SECONDS NAME COMMAND...: ended after so long, or when the whole check's time is over.
 part() {
-    local name=$1 start=$SECONDS verdict=ok
-    shift
-    echo "=== $name"
-    "$@" </dev/null || { verdict=FAILED && failed+=("$name"); }
+    local most=$1 name=$2 start=$SECONDS status=0 verdict=ok
+    shift 2
+    local left=$((total - SECONDS))
+    if ((left < 1)); then
+        cut+=("$name")
+        rows+=("$name|0|$most|cut: no time was left")
+        return
+    fi
+    ((most <= left)) || most=$left
+    echo "=== $name (at most $most s)"
+    timeout --signal=INT --kill-after=10 "$most" "$@" </dev/null || status=$?
+    if ((status == 124 || status == 137)); then
+        verdict="cut after $most s" && cut+=("$name")
+    elif ((status)); then
+        verdict="FAILED ($status)" && failed+=("$name")
+    fi
+    rows+=("$name|$((SECONDS - start))|$most|$verdict")
     echo "=== $name: $verdict, $((SECONDS - start)) s"
 }
 
-part "tests that need a GPU" "$python" -m pytest -m gpu -n 0 tests
-part "the ops beside a copy and their peers" "$python" benchmarks/bench_ops.py \
-    --tokens 8960 76544 --dtype bfloat16 --rounds 5 --choose
-part "loading 7.6 GB of weights" "$python" benchmarks/bench_load.py --depth 6 --single 12 --rounds 1
-part "copies through lanes" "$python" benchmarks/bench_lane.py --rounds 5
-part "activation offload, 6 blocks" "$python" benchmarks/bench_offload.py --short
-part "loading clips" "$python" benchmarks/bench_loader.py
-part "checkpoints of 4 GB" "$python" benchmarks/bench_checkpoint.py --gb 4 --rounds 2
-part "forward and backward of stage 1" "$python" -m vidgen bench mfu recipes/stage1.yaml \
+rows+=("set-up and build|$SECONDS||ok")
+part 150 "tests that need a GPU" "$python" -m pytest -m gpu -n 0 tests
+part 80 "forward and backward of stage 1" "$python" -m vidgen bench mfu recipes/stage1.yaml \
     --bucket "256px x 1" --bucket "256px x 33" --bucket "256px x 129" --repeats 2 \
     --out "$results/mfu_stage1.json"
-part "one rank's part of stage 3" "$python" -m vidgen bench mfu recipes/stage3.yaml \
+part 70 "one rank's part of stage 3" "$python" -m vidgen bench mfu recipes/stage3.yaml \
     --bucket "768px x 129" --repeats 1 --out "$results/mfu_stage3.json"
-part "what takes the time of a block" "$python" -m vidgen bench step recipes/stage1.yaml \
+part 20 "what takes the time of a block" "$python" -m vidgen bench step recipes/stage1.yaml \
     --bucket "256px x 129" --out "$results/step_stage1.json"
-part "attention on $gpu" "$python" benchmarks/attention/bench_attention.py --short \
+part 40 "attention on $gpu" "$python" benchmarks/attention/bench_attention.py --short \
     --out "$results/attention.json"
-part "one pass of sampling, and within 24 GB" "$python" benchmarks/bench_sampling.py \
+part 45 "the ops beside a copy and their peers" "$python" benchmarks/bench_ops.py \
+    --tokens 8960 76544 --dtype bfloat16 --rounds 5 --choose
+part 40 "activation offload, 6 blocks" "$python" benchmarks/bench_offload.py --short
+part 40 "one pass of sampling, and within 24 GB" "$python" benchmarks/bench_sampling.py \
     --shapes 256px --rounds 2
-part "a ring of simulated ranks beside one kernel" "$python" benchmarks/parallel/bench_ring.py \
+part 25 "a ring of simulated ranks beside one kernel" "$python" benchmarks/parallel/bench_ring.py \
     --tokens 76544 --parts 4 --rounds 2 --out "$results/parallel_ring.json"
-part "what this machine is" "$python" -m vidgen doctor
+part 30 "loading 7.6 GB of weights" "$python" benchmarks/bench_load.py \
+    --depth 6 --single 12 --rounds 1
+part 20 "copies through lanes" "$python" benchmarks/bench_lane.py --rounds 5
+part 40 "loading clips" "$python" benchmarks/bench_loader.py --frames 33
+part 30 "checkpoints of 4 GB" "$python" benchmarks/bench_checkpoint.py --gb 4 --rounds 2
+part 20 "what this machine is" "$python" -m vidgen doctor
 
 "$python" tools/performance.py "$results" # every table, and README's section on performance
 
-[ ${#failed[@]} -eq 0 ] || refuse "failed after $SECONDS s: ${failed[*]}"
+echo
+printf '%-46s %6s %6s  %s\n' "part" "s" "of" ""
+for row in "${rows[@]}"; do
+    IFS='|' read -r name took most verdict <<<"$row"
+    printf '%-46s %6s %6s  %s\n' "$name" "$took" "$most" "$verdict"
+done
+listed() { printf '%s; ' "$@" | sed 's/; $//'; }
+[ ${#failed[@]} -eq 0 ] || refuse "failed after $SECONDS s: $(listed "${failed[@]}")"
+if [ ${#cut[@]} -gt 0 ]; then
+    echo "gpu-check: nothing failed, but these were cut and say nothing: $(listed "${cut[@]}"); with" \
+        "more time: VIDGEN_GPU_CHECK_SECONDS=1200 make gpu-check" >&2
+    exit 3
+fi
 echo "gpu-check: all passed in $SECONDS s; results are in $results"

@@ -53,6 +53,22 @@ Keep to_keep(const py::object& object) {
   });
 }
 
+// A lane waits, when it goes, for copies that let go of Python objects on threads of their own.
+template <class T>
+struct WithoutInterpreter {
+  void operator()(T* lane) const {
+    py::gil_scoped_release released;
+    delete lane;
+  }
+};
+template <class T>
+using Held = std::unique_ptr<T, WithoutInterpreter<T>>;
+
+template <class T>
+Held<T> held(std::unique_ptr<T> lane) {
+  return Held<T>(lane.release());
+}
+
 Producer to_producer(std::optional<std::uintptr_t> stream, std::shared_ptr<Ticket> ticket) {
   if (stream) return Producer::stream(reinterpret_cast<void*>(*stream));
   return ticket != nullptr ? Producer::ticket(std::move(ticket)) : Producer::host();
@@ -95,6 +111,7 @@ void define_arena(py::module_& module) {
       .def_property_readonly("given_back", &Lease::given_back)
       .def("pointer", [](const Lease& lease) { return number(lease.data()); })
       .def("view", &Lease::view, Released())
+      .def("drop_pages", &Lease::drop_pages, Released())
       .def("used_by",
            [](Lease& lease, const py::object& event) {
              auto native = to_event(event);
@@ -115,6 +132,7 @@ void define_arena(py::module_& module) {
       .def_readonly("waits", &ArenaStats::waits)
       .def_readonly("waited_s", &ArenaStats::waited_s)
       .def_readonly("largest_free", &ArenaStats::largest_free)
+      .def_readonly("lendable", &ArenaStats::lendable)
       .def_readonly("registrations", &ArenaStats::registrations)
       .def_readonly("huge_pages", &ArenaStats::huge_pages);
 
@@ -137,6 +155,7 @@ void define_arena(py::module_& module) {
                               check_signals);
           },
           Released())
+      .def("tell", &Arena::tell, Released())
       .def("stats", &Arena::stats, Released())
       .def("holders", &Arena::holders, Released())
       .def("close", &Arena::close, Released());
@@ -158,7 +177,7 @@ void define_lanes(py::module_& module) {
       .def("movable", &SimulatedEngine::movable, Released())
       .def("move", &SimulatedEngine::move, Released());
 
-  py::class_<Lane>(module, "Lane")
+  py::class_<Lane, Held<Lane>>(module, "Lane")
       .def("copy",
            [](Lane& lane, std::uintptr_t destination, std::uintptr_t source, std::size_t bytes,
               std::optional<std::uintptr_t> stream, std::shared_ptr<Ticket> ticket, Lease* lease,
@@ -169,12 +188,17 @@ void define_lanes(py::module_& module) {
                               to_producer(stream, std::move(ticket)), lease, std::move(kept));
            })
       .def("reap", &Lane::reap, Released());
-  py::class_<CudaLane, Lane>(module, "CudaLane")
+  py::class_<CudaLane, Lane, Held<CudaLane>>(module, "CudaLane")
       .def_property_readonly("stream", [](const CudaLane& lane) { return number(lane.stream()); });
-  module.def("simulated_lane", &make_simulated_lane);
-  module.def("cuda_lane", &make_cuda_lane, Released());
+  module.def(
+      "simulated_lane",
+      [](std::shared_ptr<SimulatedEngine> engine, int threads) {
+        return held(make_simulated_lane(std::move(engine), threads));
+      },
+      py::arg("engine"), py::arg("threads"));
+  module.def("cuda_lane", [](int device) { return held(make_cuda_lane(device)); }, Released());
 
-  py::class_<FileLane>(module, "FileLane")
+  py::class_<FileLane, Held<FileLane>>(module, "FileLane")
       .def("write",
            [](FileLane& lane, int file, std::int64_t offset, std::uintptr_t source,
               std::size_t bytes, std::shared_ptr<Ticket> ticket, Lease* lease,
@@ -193,8 +217,10 @@ void define_lanes(py::module_& module) {
         return lane.read(address(destination), {file, offset}, bytes,
                          to_producer(std::nullopt, std::move(ticket)), lease, std::move(kept));
       });
-  module.def("simulated_file_lane", &make_simulated_file_lane);
-  module.def("file_lane", &make_file_lane);
+  module.def("simulated_file_lane", [](std::shared_ptr<SimulatedEngine> engine) {
+    return held(make_simulated_file_lane(std::move(engine)));
+  });
+  module.def("file_lane", [](const std::string& name) { return held(make_file_lane(name)); });
 }
 
 }  // namespace

@@ -33,16 +33,8 @@ VIDGEN_INLINE Words bfloat16_halves(Floats value) {
   return (quiet_nan & is_nan) | ((rounded_to_bfloat16(value) >> 16) & ~is_nan);
 }
 
-VIDGEN_INLINE void store_one(BFloat16* at, Floats value) {
-#if defined(__AVX512BF16__)
-  // The instruction takes denormals for zero, so they go the long way.
-  if (__builtin_expect(_mm512_fpclass_ps_mask((__m512)value, 0x20) == 0, 1)) {
-    const __m256bh narrow = _mm512_cvtneps_pbh((__m512)value);
-    std::memcpy(at, &narrow, sizeof narrow);
-    return;
-  }
-#endif
-  const Words wide = bfloat16_halves(value);
+// The lower halves of the words.
+VIDGEN_INLINE void store_halves(BFloat16* at, Words wide) {
 #if defined(__AVX512F__)
   _mm256_storeu_si256((__m256i*)at, _mm512_maskz_cvtepi32_epi16(kAll, (__m512i)wide));
 #elif defined(__AVX2__)
@@ -52,6 +44,18 @@ VIDGEN_INLINE void store_one(BFloat16* at, Floats value) {
   const Halves narrow = __builtin_convertvector(wide, Halves);
   std::memcpy(at, &narrow, sizeof narrow);
 #endif
+}
+
+VIDGEN_INLINE void store_one(BFloat16* at, Floats value) {
+#if defined(__AVX512BF16__)
+  // The instruction takes denormals for zero, so they go the long way.
+  if (__builtin_expect(_mm512_fpclass_ps_mask((__m512)value, 0x20) == 0, 1)) {
+    const __m256bh narrow = _mm512_cvtneps_pbh((__m512)value);
+    std::memcpy(at, &narrow, sizeof narrow);
+    return;
+  }
+#endif
+  store_halves(at, bfloat16_halves(value));
 }
 
 VIDGEN_INLINE void store_one(Float16* at, Floats value) { store_half(at, value); }
@@ -67,6 +71,7 @@ struct WholeVector {
   VIDGEN_INLINE void store(T* row, Floats value) const {
     store_one(row + i, value);
   }
+  VIDGEN_INLINE void store_words(BFloat16* row, Words wide) const { store_halves(row + i, wide); }
 };
 
 // The last, shorter vector of a row: absent lanes load as 0 and are not stored.
@@ -84,6 +89,11 @@ struct PartVector {
     T lanes[kLanes];
     store_one(lanes, value);
     std::memcpy(row + i, lanes, std::size_t(count) * sizeof(T));
+  }
+  VIDGEN_INLINE void store_words(BFloat16* row, Words wide) const {
+    BFloat16 lanes[kLanes];
+    store_halves(lanes, wide);
+    std::memcpy(row + i, lanes, std::size_t(count) * sizeof(BFloat16));
   }
 };
 

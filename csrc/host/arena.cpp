@@ -1,5 +1,6 @@
 #include "vidgen/arena.h"
 
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -41,7 +42,7 @@ Arena::Arena(const ArenaOptions& options)
   region_ =
       std::make_shared<Region>(options_.bytes, options_.shared, options_.numa_node, options_.name);
   if (options_.pinned) region_->register_for_device(options_.device);
-  add_free(0, options_.bytes);
+  free_.release(0, options_.bytes);
 }
 
 Arena::~Arena() = default;
@@ -62,12 +63,10 @@ void Arena::check_open_and_leaks() {
   throw LeaseError(message);
 }
 
-std::unique_ptr<Lease> Arena::take(std::size_t bytes, std::size_t align, double timeout_s,
-                                   std::string what, std::string place,
-                                   const std::function<void()>& interrupted) {
+std::unique_ptr<Place> Arena::queue(std::size_t bytes, std::size_t align, std::string what,
+                                    std::string place) {
   check_process();
-  const std::size_t size = round_up(bytes, kGrain);
-  if (bytes == 0 || size > options_.bytes) {
+  if (bytes == 0 || round_up(bytes, kGrain) > options_.bytes) {
     throw std::invalid_argument(options_.name + ": a lease of " + std::to_string(bytes) +
                                 " bytes out of " + std::to_string(options_.bytes));
   }
@@ -75,32 +74,30 @@ std::unique_ptr<Lease> Arena::take(std::size_t bytes, std::size_t align, double 
     throw std::invalid_argument(options_.name + ": an alignment of " + std::to_string(align) +
                                 ", expected 256, 512, 1024, 2048 or 4096");
   }
-  const Clock::time_point began = Clock::now();
+  std::unique_ptr<Place> joined(
+      new Place(shared_from_this(), bytes, align, std::move(what), std::move(place)));
+  std::lock_guard<std::mutex> lock(mutex_);
+  queue_.push_back(joined.get());
+  return joined;
+}
+
+std::unique_ptr<Lease> Arena::take(std::size_t bytes, std::size_t align, double timeout_s,
+                                   std::string what, std::string place,
+                                   const std::function<void()>& interrupted) {
+  const auto joined = queue(bytes, align, std::move(what), std::move(place));
   double pause_s = 20e-6;
-  bool waited = false;
   Events spent;  // outlives the lock: an event may run foreign code when it goes
-  for (;;) {
+  for (bool first = true;; first = false) {
     {
       Lock lock(mutex_);
-      check_open_and_leaks();
-      collect(lock, spent);
-      check_open_and_leaks();
-      std::size_t offset = 0;
-      if (find(size, align, offset)) {
-        waits_ += waited;
-        if (waited) waited_s_ += seconds_since(began);
-        return lend(offset, size, bytes, std::move(what), std::move(place));
+      auto lease = try_take(lock, spent, *joined);
+      if (lease != nullptr) {
+        waits_ += !first;
+        if (!first) waited_s_ += seconds_since(joined->joined_);
+        return lease;
       }
-      const double left = timeout_s < 0 ? 1e9 : timeout_s - seconds_since(began);
-      if (left <= 0) {
-        std::string message = options_.name + ": no " + std::to_string(bytes) +
-                              " bytes free in one piece of " + std::to_string(options_.bytes) +
-                              " (largest free " + std::to_string(largest_free()) + "); held by: ";
-        const auto all = describe_all();
-        for (std::size_t i = 0; i < all.size(); ++i) message += (i ? "; " : "") + all[i];
-        throw ArenaTimeout(message + (all.empty() ? "nobody" : ""));
-      }
-      waited = true;
+      const double left = timeout_s < 0 ? 1e9 : timeout_s - seconds_since(joined->joined_);
+      if (left <= 0) time_out(*joined);
       // Events give no notice: while some are awaited, look again soon.
       const bool awaited = std::any_of(loans_.begin(), loans_.end(), [](const auto& entry) {
         return entry.second->returned && !entry.second->events.empty();
@@ -114,20 +111,73 @@ std::unique_ptr<Lease> Arena::take(std::size_t bytes, std::size_t align, double 
   }
 }
 
-std::unique_ptr<Lease> Arena::lend(std::size_t offset, std::size_t size, std::size_t bytes,
-                                   std::string what, std::string place) {
-  cut(offset, size);
+std::unique_ptr<Lease> Arena::try_take(Lock& lock, Events& spent, Place& place) {
+  check_open_and_leaks();
+  collect(lock, spent);
+  check_open_and_leaks();
+  const std::size_t size = round_up(place.bytes_, kGrain);
+  std::size_t offset = 0;
+  if (queue_.front() != &place || !free_.find(size, place.align_, offset)) return nullptr;
+  leave(place);
+  return lend(offset, size, place);
+}
+
+void Arena::leave(Place& place) {
+  queue_.remove(&place);
+  place.waits_ = false;
+  changed_.notify_all();  // the next one may be served
+}
+
+void Arena::time_out(const Place& place) const {
+  std::string message = options_.name + ": no " + std::to_string(place.bytes_) +
+                        " bytes free in one piece of " + std::to_string(options_.bytes) +
+                        " (largest free " + std::to_string(free_.largest()) + "); held by: ";
+  const auto all = describe_all();
+  for (std::size_t i = 0; i < all.size(); ++i) message += (i ? "; " : "") + all[i];
+  if (all.empty()) message += "nobody";
+  if (queue_.front() != &place) {
+    message += "; first in the queue for room: " + std::to_string(queue_.front()->bytes_) +
+               " bytes asked for at " + queue_.front()->place_;
+  }
+  throw ArenaTimeout(message);
+}
+
+Place::Place(std::shared_ptr<Arena> arena, std::size_t bytes, std::size_t align, std::string what,
+             std::string place)
+    : arena_(std::move(arena)),
+      bytes_(bytes),
+      align_(align),
+      what_(std::move(what)),
+      place_(std::move(place)),
+      joined_(Clock::now()) {}
+
+Place::~Place() {
+  if (getpid() != arena_->owner_) return;
+  std::lock_guard<std::mutex> lock(arena_->mutex_);
+  if (waits_) arena_->leave(*this);
+}
+
+std::unique_ptr<Lease> Place::try_take() {
+  arena_->check_process();
+  Arena::Events spent;
+  Arena::Lock lock(arena_->mutex_);
+  if (!waits_) throw LeaseError(arena_->name() + ": this place in the queue was served already");
+  return arena_->try_take(lock, spent, *this);
+}
+
+std::unique_ptr<Lease> Arena::lend(std::size_t offset, std::size_t size, const Place& place) {
+  free_.cut(offset, size);
   auto loan = std::make_shared<Loan>();
   loan->number = ++count_;
   loan->offset = offset;
   loan->size = size;
-  loan->what = std::move(what);
-  loan->place = std::move(place);
+  loan->what = place.what_;
+  loan->place = place.place_;
   loan->taken = Clock::now();
   loans_[loan->number] = loan;
   held_ += size;
   high_water_ = std::max(high_water_, held_);
-  return std::make_unique<Lease>(shared_from_this(), std::move(loan), bytes);
+  return std::make_unique<Lease>(shared_from_this(), std::move(loan), place.bytes_);
 }
 
 // Frees what was waiting for events that have come. The lock is open while they are asked, since
@@ -156,7 +206,8 @@ void Arena::collect(Lock& lock, Events& spent) {
     if (!done[r]) continue;
     loan->events.clear();  // `spent` has them still
     if (loan->views > 0 || loans_.erase(loan->number) == 0) continue;
-    release(loan->offset, loan->size);
+    held_ -= loan->size;
+    free_.release(loan->offset, loan->size);
     freed = true;
   }
   if (freed) changed_.notify_all();
@@ -174,10 +225,24 @@ ArenaStats Arena::stats() {
   stats.leases = count_;
   stats.waits = waits_;
   stats.waited_s = waited_s_;
-  stats.largest_free = largest_free();
+  stats.largest_free = free_.largest();
+  stats.lendable = lendable();
   stats.registrations = options_.pinned;
   stats.huge_pages = region_ != nullptr && region_->huge_pages();
   return stats;
+}
+
+std::size_t Arena::lendable() const {
+  FreePieces free = free_;
+  for (const auto& [number, loan] : loans_) {
+    if (!loan->returned || loan->views == 0) free.release(loan->offset, loan->size);
+  }
+  return free.largest();
+}
+
+void Arena::tell(int file) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  told_ = file;
 }
 
 std::vector<std::string> Arena::holders() {
@@ -231,61 +296,6 @@ std::vector<std::string> Arena::describe_all() const {
   return all;
 }
 
-// The free pieces ----------------------------------------------------------------------------
-
-bool Arena::find(std::size_t size, std::size_t align, std::size_t& offset) const {
-  for (auto piece = free_by_size_.lower_bound({size, 0}); piece != free_by_size_.end(); ++piece) {
-    const std::size_t start = round_up(piece->second, align);  // the region is page-aligned
-    if (start + size <= piece->second + piece->first) {
-      offset = start;
-      return true;
-    }
-  }
-  return false;
-}
-
-void Arena::cut(std::size_t offset, std::size_t size) {
-  const auto piece = std::prev(free_.upper_bound(offset));
-  const auto [start, length] = *piece;
-  remove_free(start);
-  if (start < offset) add_free(start, offset - start);
-  if (offset + size < start + length) add_free(offset + size, start + length - offset - size);
-}
-
-void Arena::release(std::size_t offset, std::size_t size) {
-  held_ -= size;
-  const auto after = free_.find(offset + size);
-  if (after != free_.end()) {
-    size += after->second;
-    remove_free(after->first);
-  }
-  const auto next = free_.lower_bound(offset);
-  if (next != free_.begin()) {
-    const auto [start, length] = *std::prev(next);
-    if (start + length == offset) {
-      remove_free(start);
-      offset = start;
-      size += length;
-    }
-  }
-  add_free(offset, size);
-}
-
-void Arena::add_free(std::size_t offset, std::size_t size) {
-  free_[offset] = size;
-  free_by_size_.insert({size, offset});
-}
-
-void Arena::remove_free(std::size_t offset) {
-  const auto piece = free_.find(offset);
-  free_by_size_.erase({piece->second, offset});
-  free_.erase(piece);
-}
-
-std::size_t Arena::largest_free() const {
-  return free_by_size_.empty() ? 0 : free_by_size_.rbegin()->first;
-}
-
 // Leases and views ---------------------------------------------------------------------------
 
 void Arena::give_back(const std::shared_ptr<Loan>& loan, std::shared_ptr<Event> after) {
@@ -323,7 +333,10 @@ void Arena::drop(const std::shared_ptr<Loan>& loan) {
 void Arena::view_gone(const std::shared_ptr<Loan>& loan) {
   std::lock_guard<std::mutex> lock(mutex_);
   // Whoever waits for room, or asks next, collects it: its events are not asked in here.
-  if (--loan->views == 0 && loan->returned) changed_.notify_all();
+  if (--loan->views > 0 || !loan->returned) return;
+  changed_.notify_all();
+  // Full, it says so already.
+  if (told_ >= 0) (void)!eventfd_write(told_, 1);
 }
 
 Lease::Lease(std::shared_ptr<Arena> arena, std::shared_ptr<Loan> loan, std::size_t bytes)
@@ -359,6 +372,11 @@ void Lease::used_by(std::shared_ptr<Event> event) {
 }
 
 void Lease::give_back(std::shared_ptr<Event> after) { arena_->give_back(loan_, std::move(after)); }
+
+void Lease::drop_pages() {
+  unsigned char* from = data();
+  if (!arena_->pinned()) arena_->region_->drop_pages(from, bytes_);
+}
 
 bool Lease::given_back() const {
   std::lock_guard<std::mutex> lock(arena_->mutex_);

@@ -105,6 +105,16 @@ void expect_statistics(const char* name, const TensorView& view, const TensorVie
   expect_data(name, view);
 }
 
+// A short contiguous vector that the host reads.
+void expect_host_values(const char* name, const TensorView& view, DType dtype, int64_t count) {
+  if (view.dims != 1 || view.size[0] != count) {
+    refuse(name, "has shape " + shape_of(view) + ", expected (" + std::to_string(count) + ")");
+  }
+  expect_type(name, view, dtype);
+  expect_contiguous(name, view);
+  expect_data(name, view);
+}
+
 void expect_head_vector(const char* name, const TensorView& view, int64_t width) {
   if (view.dims != 1 || view.size[0] != width) {
     refuse(name, "has shape " + shape_of(view) + ", expected (" + std::to_string(width) + ")");
@@ -241,6 +251,22 @@ void check(const GeluTanhBackward& a) {
 void check(const CopyRows& a) {
   expect_tokens("x", a.x, 4);
   expect_tokens_like("out", a.out, a.x);
+}
+
+void check(const AdamwStep& a) {
+  expect_tokens("param", a.param, 3);
+  expect_type("param", a.param, DType::f32);
+  expect_tokens_like("grad", a.grad, a.param);
+  if (a.exp_avg.dtype != DType::f32 && a.exp_avg.dtype != DType::bf16) {
+    refuse("exp_avg", "is neither float32 nor bfloat16");
+  }
+  expect_same_shape("exp_avg", a.exp_avg, a.param);
+  expect_rows("exp_avg", a.exp_avg);
+  expect_data("exp_avg", a.exp_avg);
+  expect_tokens_like("exp_avg_sq", a.exp_avg_sq, a.exp_avg);
+  if (a.average.data != nullptr) expect_tokens_like("average", a.average, a.param);
+  expect_host_values("settings", a.settings, DType::f32, 8);
+  expect_host_values("place", a.place, DType::i32, 4);
 }
 
 void check(const VideoToInput& a) {

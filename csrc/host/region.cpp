@@ -81,6 +81,14 @@ void Region::register_for_device(int device) {
   device_ = device;
 }
 
+void Region::drop_pages(unsigned char* from, std::size_t bytes) {
+  if (huge_pages_) return;
+  const auto offset = static_cast<std::size_t>(from - data_);
+  const std::size_t first = round_up(offset, kPage), end = (offset + bytes) / kPage * kPage;
+  // A kernel that cannot keeps them: that costs memory only.
+  if (first < end) madvise(data_ + first, end - first, file_ >= 0 ? MADV_REMOVE : MADV_DONTNEED);
+}
+
 Region::~Region() {
   // A forked child has no such mapping, or shares it; other memory may lie at the address.
   if (getpid() != owner_) return;

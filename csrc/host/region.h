@@ -20,6 +20,9 @@ class Region {
   // Page-locks all of it for copies of the device.
   void register_for_device(int device);
 
+  // Gives the whole pages between back to the machine until they are written again.
+  void drop_pages(unsigned char* from, std::size_t bytes);
+
   unsigned char* data() const { return data_; }
   std::size_t mapped_bytes() const { return mapped_; }
   int file() const { return file_; }

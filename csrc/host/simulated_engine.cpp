@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "host/file_io.h"
+#include "vidgen/io.h"
 #include "vidgen/lane.h"
 
 namespace vidgen {
@@ -214,16 +215,26 @@ void SimulatedEngine::wait(const std::shared_ptr<Copy>& copy,
 
 namespace {
 
+constexpr std::size_t kLarge = std::size_t{1} << 20;  // bytes; a smaller copy is for the cache
+
 class SimulatedLane : public Lane {
  public:
-  explicit SimulatedLane(std::shared_ptr<SimulatedEngine> engine)
-      : engine_(std::move(engine)), queue_(engine_->new_queue()) {}
+  SimulatedLane(std::shared_ptr<SimulatedEngine> engine, int threads)
+      : engine_(std::move(engine)), queue_(engine_->new_queue()), threads_(threads) {}
 
   std::shared_ptr<Ticket> copy(void* destination, const void* source, std::size_t bytes,
                                const Producer& producer, Lease* lease, Keep keep) override {
     if (lease != nullptr) lease->data();  // refuses one that was given back, ahead of the copy
-    auto ticket = engine_->submit(
-        queue_, bytes, [=] { std::memcpy(destination, source, bytes); }, producer, std::move(keep));
+    const auto run = [=, threads = threads_] {
+      if (bytes < kLarge) {
+        std::memcpy(destination, source, bytes);
+      } else {
+        io::copy_all({{static_cast<unsigned char*>(destination),
+                       static_cast<const unsigned char*>(source), bytes}},
+                     threads);
+      }
+    };
+    auto ticket = engine_->submit(queue_, bytes, run, producer, std::move(keep));
     if (lease != nullptr) lease->used_by(ticket);
     return ticket;
   }
@@ -231,6 +242,7 @@ class SimulatedLane : public Lane {
  private:
   const std::shared_ptr<SimulatedEngine> engine_;
   const int queue_;
+  const int threads_;
 };
 
 class SimulatedFileLane : public FileLane {
@@ -268,8 +280,8 @@ class SimulatedFileLane : public FileLane {
 
 }  // namespace
 
-std::unique_ptr<Lane> make_simulated_lane(std::shared_ptr<SimulatedEngine> engine) {
-  return std::make_unique<SimulatedLane>(std::move(engine));
+std::unique_ptr<Lane> make_simulated_lane(std::shared_ptr<SimulatedEngine> engine, int threads) {
+  return std::make_unique<SimulatedLane>(std::move(engine), threads);
 }
 
 std::unique_ptr<FileLane> make_simulated_file_lane(std::shared_ptr<SimulatedEngine> engine) {

@@ -31,6 +31,18 @@ def test_mfu_of_a_tiny_model(vidgen: Any, recipe: Path) -> None:
     assert all(0 < row["mfu"] < row["hfu"] for row in rows)
 
 
+def test_mfu_keeps_what_the_recipe_says(vidgen: Any, recipe: Path) -> None:
+    argv = ("bench", "mfu", recipe, *SMALL, "--dtype", "float32", "--bucket", "64px x 1", "--json")
+    sent = ("recompute.dual=1", "offload.inputs=true", "offload.single=1", "offload.host_gb=0.05")
+    status, shown, err = vidgen(*argv, *sent)
+    assert status == 0, err
+    result = json.loads(shown)
+    assert result["blocks"] == {"offload inputs": 1, "offload": 1, "keep": 1}
+    (row,) = result["rows"]
+    assert 1 < row["hfu"] / row["mfu"] == pytest.approx(1 + 1 / 3 / 3, rel=0.02)
+    assert "buckets: 100%" in err  # progress
+
+
 def test_mfu_of_one_bucket_at_a_frame_count_of_its_range(vidgen: Any, recipe: Path) -> None:
     argv = ("bench", "mfu", recipe, *SMALL, "--bucket", "64px x 9", "--batch", "3", "--json")
     row = json.loads(vidgen(*argv)[1])["rows"][0]

@@ -29,7 +29,9 @@ def test_plan_as_json_and_with_batches_found(vidgen: Any, recipe: Path) -> None:
         (("--gpu", "h2000"), "no figures for the GPU 'h2000' (did you mean h200?)"),
         (("--efficiency", "30"), "'30' is not a number above 0 and at most 1"),
         (("--price", "free"), "'free' is not a price in dollars"),
-        (("--gpus", "6", "parallel.context=4"), "the next that do are 8"),
+        (("--gpus", "6", "parallel.context=4"), "the nearest that do are 4 and 8"),
+        (("--checkpoint", "soon"), "'soon' is not a number of seconds"),
+        (("--gpus", "10000", "--mtbf", "1"), "10000 GPUs fail every 0.36 s, which leaves no time"),
     ],
 )
 def test_wrong_arguments(vidgen: Any, recipe: Path, argv: tuple[str, ...], message: str) -> None:
@@ -52,3 +54,18 @@ def test_searched_batches_are_measured(vidgen: Any, recipe: Path) -> None:
     status, _, err = vidgen("plan", recipe, "--search")
     assert status == 2
     assert "--search measures on a GPU" in err
+
+
+def test_plan_says_what_blocks_keep_and_what_would_be_better(vidgen: Any) -> None:
+    stage1 = Path(__file__).resolve().parents[2] / "recipes/stage1.yaml"
+    status, out, err = vidgen("plan", stage1, "--gpus", "224")
+    assert status == 0, err
+    lines = out.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("blocks, dual + single"))
+    assert "8 recompute, 11 keep + 38 recompute" in lines[at + 1]
+    assert lines[at + 2].startswith("  better: recompute=auto")
+    assert "offload products" in lines[at + 2]
+    auto = json.loads(vidgen("plan", stage1, "--gpus", "224", "--json", "recompute=auto")[1])
+    said = json.loads(vidgen("plan", stage1, "--gpus", "224", "--json")[1])
+    assert auto["rows"][0]["keeps"] == said["rows"][0]["best"]
+    assert auto["days"] < said["days"]

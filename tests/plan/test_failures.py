@@ -30,3 +30,8 @@ def test_more_gpus_leave_less_and_no_failures_leave_all_but_saves() -> None:
     assert shares[0] > 0.97
     never = Reliability(gpu_mtbf_hours=1e12)
     assert effective_fraction(never, 224, 600) == pytest.approx(600 / 610)
+
+
+def test_a_machine_that_always_fails_trains_nothing() -> None:
+    hopeless = Reliability(gpu_mtbf_hours=1, restart_s=600)
+    assert effective_fraction(hopeless, 10_000, best_interval(hopeless, 10_000)) == 0

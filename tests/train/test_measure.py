@@ -9,6 +9,7 @@ from vidgen.models.mmdit.config import PRESETS
 from vidgen.models.mmdit.flops import flops
 from vidgen.plan.encoders import Encoders
 from vidgen.plan.workload import Bucket, Workload
+from vidgen.runtime.memory.policy import BlockMemory
 from vidgen.train.measure import Bench, Measured, search
 
 
@@ -18,6 +19,7 @@ def workload(context: int) -> Workload:
         buckets=(Bucket("64px", 5, 64, 1),),
         encoders=Encoders("block_dct", "builtin", 32),
         context=context,
+        blocks=(BlockMemory.KEEP,) * 3,
     )
 
 

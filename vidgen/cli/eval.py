@@ -1,6 +1,8 @@
 """`vidgen eval`: how good an autoencoder's reconstructions are, in the report's columns."""
 
 import argparse
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +13,22 @@ if TYPE_CHECKING:
     import torch
 
     from vidgen.models.autoencoder import Autoencoder
+    from vidgen.models.build import AutoencoderConfig
 
 EXAMPLE = """\
   vidgen eval reconstruction --ae runs/dcae --videos clips/ --lpips vgg16-397923af.pth
-  vidgen eval reconstruction --ae recipes/stage1.yaml --videos clips/ --size 256 --frames 33
+  vidgen eval reconstruction --ae video_dcae:F32T4C128_AE.safetensors --videos clips/
+  vidgen eval reconstruction --ae hunyuan_vae:hunyuan_vae.safetensors --videos clips/
+  vidgen eval reconstruction --ae flux_ae:ae.safetensors --videos clips/
 """
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
+FILE_KINDS = ("video_dcae", "hunyuan_vae", "flux_ae")
+# Table 1 of the report, by compression and channels: autoencoder, LPIPS, PSNR, SSIM.
+REPORT = {
+    ((4, 8, 8), 16): ("HunyuanVideo", 0.046, 30.240, 0.856),
+    ((4, 32, 32), 128): ("Video DC-AE", 0.051, 30.538, 0.863),
+    ((4, 32, 32), 256): ("Video DC-AE", 0.049, 30.777, 0.872),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,11 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ae",
         required=True,
-        help="a recipe (its autoencoder is taken), a run of `vidgen train` on an autoencoder, or "
-        "the published Video DC-AE's .safetensors",
+        help="published weights after their kind (video_dcae:FILE, hunyuan_vae:FILE, "
+        "flux_ae:FILE), a run of `vidgen train` on an autoencoder, a recipe (its autoencoder is "
+        "taken), or a Video DC-AE's .safetensors",
     )
     parser.add_argument("--videos", required=True, metavar="DIR", help="a folder of video files")
-    parser.add_argument("--frames", type=count, default=32, help="the first so many of each video")
+    parser.add_argument(
+        "--frames",
+        type=count,
+        help="the first so many of each video; default 32, or 33 for an autoencoder whose first "
+        "frame stands alone",
+    )
     parser.add_argument("--size", type=count, default=256, help="side of the square cut from each")
     parser.add_argument("--lpips", metavar="FILE", help="torchvision's VGG-16 weights, for LPIPS")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
@@ -42,19 +60,34 @@ def run(args: argparse.Namespace) -> None:
     from vidgen.runtime.observe.results import table
 
     row = evaluate(args)
+    settings = (
+        f"{SETTINGS}; the first {row['frames']} frames, {args.size} x {args.size} from the middle"
+    )
     if args.json:
-        print(json.dumps({**row, "settings": SETTINGS}, indent=2))
+        print(json.dumps({**row, "settings": settings}, indent=2))
         return
-    print(table([row]))
-    print(f"{SETTINGS}; the first {args.frames} frames, {args.size} x {args.size} from the middle")
+    print(table([row, *beside(row)]))
+    print(settings)
     if args.lpips is None:
         print("LPIPS: not computed (--lpips names torchvision's VGG-16 weights)")
+
+
+def beside(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The report's row of an autoencoder of this compression, at 256px and 32 frames."""
+    compression = tuple(int(n) for n in row["T x H x W"].split("x"))
+    known = REPORT.get((compression, row["channels"]))  # type: ignore[arg-type]
+    if known is None:
+        return []
+    name, lpips, psnr, ssim = known
+    same = {key: row[key] for key in ("T x H x W", "D_info", "D_token", "channels", "causal")}
+    return [{"autoencoder": f"report: {name}", **same, "LPIPS": lpips, "PSNR": psnr, "SSIM": ssim}]
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     import torch
     from tqdm import tqdm
 
+    from vidgen.data.packets import BadClip
     from vidgen.data.video import read_clip
     from vidgen.models.autoencoder import latent_grid
     from vidgen.models.perceptual import LPIPS
@@ -64,14 +97,20 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     device = choose_device(args.device)
     files = find_videos(Path(args.videos))
     ae = open_autoencoder(args.ae, device)
+    frames = args.frames or (33 if ae.causal else 32)
     try:
-        grid = latent_grid(ae, args.frames, args.size, args.size)
+        latent_grid(ae, frames, args.size, args.size)
     except ValueError as error:
         raise UserError(str(error)) from None
     perceptual = LPIPS(args.lpips).to(device) if args.lpips else None
     figures: dict[str, list[torch.Tensor]] = {"psnr": [], "ssim": [], "lpips": []}
     for seed, file in enumerate(tqdm(files, desc="reconstructing", unit="video")):
-        clip = read_clip(file, range(args.frames), size=(args.size, args.size))
+        try:
+            clip = read_clip(file, range(frames), size=(args.size, args.size))
+        except BadClip as error:
+            raise UserError(
+                f"{file}: {error}; take fewer frames with --frames, or remove the file"
+            ) from None
         video = torch.from_numpy(clip).permute(3, 0, 1, 2)[None].to(device).float() / 255
         latent = ae.encode(video * 2 - 1, [seed])
         # Judged as a viewer would get it: eight bits a channel.
@@ -79,23 +118,23 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         figures["psnr"].append(psnr(video, again).cpu())
         figures["ssim"].append(ssim(video, again).cpu())
         if perceptual is not None:
-            frames = (x[0].transpose(0, 1) * 2 - 1 for x in (video, again))
-            figures["lpips"].append(perceptual(*frames).cpu())
+            images = (x[0].transpose(0, 1) * 2 - 1 for x in (video, again))
+            figures["lpips"].append(perceptual(*images).cpu())
     means = {name: torch.cat([f.flatten() for f in all_]).mean() if all_ else None
              for name, all_ in figures.items()}  # fmt: skip
-    pixels = 3 * args.frames * args.size**2
-    positions = grid[0] * grid[1] * grid[2]
+    pixels = math.prod(ae.compression)  # behind one latent
     return {
         "autoencoder": Path(args.ae).name,
         "T x H x W": "x".join(map(str, ae.compression)),
-        "D_info": pixels / (positions * ae.latent_channels),
-        "pixels a latent": args.frames * args.size**2 / positions,
+        "D_info": 3 * pixels / ae.latent_channels,
+        "D_token": pixels,
         "channels": ae.latent_channels,
         "causal": "yes" if ae.causal else "no",
         "LPIPS": None if means["lpips"] is None else round(float(means["lpips"]), 4),
         "PSNR": round(float(means["psnr"]), 3),  # type: ignore[arg-type]
         "SSIM": round(float(means["ssim"]), 4),  # type: ignore[arg-type]
         "videos": len(files),
+        "frames": frames,
     }
 
 
@@ -109,29 +148,53 @@ def find_videos(folder: Path) -> list[Path]:
 
 
 def open_autoencoder(name: str, device: "torch.device") -> "Autoencoder":
-    """By what the path is: a recipe, a training run or a file of weights."""
+    """By what it names: weights of a kind, a recipe, a training run or a file of weights."""
     import torch
 
     from vidgen.config import read_recipe
     from vidgen.models.build import build_autoencoder
-    from vidgen.models.video_dcae import VideoDCAE, VideoDCAEConfig
+    from vidgen.models.video_dcae import VideoDCAE
     from vidgen.runtime import checkpoint
     from vidgen.train.autoencoder_config import AutoencoderRecipe, read_any
 
-    path = Path(name)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    kind, _, file = name.partition(":")
+    if file and not Path(name).exists():
+        return build_autoencoder(published(kind, file), device, dtype)
+    path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return build_autoencoder(read_any(path, []).autoencoder, device, dtype)
     if path.suffix == ".safetensors":
-        return build_autoencoder(VideoDCAEConfig(path=name), device, dtype)
+        return build_autoencoder(published("video_dcae", name), device, dtype)
     step = path if (path / "manifest.json").is_file() else checkpoint.latest(path / "checkpoints")
     if step is None:
         raise UserError(
-            f"--ae {name}: is no recipe (.yaml), no weights (.safetensors) and no run with "
-            "checkpoints"
+            f"--ae {name}: is no recipe (.yaml), no weights (.safetensors, or video_dcae:FILE, "
+            "hunyuan_vae:FILE, flux_ae:FILE) and no run with checkpoints"
         )
     recipe = read_recipe(checkpoint.read_objects(step)["recipe"], [], AutoencoderRecipe)
     model = VideoDCAE(recipe.autoencoder)
     group = "ema" if "ema" in checkpoint.groups(step) else "model"
     model.load_state_dict(checkpoint.read_tensors(step, group))
     return model.to(device, dtype).eval().requires_grad_(False)
+
+
+def published(kind: str, file: str) -> "AutoencoderConfig":
+    """The published shape of a kind; a Video DC-AE's file says how many channels it has."""
+    from vidgen.models.flux_ae.config import FluxAEConfig
+    from vidgen.models.hunyuan_vae.config import HunyuanVAEConfig
+    from vidgen.models.tensor_files import open_source
+    from vidgen.models.video_dcae import VideoDCAEConfig
+
+    if kind == "hunyuan_vae":
+        return HunyuanVAEConfig(path=file)
+    if kind == "flux_ae":
+        return FluxAEConfig(path=file)
+    if kind != "video_dcae":
+        raise UserError(f"--ae {kind}:{file}: {kind!r} is none of {', '.join(FILE_KINDS)}")
+    config = VideoDCAEConfig(path=file)
+    with open_source(file) as tensors:
+        last = tensors.infos.get("encoder.project_out.main.op_list.0.conv.bias")
+    if last is not None and config.widths[5] % last.shape[0] == 0:
+        config = replace(config, latent_channels=last.shape[0])
+    return config

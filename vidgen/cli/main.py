@@ -19,6 +19,7 @@ from vidgen.version import __version__
 
 COMMANDS = {
     "quickstart": "make a small data set, train on it, sample, judge, write a report",
+    "manifest": "list the clips of a folder or a table for training",
     "train": "train, or go on training, what a recipe describes",
     "sample": "make videos from a trained model",
     "encode": "compute the latents and text features of a data set ahead of training",

@@ -12,11 +12,13 @@ from vidgen.errors import UserError
 from vidgen.plan import Plan
 
 if TYPE_CHECKING:
+    from vidgen.plan.planner import Keeping
     from vidgen.train.config import Recipe
 
 EXAMPLE = """\
   vidgen plan recipes/stage1.yaml --gpu h200 --gpus 224
   vidgen plan recipes/stage1.yaml --gpu b200 --gpus 64 --fit-batches --price 4.5
+  vidgen plan recipes/stage1.yaml --gpus 10000 parallel.copies=1250 --restart 600
 """
 
 
@@ -88,6 +90,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=300.0,
         help="seconds from a failure to the next step; default 300",
     )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="S",
+        type=amount("a number of seconds"),
+        default=10.0,
+        help="seconds for which a checkpoint stops training; default 10",
+    )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
 
@@ -112,9 +121,17 @@ def run(args: argparse.Namespace) -> None:
         fit_batches=args.fit_batches,
         dollars_per_hour=args.price,
     )
-    reliability = Reliability(gpu_mtbf_hours=args.mtbf, restart_s=args.restart)
+    reliability = Reliability(
+        gpu_mtbf_hours=args.mtbf, checkpoint_s=args.checkpoint, restart_s=args.restart
+    )
     interval = best_interval(reliability, args.gpus)
     share = effective_fraction(reliability, args.gpus, interval)
+    if share < 1e-6:
+        raise UserError(
+            f"{args.gpus} GPUs fail every {reliability.mtbf_s(args.gpus):.3g} s, which leaves no "
+            f"time to train beside restarts of {args.restart:g} s: fewer GPUs, a larger --mtbf or "
+            "a shorter --restart"
+        )
     if args.json:
         failures = {"checkpoint_interval_s": interval, "effective": share}
         print(json.dumps({**found.to_dict(), "failures": failures}, indent=2))
@@ -153,15 +170,15 @@ def searched(recipe: "Recipe") -> list[str]:
 
 
 def report(found: Plan) -> list[str]:
-    head = ["bucket", "tokens", "batch", "encode", "forward", "backward", "exposed", "step s"]
-    head += ["clips/s", "MFU", "HFU", "GB"]
+    head = ["bucket", "tokens", "batch", "encode", "forward", "backward", "exposed", "copies"]
+    head += ["step s", "clips/s", "MFU", "HFU", "GB"]
     rows = [head] + [
         [
             row.bucket,
             f"{row.tokens}",
             f"{row.batch}",
-            *(f"{t:.3g}" for t in (row.encode_s, row.forward_s, row.backward_s, row.exposed_s)),
-            f"{row.step_s:.3g}",
+            *(f"{t:.3g}" for t in (row.encode_s, row.forward_s, row.backward_s)),
+            *(f"{t:.3g}" for t in (row.exposed_s, row.copies_s, row.step_s)),
             f"{row.clips_per_s:.3g}",
             f"{row.mfu:.1%}",
             f"{row.hfu:.1%}",
@@ -169,7 +186,6 @@ def report(found: Plan) -> list[str]:
         ]
         for row in found.rows
     ]
-    parts = ", ".join(f"{name} {value / 1e9:.1f}" for name, value in found.memory.items())
     total = f"{found.days:.3g} days, {found.gpu_days:.4g} GPU days, {cost(found)}"
     rate = (
         f"{found.gpus} x {found.gpu.name}, {found.efficiency.compute:.1%} of the peak executed, "
@@ -180,8 +196,48 @@ def report(found: Plan) -> list[str]:
         "",
         *table(rows),
         "",
-        f"memory of {found.fullest}, GB: {parts}; of {found.gpu.memory / 1e9:.0f}",
+        *table(memory_by_part(found)),
+        "",
+        *table(kept_blocks(found)),
+        "",
         f"{found.steps} steps of at most {found.iteration_s:.3g} s: {total}",
+    ]
+
+
+def memory_by_part(found: Plan) -> list[list[str]]:
+    rows = [[f"GB, of {found.gpu.memory / 1e9:.0f}", *found.memory, "on the host"]]
+    return rows + [
+        [row.bucket, *(f"{part / 1e9:.1f}" for part in (*row.parts.values(), row.keeps.host))]
+        for row in found.rows
+    ]
+
+
+def kept_blocks(found: Plan) -> list[list[str]]:
+    """For each bucket what its blocks do, and below it what would take less, if anything would."""
+    rows = [["blocks, dual + single", "", "again s", "copies s", "GB", "on the host", "step s"]]
+    for row in found.rows:
+        rows.append([row.bucket, *keeping(row.keeps)])
+        better = row.best
+        if better is None:
+            if not row.fits:
+                rows.append(["  nothing fits", *[""] * 6])
+        elif not row.fits or better.step_s < 0.995 * row.step_s:
+            rows.append(["  better: recompute=auto", *keeping(better)])
+    return rows
+
+
+def keeping(found: "Keeping") -> list[str]:
+    kinds = [
+        ", ".join(f"{count} {name}" for name, count in kind.items())
+        for kind in (found.dual, found.single)
+    ]
+    return [
+        " + ".join(kind for kind in kinds if kind),
+        f"{found.recompute_s:.3g}",
+        f"{found.copies_s:.3g}",
+        f"{found.activations / 1e9:.1f}",
+        f"{found.host / 1e9:.1f}",
+        f"{found.step_s:.3g}" + ("" if found.fits else " (does not fit)"),
     ]
 
 

@@ -95,16 +95,20 @@ class Loader:
             if codec is None
             else EntryReader(cfg, manifest, seed, codec)
         )
-        slot = max(table.batch(b) * math.prod(shape) for b, shape in sizes.items())
-        ahead = cfg.prefetch if cfg.workers else 1
+        self._slot = max(table.batch(b) * math.prod(shape) for b, shape in sizes.items())
+        on_host = torch.device(device).type == "cpu"
+        slots = cfg.prefetch if cfg.workers else 1
+        if on_host:
+            # The batch in training is a slot too, and so is the next one while it is handed over.
+            slots = max(slots + 1, 3)
         # 256: what the arena may round a slot up by.
         self._arena = Arena(
-            ahead * (slot + 256),
-            pinned=torch.device(device).type == "cuda",
+            slots * (self._slot + 256),
+            pinned=not on_host,
             shared=cfg.workers > 0,
             name="loader arena",
         )
-        self._lane = Lane(device, name="loader lane")
+        self._lane = None if on_host else Lane(device, name="loader lane")
         self._feed: Feed[Plan, Sample] | None = None
         self._close_feed: Any = None
         self.replaced = 0
@@ -131,6 +135,7 @@ class Loader:
                 self._reader.fill,
                 arena=self._arena,
                 lane=self._lane,
+                largest=self._slot,
                 workers=self._cfg.workers,
                 ahead=self._cfg.prefetch,
                 timeout_s=self._cfg.clip_timeout_s,

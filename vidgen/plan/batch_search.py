@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from vidgen.errors import UserError
-from vidgen.plan.cost import Efficiency, StepTime, memory, step_time
+from vidgen.plan.blocks import NothingFits
+from vidgen.plan.cost import Efficiency, StepTime, kept, memory, step_time
 from vidgen.plan.hardware import Gpu
 from vidgen.plan.workload import Bucket, Workload
 
@@ -26,22 +27,29 @@ def search_batches(
     nor its time to encode and go forward, nor its time to go backward.
     """
     longest = max(workload.buckets, key=workload.tokens)
-    batch = longest_batch or _largest(lambda b: fits(workload, b, gpu, gpus), longest)
-    limit = step_time(workload, replace(longest, batch=batch), gpu, gpus, efficiency)
+
+    def fit(bucket: Bucket) -> bool:
+        return fits(workload, bucket, gpu, gpus, efficiency)
+
+    def time(bucket: Bucket) -> StepTime:
+        choice = kept(workload, bucket, gpu, gpus, efficiency)
+        return step_time(workload, bucket, gpu, gpus, efficiency, choice)
+
+    batch = longest_batch or _largest(fit, longest)
+    limit = time(replace(longest, batch=batch))
     batches = {longest: batch}
-
-    def allowed(bucket: Bucket) -> bool:
-        time = step_time(workload, bucket, gpu, gpus, efficiency)
-        return fits(workload, bucket, gpu, gpus) and within(time, limit)
-
     for bucket in workload.buckets:
         if bucket is not longest:
-            batches[bucket] = _largest(allowed, bucket)
+            batches[bucket] = _largest(lambda b: fit(b) and within(time(b), limit), bucket)
     return workload.with_batches(batches)
 
 
-def fits(workload: Workload, bucket: Bucket, gpu: Gpu, gpus: int) -> bool:
-    return memory(workload, bucket, gpu, gpus).total <= gpu.memory
+def fits(workload: Workload, bucket: Bucket, gpu: Gpu, gpus: int, efficiency: Efficiency) -> bool:
+    try:
+        choice = kept(workload, bucket, gpu, gpus, efficiency)
+    except NothingFits:
+        return False  # whatever is kept
+    return memory(workload, bucket, gpu, gpus, choice).total <= gpu.memory
 
 
 def within(time: StepTime, limit: StepTime) -> bool:
@@ -52,9 +60,13 @@ def within(time: StepTime, limit: StepTime) -> bool:
     )
 
 
-def _largest(allowed: Callable[[Bucket], bool], bucket: Bucket) -> int:
-    """The largest batch that is allowed; what it costs grows with it, so bisection finds it."""
-    if not allowed(replace(bucket, batch=1)):
+def _largest(fit: Callable[[Bucket], bool], bucket: Bucket) -> int:
+    """The largest batch that fits; what it costs grows with it, so bisection finds it."""
+
+    def allowed(batch: int) -> bool:
+        return fit(replace(bucket, batch=batch))
+
+    if not allowed(1):
         raise UserError(
             f"bucket {bucket.name}: not even a batch of 1 fits; recompute more blocks, share a "
             "sample over more GPUs (parallel.context), or use parallel.zero=3"
@@ -62,7 +74,7 @@ def _largest(allowed: Callable[[Bucket], bool], bucket: Bucket) -> int:
     low, high = 1, _LARGEST
     while low < high:
         middle = (low + high + 1) // 2
-        if allowed(replace(bucket, batch=middle)):
+        if allowed(middle):
             low = middle
         else:
             high = middle - 1

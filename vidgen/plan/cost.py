@@ -1,15 +1,27 @@
 """Memory and time of a training step, from shapes, FLOPs, bytes and a stated efficiency."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vidgen.models.mmdit.flops import flops, parameters
+from vidgen.plan.blocks import (
+    BF16,
+    NothingFits,
+    block_flops,
+    block_parameters,
+    in_flight_bytes,
+    keeping,
+    local_tokens,
+    working_bytes,
+)
 from vidgen.plan.hardware import Gpu
+from vidgen.plan.network import all_reduce_s, gather_s
 from vidgen.plan.workload import Bucket, Workload
+from vidgen.runtime.memory.policy import BlockMemory, Choice
 
 SECONDS_PER_DAY = 86_400
 RESERVE = 0.06  # of a GPU's memory: the driver, communication buffers and fragmentation
 
-BF16, FP32 = 2, 4
+FP32 = 4
 
 
 @dataclass(frozen=True)
@@ -18,10 +30,11 @@ class Efficiency:
     goodput: float = 1.0  # share of the wall time spent in steps: the rest waits, saves, restarts
 
 
-# The report's system, stage 1. `compute` is what the longest row of Table 5 (256px, 129 frames,
-# batch 3, 3.2 videos/s on 8 GPUs: 7.5 s a step) comes to with FLOPs counted as here; `goodput` is
-# that step over the 10.2 s an iteration of Table 3 (85k iterations, 224 GPUs, 2240 GPU days).
-REPORT = Efficiency(compute=0.297, goodput=0.74)
+# The report's system, stages 1 and 2. `compute` is what the longest row of Table 5 (256px, 129
+# frames, batch 3, 3.2 videos/s on 8 GPUs: 7.5 s a step) comes to with FLOPs counted as here;
+# `goodput` is that step over the 10.2 s an iteration of Table 3's stage 1 (85k iterations, 224
+# GPUs, 2240 GPU days).
+REPORT = Efficiency(compute=0.299, goodput=0.74)
 # Stage 3: the longest row of Table 6 (0.08 videos/s: 50 s) and Table 3's 53.2 s an iteration.
 REPORT_768PX = Efficiency(compute=0.213, goodput=0.94)
 
@@ -45,104 +58,133 @@ class Memory:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one micro-step on one GPU; communication counts where nothing hides it."""
+    """Seconds of one micro-step on one GPU; communication and copies where nothing hides them."""
 
     encode: float  # frozen autoencoder and text encoders
     forward: float
     backward: float  # recompute included
     exposed: float  # communication that outlasts the computation beside it
+    copies: float  # of activations to the host and back, likewise
 
     @property
     def total(self) -> float:
-        return self.encode + self.forward + self.backward + self.exposed
+        return self.encode + self.forward + self.backward + self.exposed + self.copies
 
 
-def block_parameters(workload: Workload) -> tuple[int, int]:
-    """Weights of one dual-stream and one single-stream block; biases and norms left out."""
-    width, hidden = workload.model.hidden_size, workload.model.mlp_hidden
-    dual = 2 * (4 * width**2 + 2 * width * hidden + 6 * width**2)
-    single = width * (3 * width + hidden) + (width + hidden) * width + 3 * width**2
-    return dual, single
+def shards(workload: Workload, gpus: int) -> int:
+    """GPUs that the parameters are divided over by ZeRO."""
+    return gpus // (workload.tensor * workload.copies)
 
 
-def activation_widths(workload: Workload) -> tuple[float, float]:
-    """Values a token leaves behind in a dual and a single block, in units of the model's width.
-
-    Dual: input, modulated input, qkv 3, joint q k v 3, attention out, projection out, residual,
-    modulated again, MLP out; and the MLP's hidden values before and after GELU. Single: input,
-    modulated input, qkv 3, rotated q k 2, attention out and its copy beside the MLP, block out;
-    and the hidden values before and after GELU.
-    """
-    ratio = workload.model.mlp_ratio
-    return 13 + 2 * ratio, 10 + 2 * ratio
-
-
-def memory(workload: Workload, bucket: Bucket, gpu: Gpu, gpus: int) -> Memory:
-    count = parameters(workload.model)
-    dual, single = block_parameters(workload)
-    largest = max(dual, single)
-    shard = count / gpus
+def standing(workload: Workload, gpu: Gpu, gpus: int) -> Memory:
+    """What does not depend on the batch."""
+    count = parameters(workload.model) / workload.tensor
+    largest = max(block_parameters(workload)) / workload.tensor
+    shard = count / shards(workload, gpus)
     # fp32 masters are sharded; ZeRO-2 also keeps every bf16 copy, ZeRO-3 the block in use and
-    # the next one.
+    # the next one. Until its last micro-step a rank holds its own gradients whole.
     gathered = count if workload.zero == 2 else 2 * largest
-    tokens = workload.tokens(bucket) * bucket.batch / workload.context
-    token_bytes = BF16 * workload.model.hidden_size * tokens
-    per_dual, per_single = activation_widths(workload)
-    again_dual = min(workload.recompute_dual, workload.model.depth)
-    again_single = min(workload.recompute_single, workload.model.depth_single_blocks)
-    away_dual = min(workload.offload_dual, workload.model.depth - again_dual)
-    away_single = min(workload.offload_single, workload.model.depth_single_blocks - again_single)
-    kept = (workload.model.depth - again_dual - away_dual) * per_dual
-    kept += (workload.model.depth_single_blocks - again_single - away_single) * per_single
-    if not workload.offload_inputs:
-        kept += again_dual + again_single
-    if away_dual or away_single:
-        kept += 2 * max(per_dual, per_single)  # on the way out while the next block runs
-    # The block in the backward pass holds its activations and about as much in gradients.
-    working = 2 * max(per_dual, per_single)
+    whole = count if workload.accumulate > 1 else largest
+    encoders = workload.encoders
+    workspace = max(
+        (encoders.workspace_bytes(b.frames, b.side) for b in workload.buckets), default=0
+    )
     return Memory(
         parameters=FP32 * shard + BF16 * gathered,
-        gradients=FP32 * shard + BF16 * largest,
+        gradients=FP32 * (shard + whole),
         optimizer=2 * FP32 * shard,
         ema=FP32 * shard if workload.ema else 0.0,
-        activations=token_bytes * (kept + working),
-        encoders=workload.encoders.weight_bytes()
-        + workload.encoders.workspace_bytes(bucket.frames, bucket.side),
+        activations=0.0,
+        encoders=encoders.weight_bytes() + workspace,
         reserve=RESERVE * gpu.memory,
     )
 
 
-def executed_flops(workload: Workload, bucket: Bucket) -> tuple[float, float, float]:
+def kept(workload: Workload, bucket: Bucket, gpu: Gpu, gpus: int, efficiency: Efficiency) -> Choice:
+    """What the blocks keep, and what that adds to a step; NothingFits where nothing does."""
+    tokens, attended = local_tokens(workload, bucket), workload.tokens(bucket)
+    room = gpu.memory - standing(workload, gpu, gpus).total
+    try:
+        return keeping(workload, tokens, attended, gpu, gpu.flops * efficiency.compute, room)
+    except NothingFits as error:
+        raise NothingFits(f"bucket {bucket.name}: {error}") from None
+
+
+def memory(workload: Workload, bucket: Bucket, gpu: Gpu, gpus: int, choice: Choice) -> Memory:
+    tokens = local_tokens(workload, bucket)
+    activations = choice.device_bytes + working_bytes(workload, tokens)
+    activations += in_flight_bytes(workload, tokens, choice.blocks)
+    return replace(standing(workload, gpu, gpus), activations=activations)
+
+
+def recomputed_share(blocks: tuple[BlockMemory, ...]) -> float:
+    """Of a forward pass's FLOPs: a token costs the same in every block."""
+    return sum(how.recomputes for how in blocks) / len(blocks)
+
+
+def executed_flops(
+    workload: Workload, bucket: Bucket, blocks: tuple[BlockMemory, ...]
+) -> tuple[float, float, float]:
     """Of one clip, over the GPUs that share it: (encoders, forward, backward with recompute)."""
-    cost = flops(workload.model, workload.grid(bucket), workload.encoders.text_len)
-    model = workload.model
-    dual, single = block_parameters(workload)
-    again_dual = min(workload.recompute_dual, model.depth)
-    again_single = min(workload.recompute_single, model.depth_single_blocks)
-    # A token passes one stream of a dual block; attention costs the same in every block.
-    passed = model.depth * dual / 2 + model.depth_single_blocks * single
-    passed_again = again_dual * dual / 2 + again_single * single
-    blocks = model.depth + model.depth_single_blocks
-    again = (
-        cost.linear * passed_again / passed + cost.attention * (again_dual + again_single) / blocks
+    forward = float(
+        flops(workload.model, workload.grid(bucket), workload.encoders.text_len).forward
     )
+    tokens = workload.tokens(bucket)
+    again = sum(how.recomputes for how in blocks) * block_flops(workload, tokens, tokens)
     encode = workload.encoders.flops(bucket.frames, bucket.side)
-    return float(encode), float(cost.forward), 2 * cost.forward + again
+    return float(encode), forward, 2 * forward + again
 
 
 def step_time(
-    workload: Workload, bucket: Bucket, gpu: Gpu, gpus: int, efficiency: Efficiency
+    workload: Workload,
+    bucket: Bucket,
+    gpu: Gpu,
+    gpus: int,
+    efficiency: Efficiency,
+    choice: Choice,
 ) -> StepTime:
     rate = gpu.flops * efficiency.compute
-    share = bucket.batch / workload.context / rate
-    encode, forward, backward = (part * share for part in executed_flops(workload, bucket))
-    # Gradients are reduced beside the backward pass, weights gathered beside the forward pass;
-    # ZeRO-3 gathers them for the backward pass once more.
-    moved = BF16 * parameters(workload.model) * (gpus - 1) / gpus / gpu.link(gpus)
-    beside_backward = moved if workload.zero == 2 else 2 * moved
-    exposed = max(0.0, moved - forward) + max(0.0, beside_backward - backward)
-    exposed += _ring(workload, bucket, gpu, rate)
-    return StepTime(encode, forward, backward, exposed)
+    encode, forward, _ = executed_flops(workload, bucket, choice.blocks)
+    each = bucket.batch / (workload.context * workload.tensor) / rate
+    forward *= each
+    backward = 2 * forward + choice.again_s
+    exposed = _sharding(workload, gpu, gpus, forward, backward)
+    exposed += _ring(workload, bucket, gpu, rate) + _tensor_parallel(workload, bucket, gpu)
+    return StepTime(
+        # Ranks of a context group divide the encoding, those that divide the weights repeat it.
+        encode=encode * bucket.batch / workload.context / rate,
+        forward=forward,
+        backward=backward,
+        exposed=exposed,
+        copies=choice.late_s,
+    )
+
+
+def _sharding(workload: Workload, gpu: Gpu, gpus: int, forward: float, backward: float) -> float:
+    """Seconds of a micro-step's gathers and reductions that its computation does not hide.
+
+    Weights are gathered block by block beside the forward pass, by ZeRO-3 beside the backward pass
+    again; fp32 gradients are reduced beside the last micro-step's backward pass, and the shards
+    of hybrid sharding added up over the copies.
+    """
+    over, calls = shards(workload, gpus), workload.model.depth + workload.model.depth_single_blocks
+    count = parameters(workload.model) / workload.tensor
+    gather = gather_s(gpu, over, BF16 * count, calls)
+    again = gather if workload.zero == 3 else 0.0
+    reduce = gather_s(gpu, over, FP32 * count, calls)
+    reduce += all_reduce_s(gpu, workload.copies, gpus, FP32 * count / over, calls)
+    last = max(0.0, again + reduce - backward)
+    others = (workload.accumulate - 1) * max(0.0, again - backward)
+    return max(0.0, gather - forward) + (last + others) / workload.accumulate
+
+
+def _tensor_parallel(workload: Workload, bucket: Bucket, gpu: Gpu) -> float:
+    """Seconds in which ranks that divide the weights add up what they computed; nothing hides it:
+    forward and backward, two tensors of a dual block and one of a single block."""
+    ways, model = workload.tensor, workload.model
+    tensors = 2 * (2 * model.depth + model.depth_single_blocks)
+    size = BF16 * model.hidden_size * local_tokens(workload, bucket)
+    return tensors * all_reduce_s(gpu, ways, workload.context * ways, size, 1)
 
 
 def _ring(workload: Workload, bucket: Bucket, gpu: Gpu, rate: float) -> float:
@@ -151,22 +193,25 @@ def _ring(workload: Workload, bucket: Bucket, gpu: Gpu, rate: float) -> float:
         return 0.0
     cost = flops(workload.model, workload.grid(bucket), workload.encoders.text_len)
     blocks = workload.model.depth + workload.model.depth_single_blocks
-    local = workload.tokens(bucket) * bucket.batch / workload.context
-    one_way = 2 * BF16 * local * workload.model.hidden_size  # keys and values of one rank
-    # Forward passes keys and values on, backward those and their gradients.
-    moved = 3 * (workload.context - 1) * one_way * blocks / gpu.link(workload.context)
-    return max(0.0, moved - 3 * cost.attention * bucket.batch / workload.context / rate)
+    width = workload.model.hidden_size / workload.tensor
+    one_way = 2 * BF16 * local_tokens(workload, bucket) * width  # keys and values of one rank
+    # Forward passes keys and values on; backward those, and their gradients in fp32.
+    link = gpu.link(workload.context * workload.tensor)
+    moved = 4 * (workload.context - 1) * one_way * blocks / link
+    attention = cost.attention * bucket.batch / (workload.context * workload.tensor) / rate
+    return max(0.0, moved - 3 * attention)
 
 
 def efficiency_of(
-    workload: Workload, bucket: Bucket, gpu: Gpu, gpus: int, seconds: float
+    workload: Workload, bucket: Bucket, gpu: Gpu, blocks: tuple[BlockMemory, ...], seconds: float
 ) -> Efficiency:
     """The compute efficiency at which a micro-step of `bucket` takes `seconds`, nothing exposed."""
-    executed = sum(executed_flops(workload, bucket)) * bucket.batch / workload.context
+    executed = sum(executed_flops(workload, bucket, blocks)) * bucket.batch / workload.context
     return Efficiency(compute=executed / seconds / gpu.flops)
 
 
 def mfu(workload: Workload, bucket: Bucket, gpu: Gpu, seconds: float) -> float:
     """Model FLOPs (recompute and encoders not counted) over the peak."""
     cost = flops(workload.model, workload.grid(bucket), workload.encoders.text_len)
-    return cost.training * bucket.batch / workload.context / seconds / gpu.flops
+    each = bucket.batch / (workload.context * workload.tensor)
+    return cost.training * each / seconds / gpu.flops

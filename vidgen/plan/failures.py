@@ -9,6 +9,7 @@ import random
 from dataclasses import dataclass
 
 HOURS = 3600.0
+_NEVER = 300.0  # failures expected in a stretch that must have none: exp(-300) of them pass
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ def effective_fraction(reliability: Reliability, gpus: int, interval_s: float) -
     """
     rate = 1 / reliability.mtbf_s(gpus)
     stretch = interval_s + reliability.checkpoint_s
+    if rate * max(stretch, reliability.restart_s) > _NEVER:
+        return 0.0
     restart = math.expm1(rate * reliability.restart_s) / rate
     return interval_s / (math.expm1(rate * stretch) * (1 / rate + restart))
 

@@ -18,6 +18,7 @@ class Gpu:
     memory_bandwidth: float  # bytes/s
     node_link: float  # bytes/s to the other GPUs of the node
     network: float  # bytes/s to other nodes, one adapter a GPU
+    host_link: float  # bytes/s to the host's memory: PCIe 4 or 5, 16 lanes
     dollars_per_hour: float | None  # None: say it with --price
 
     def link(self, gpus: int) -> float:
@@ -29,10 +30,10 @@ GPUS_PER_NODE = 8
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("a100", 312 * TERA, 80 * GIGA, 2.04 * TERA, 300 * GIGA, 25 * GIGA, None),
-        Gpu("h100", 989 * TERA, 80 * GIGA, 3.35 * TERA, 450 * GIGA, 50 * GIGA, None),
-        Gpu("h200", 989 * TERA, 141 * GIGA, 4.8 * TERA, 450 * GIGA, 50 * GIGA, 2.0),
-        Gpu("b200", 2250 * TERA, 180 * GIGA, 7.7 * TERA, 900 * GIGA, 50 * GIGA, None),
+        Gpu("a100", 312 * TERA, 80 * GIGA, 2.04 * TERA, 300 * GIGA, 25 * GIGA, 32 * GIGA, None),
+        Gpu("h100", 989 * TERA, 80 * GIGA, 3.35 * TERA, 450 * GIGA, 50 * GIGA, 64 * GIGA, None),
+        Gpu("h200", 989 * TERA, 141 * GIGA, 4.8 * TERA, 450 * GIGA, 50 * GIGA, 64 * GIGA, 2.0),
+        Gpu("b200", 2250 * TERA, 180 * GIGA, 7.7 * TERA, 900 * GIGA, 50 * GIGA, 64 * GIGA, None),
     )
 }
 

@@ -1,21 +1,40 @@
 """`plan`: what a training run needs and costs, before it starts."""
 
-from dataclasses import asdict, dataclass
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vidgen.errors import UserError
-from vidgen.plan.batch_search import fits, search_batches
+from vidgen.plan.batch_search import search_batches
+from vidgen.plan.blocks import NothingFits
 from vidgen.plan.cost import (
     REPORT,
     SECONDS_PER_DAY,
     Efficiency,
     executed_flops,
+    kept,
     memory,
     mfu,
     step_time,
 )
 from vidgen.plan.hardware import Gpu, gpu_named
 from vidgen.plan.workload import Bucket, Workload, workload_of
+from vidgen.runtime.memory.policy import Choice
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What blocks keep for the backward pass, and what it costs in a micro-step."""
+
+    dual: dict[str, int]  # blocks by what they do: keep, recompute, ...
+    single: dict[str, int]
+    activations: float  # bytes on the device, with the block at work and those on their way
+    host: float
+    recompute_s: float
+    copies_s: float  # of copies that outlast the computation beside them
+    step_s: float
+    fits: bool
 
 
 @dataclass(frozen=True)
@@ -29,12 +48,16 @@ class Row:
     forward_s: float
     backward_s: float
     exposed_s: float
+    copies_s: float
     step_s: float
     clips_per_s: float
     mfu: float
     hfu: float
     memory: float
+    parts: dict[str, float]  # of that memory, bytes by what they hold
     fits: bool
+    keeps: Keeping
+    best: Keeping | None  # of all choices, where the recipe says another; None: nothing fits
 
 
 @dataclass(frozen=True)
@@ -68,15 +91,11 @@ def plan(
     """`recipe` is a training recipe or a Workload; `fit_batches` finds every batch size anew."""
     workload = recipe if isinstance(recipe, Workload) else workload_of(recipe)
     machine = gpu if isinstance(gpu, Gpu) else gpu_named(gpu)
-    if gpus < 1 or gpus % workload.context:
-        raise UserError(
-            f"{gpus} GPUs do not divide into groups of parallel.context={workload.context}; "
-            f"the next that do are {(gpus // workload.context + 1) * workload.context}"
-        )
+    _check_gpus(workload, gpus)
     if fit_batches:
         workload = search_batches(workload, machine, gpus, efficiency, longest_batch)
     rows = tuple(_row(workload, b, machine, gpus, efficiency) for b in workload.buckets)
-    fullest = max(workload.buckets, key=lambda b: memory(workload, b, machine, gpus).total)
+    fullest = max(rows, key=lambda row: row.memory)
     iteration = workload.accumulate * max(row.step_s for row in rows) / efficiency.goodput
     days = workload.steps * iteration / SECONDS_PER_DAY
     price = dollars_per_hour if dollars_per_hour is not None else machine.dollars_per_hour
@@ -85,8 +104,8 @@ def plan(
         gpus=gpus,
         efficiency=efficiency,
         rows=rows,
-        fullest=fullest.name,
-        memory=asdict(memory(workload, fullest, machine, gpus)),
+        fullest=fullest.bucket,
+        memory=fullest.parts,
         iteration_s=iteration,
         steps=workload.steps,
         days=days,
@@ -99,9 +118,24 @@ def dollars(gpu_days: float, dollars_per_hour: float) -> float:
     return gpu_days * 24 * dollars_per_hour
 
 
+def _check_gpus(workload: Workload, gpus: int) -> None:
+    context, tensor, copies = workload.context, workload.tensor, workload.copies
+    unit = math.lcm(context * tensor, copies * tensor)
+    if gpus < 1 or gpus % unit:
+        near = [n for n in (gpus // unit * unit, (gpus // unit + 1) * unit) if n > 0]
+        raise UserError(
+            f"{gpus} GPUs do not divide into groups of parallel.context={context}, tensor={tensor} "
+            f"and copies={copies}; the nearest that do are {' and '.join(map(str, near))}"
+        )
+
+
 def _row(workload: Workload, bucket: Bucket, gpu: Gpu, gpus: int, efficiency: Efficiency) -> Row:
-    time = step_time(workload, bucket, gpu, gpus, efficiency)
-    executed = sum(executed_flops(workload, bucket)) * bucket.batch / workload.context
+    choice = kept(workload, bucket, gpu, gpus, efficiency)
+    time = step_time(workload, bucket, gpu, gpus, efficiency, choice)
+    needed = memory(workload, bucket, gpu, gpus, choice)
+    group = workload.context * workload.tensor
+    encode, *model_flops = executed_flops(workload, bucket, choice.blocks)
+    executed = bucket.batch * (encode / workload.context + sum(model_flops) / group)
     return Row(
         bucket=bucket.name,
         tokens=workload.tokens(bucket),
@@ -110,10 +144,47 @@ def _row(workload: Workload, bucket: Bucket, gpu: Gpu, gpus: int, efficiency: Ef
         forward_s=time.forward,
         backward_s=time.backward,
         exposed_s=time.exposed,
+        copies_s=time.copies,
         step_s=time.total,
-        clips_per_s=bucket.batch * gpus / workload.context / time.total,
+        clips_per_s=bucket.batch * gpus / group / time.total,
         mfu=mfu(workload, bucket, gpu, time.total),
         hfu=executed / time.total / gpu.flops,
-        memory=memory(workload, bucket, gpu, gpus).total,
-        fits=fits(workload, bucket, gpu, gpus),
+        memory=needed.total,
+        parts=asdict(needed),
+        fits=needed.total <= gpu.memory,
+        keeps=_keeping(workload, bucket, gpu, gpus, efficiency, choice),
+        best=_best(workload, bucket, gpu, gpus, efficiency),
+    )
+
+
+def _best(
+    workload: Workload, bucket: Bucket, gpu: Gpu, gpus: int, efficiency: Efficiency
+) -> Keeping | None:
+    open_choice = replace(workload, blocks=None)
+    try:
+        choice = kept(open_choice, bucket, gpu, gpus, efficiency)
+    except NothingFits:
+        return None
+    return _keeping(open_choice, bucket, gpu, gpus, efficiency, choice)
+
+
+def _keeping(
+    workload: Workload,
+    bucket: Bucket,
+    gpu: Gpu,
+    gpus: int,
+    efficiency: Efficiency,
+    choice: Choice,
+) -> Keeping:
+    names = [how.value for how in choice.blocks]
+    needed = memory(workload, bucket, gpu, gpus, choice)
+    return Keeping(
+        dual=dict(Counter(names[: workload.model.depth])),
+        single=dict(Counter(names[workload.model.depth :])),
+        activations=needed.activations,
+        host=choice.host_bytes,
+        recompute_s=choice.again_s,
+        copies_s=choice.late_s,
+        step_s=step_time(workload, bucket, gpu, gpus, efficiency, choice).total,
+        fits=needed.total <= gpu.memory,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from vidgen.models.mmdit.config import MMDiTConfig
 from vidgen.plan.encoders import Encoders
+from vidgen.runtime.memory.policy import BlockMemory
 
 # Frames, rows and columns behind one latent position, by the autoencoder's kind.
 _COMPRESSION = {"video_dcae": (4, 32, 32)}
@@ -37,11 +38,11 @@ class Workload:
     accumulate: int = 1  # micro-steps a step
     zero: int = 2
     context: int = 1  # GPUs that share one sample's tokens
-    recompute_dual: int = 0  # blocks that keep only their input
-    recompute_single: int = 0
-    offload_inputs: bool = False  # of those blocks, to host memory
-    offload_dual: int = 0  # blocks after those that send all they keep to host memory
-    offload_single: int = 0
+    tensor: int = 1  # GPUs that share every block's weights
+    copies: int = 1  # of the sharded parameters: hybrid sharding
+    blocks: tuple[BlockMemory, ...] | None = None  # None: for each bucket what costs least
+    host_bytes: float = 32e9  # of a GPU's share of pinned memory for activations
+    compiled: bool = False
     ema: bool = True
 
     def grid(self, bucket: Bucket) -> tuple[int, int, int]:
@@ -77,11 +78,11 @@ def workload_of(recipe: Any) -> Workload:
         accumulate=recipe.train.accumulate,
         zero=recipe.parallel.zero,
         context=recipe.parallel.context,
-        recompute_dual=recipe.recompute.dual,
-        recompute_single=recipe.recompute.single,
-        offload_inputs=recipe.offload.inputs,
-        offload_dual=recipe.offload.dual,
-        offload_single=recipe.offload.single,
+        tensor=recipe.parallel.tensor,
+        copies=recipe.parallel.copies,
+        blocks=recipe.block_memory(),
+        host_bytes=recipe.offload.host_gb * 1e9,
+        compiled=recipe.train.compile,
         ema=recipe.train.ema_decay is not None,
     )
     budget = recipe.data.tokens or 0

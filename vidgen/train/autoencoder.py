@@ -32,7 +32,14 @@ from vidgen.runtime.observe.timer import StepTimer
 from vidgen.runtime.parallel import flight
 from vidgen.train.autoencoder_config import AutoencoderRecipe
 from vidgen.train.log import RunLog
-from vidgen.train.optim import EMA, build_optimizer, learning_rate
+from vidgen.train.optim import (
+    EMA,
+    build_optimizer,
+    check_states_fit,
+    learning_rate,
+    set_learning_rate,
+    state_tensors,
+)
 from vidgen.train.run_dir import make_run_dir, set_old_run_aside
 from vidgen.train.start import compute_dtype, launch_command
 from vidgen.train.stopping import StopSignals
@@ -112,8 +119,7 @@ class AutoencoderTrainer:
         recipe = self.recipe
         torch.manual_seed(_step_seed(recipe.seed, self.step, self.world.rank))  # dropout
         lr = learning_rate(recipe.optim, self.step, recipe.train.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         adversarial = recipe.loss.adversarial > 0 and self.step >= recipe.loss.adversarial_from
         totals: dict[str, Tensor] = {}
         videos = 0
@@ -209,12 +215,11 @@ class AutoencoderTrainer:
             self.model.compile()
         self.named = dict(self.model.named_parameters())
         self.ema = EMA(self.named, recipe.train.ema_decay) if recipe.train.ema_decay else None
-        self.optimizer = build_optimizer(self.named.values(), recipe.optim)
+        self.optimizer = build_optimizer(self.named.values(), recipe.optim, self.ema)
         self.discriminator_optimizer = build_optimizer(
             self.discriminator.parameters(), recipe.optim
         )
-        for group in self.discriminator_optimizer.param_groups:
-            group["lr"] = recipe.loss.discriminator_lr
+        set_learning_rate(self.discriminator_optimizer, recipe.loss.discriminator_lr)
 
     @property
     def _checkpoints(self) -> Path:
@@ -223,9 +228,9 @@ class AutoencoderTrainer:
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         groups = {
             "model": {name: p.detach() for name, p in self.named.items()},
-            "optim": _state(self.named, self.optimizer),
+            "optim": state_tensors(self.named, self.optimizer),
             "discriminator": {k: v.detach() for k, v in self.discriminator.state_dict().items()},
-            "discriminator_optim": _state(
+            "discriminator_optim": state_tensors(
                 dict(self.discriminator.named_parameters()), self.discriminator_optimizer
             ),
         }
@@ -255,6 +260,7 @@ class AutoencoderTrainer:
                 f"{newest} was trained with another autoencoder (autoencoder.{changed[0]}); resume "
                 "with the recipe as it was, or pass --fresh to begin a new run beside it"
             )
+        check_states_fit(newest, then.optim, self.recipe.optim)
         objects = checkpoint.load(newest, self._tensors())
         self.loader.load_state_dict(objects["loader"])
         self.step = objects["trainer"]["step"]
@@ -352,14 +358,6 @@ def _perceptual(recipe: AutoencoderRecipe) -> nn.Module | None:
     from vidgen.models.perceptual import LPIPS
 
     return LPIPS(recipe.loss.lpips_weights)
-
-
-def _state(named: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{name}.{key}": value
-        for name, p in named.items()
-        for key, value in optimizer.state[p].items()
-    }
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -12,6 +12,7 @@ from vidgen.models.build import AutoencoderConfig
 from vidgen.models.mmdit.config import PRESETS, MMDiTConfig
 from vidgen.models.mmdit.detect import named_tensors
 from vidgen.models.text.config import TextConfig
+from vidgen.runtime.memory.policy import BlockMemory, arrange
 from vidgen.sample.config import SampleConfig
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -25,10 +26,19 @@ class OptimConfig:
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: PositiveFloat = 1e-15
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    states: Literal["fp32", "bf16", "8bit"] = "fp32"  # what the moments are kept in; the weights
+    # stay fp32. A parameter's two take 8, 4 or 2 bytes; 8bit needs the extra "8bit"
     warmup: NonNegativeInt = 0  # steps of linear warm-up
     drops: dict[PositiveInt, PositiveFloat] = Field(default_factory=dict)  # from step: lr
     decay_to: PositiveFloat | None = None  # final lr of a cosine decay over the run; null: none
     clip: PositiveFloat = 1.0  # global gradient norm
+
+    def __post_init__(self) -> None:
+        if self.states == "8bit" and self.eps < 1e-8:
+            raise ValueError(
+                f"eps {self.eps:g} is too small for states 8bit, whose second moments may be "
+                "rounded to 0: set it to 1e-8 or more"
+            )
 
 
 @config
@@ -47,6 +57,8 @@ class ParallelConfig:
 class RecomputeConfig:
     """How many blocks keep only their inputs and run again in the backward pass."""
 
+    auto: bool = False
+    """Chosen for each bucket from the GPU's figures, with what to offload: `recompute: auto`."""
     dual: NonNegativeInt = 0
     single: NonNegativeInt = 0
 
@@ -149,7 +161,9 @@ class Recipe:
     optim: OptimConfig = OptimConfig()
     alignment: AlignmentConfig = AlignmentConfig()
     parallel: ParallelConfig = ParallelConfig()
-    recompute: RecomputeConfig = RecomputeConfig()
+    recompute: Annotated[RecomputeConfig, Presets({"auto": RecomputeConfig(auto=True)})] = (
+        RecomputeConfig()
+    )
     offload: OffloadConfig = OffloadConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     recovery: RecoveryConfig = RecoveryConfig()
@@ -158,6 +172,13 @@ class Recipe:
     sample: SampleConfig = SampleConfig()
 
     def __post_init__(self) -> None:
+        counts = self.recompute.dual, self.recompute.single, self.offload.dual, self.offload.single
+        if self.recompute.auto and (any(counts) or self.offload.inputs):
+            raise ValueError(
+                "recompute is auto, which chooses what to recompute and to offload: leave "
+                "recompute.dual, recompute.single, offload.dual and offload.single at 0 and "
+                "offload.inputs at false"
+            )
         try:
             named_tensors(self.model, self.train.reinitialise)
         except UserError as error:
@@ -173,3 +194,15 @@ class Recipe:
                     "alignment looks at the clips' frames, which data.latents does not hold: set "
                     "data.latents=null, or alignment.weight=0"
                 )
+
+    def block_memory(self) -> tuple[BlockMemory, ...] | None:
+        """What each block keeps, in the order they run; None: to be chosen."""
+        if self.recompute.auto:
+            return None
+        return arrange(
+            (self.model.depth, self.model.depth_single_blocks),
+            (self.recompute.dual, self.recompute.single),
+            (self.offload.dual, self.offload.single),
+            inputs_sent=self.offload.inputs,
+            products=self.offload.what == "products",
+        )

@@ -12,17 +12,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidgen.errors import UserError
 from vidgen.models.mmdit import MMDiT, MMDiTConfig, Seams
 from vidgen.models.mmdit.flops import flops
-from vidgen.models.mmdit.model import Context, Stream, call_block
+from vidgen.models.mmdit.parallel import blocks
+from vidgen.plan.blocks import NothingFits
+from vidgen.plan.hardware import GPUS_PER_NODE
 from vidgen.plan.workload import Bucket, Workload
 from vidgen.runtime.attention import attention
-from vidgen.runtime.memory.recompute import recompute
 from vidgen.runtime.observe.memory import peak_memory_gb
 from vidgen.runtime.observe.mfu import hfu, mfu, peak
+from vidgen.train.block_memory import BlockActivations
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,18 @@ class Measured:
 
 
 class Bench:
-    """One model with room for its gradients; measures bucket after bucket."""
+    """One model with room for its gradients, its blocks keeping what the workload says; measures
+    bucket after bucket."""
 
     def __init__(self, workload: Workload, device: torch.device, dtype: torch.dtype) -> None:
         self.workload, self.device, self.dtype = workload, device, dtype
         self.model = random_model(workload.model, device, dtype)
+        if workload.compiled:
+            for block in blocks(self.model):
+                block.compile()
         self.peak = peak(device, dtype)
-        self.seams = Seams(run_block=self._run_block, attention=self._attention)
+        self.activations = BlockActivations(workload, device, GPUS_PER_NODE)
+        self.seams = Seams(run_block=self.activations.run_block, attention=self._attention)
 
     def measure(self, bucket: Bucket, rounds: int) -> Measured:
         """The fastest of `rounds`, one more before them to warm up."""
@@ -65,11 +72,7 @@ class Bench:
         forward, backward = min(times, key=sum)
         one = flops(self.workload.model, self.workload.grid(bucket), self._text)
         share, clips = self.workload.context, bucket.batch
-        model = self.workload.model
-        again = (
-            min(self.workload.recompute_dual, model.depth)
-            + min(self.workload.recompute_single, model.depth_single_blocks)
-        ) / (model.depth + model.depth_single_blocks)
+        again = self.activations.recomputed_share
         needed = clips * one.training / share
         executed = needed + clips * again * one.forward / share
         seconds = forward + backward
@@ -107,6 +110,9 @@ class Bench:
                 best += more
         return best
 
+    def close(self) -> None:
+        self.activations.close()
+
     def forget(self) -> None:
         """Give back what a step that ran out of memory left."""
         self.model.zero_grad(set_to_none=True)
@@ -116,7 +122,7 @@ class Bench:
     def _fits(self, bucket: Bucket, batch: int) -> bool:
         try:
             self.measure(replace(bucket, batch=batch), rounds=1)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, NothingFits):
             self.forget()
             return False
         return True
@@ -167,17 +173,6 @@ class Bench:
         loss.backward()
         self._settle()
         return between - began, time.perf_counter() - between
-
-    def _run_block(self, index: int, block: nn.Module, stream: Stream, context: Context) -> Stream:
-        dual = self.workload.model.depth
-        again = (
-            index < self.workload.recompute_dual
-            if index < dual
-            else index - dual < self.workload.recompute_single
-        )
-        if again:
-            return recompute(call_block, index, block, stream, context)
-        return call_block(index, block, stream, context)
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ranks = self.workload.context

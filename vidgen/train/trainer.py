@@ -23,6 +23,7 @@ from vidgen.models.build import check_parts_fit
 from vidgen.models.mmdit import MMDiT, Seams
 from vidgen.models.mmdit.flops import parameters
 from vidgen.models.mmdit.parallel import blocks
+from vidgen.plan.workload import workload_of
 from vidgen.runtime import checkpoint, parallel
 from vidgen.runtime.attention import agree
 from vidgen.runtime.observe.memory import peak_memory_gb
@@ -36,7 +37,14 @@ from vidgen.train.encoders import build_encoders
 from vidgen.train.examples import Example, ExampleMaker
 from vidgen.train.health import LossByTimestep, Spikes
 from vidgen.train.log import RunLog
-from vidgen.train.optim import EMA, build_optimizer, learning_rate
+from vidgen.train.optim import (
+    EMA,
+    build_optimizer,
+    check_states_fit,
+    learning_rate,
+    set_learning_rate,
+    state_tensors,
+)
 from vidgen.train.ranks import Ranks
 from vidgen.train.recovery import Position, Recovery, Skips
 from vidgen.train.run_dir import make_run_dir, set_old_run_aside
@@ -99,8 +107,8 @@ class Trainer:
         self.model = self._build_model(resuming=newest is not None)
         self.named = dict(self.model.named_parameters())
         self.ema = EMA(self.named, recipe.train.ema_decay) if recipe.train.ema_decay else None
-        self.optimizer = build_optimizer(self.named.values(), recipe.optim)
-        self.activations = BlockActivations(recipe, self.device)
+        self.optimizer = build_optimizer(self.named.values(), recipe.optim, self.ema)
+        self.activations = BlockActivations(workload_of(recipe), self.device, self.world.world)
         self.seams = self.ranks.seams(Seams(run_block=self.activations.run_block))
         checkpoint.reserve(self._state_bytes())
         if newest is not None:
@@ -177,8 +185,7 @@ class Trainer:
     def _train_step(self, timer: StepTimer) -> dict[str, Any]:
         recipe = self.recipe
         lr = learning_rate(recipe.optim, self.step, recipe.train.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         losses: list[tuple[Batch, Tensor, Tensor]] = []
         work = Work()
         for micro in range(recipe.train.accumulate):
@@ -193,7 +200,8 @@ class Trainer:
             with self._phase(timer, "backward"):
                 (loss_B.mean() / recipe.train.accumulate).backward()
             losses.append((batch, example.t_B, loss_B.detach()))
-            work.add(recipe, batch, example, self.text_length)
+            again = self.activations.recomputed_share
+            work.add(recipe, batch, example, self.text_length, again)
         with self._phase(timer, "optimizer"):
             self.ranks.finish_gradients(self.named)
             norm = parallel.clip_grad_norm(self.named.values(), recipe.optim.clip)
@@ -277,20 +285,18 @@ class Trainer:
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         groups: dict[str, dict[str, Tensor]] = {
             "model": {name: p.detach() for name, p in self.named.items()},
-            "optim": {
-                f"{name}.{key}": value
-                for name, p in self.named.items()
-                for key, value in self.optimizer.state[p].items()
-            },
+            "optim": state_tensors(self.named, self.optimizer),
         }
         if self.ema is not None:
             groups["ema"] = self.ema.tensors
         return groups
 
     def _state_bytes(self) -> int:
-        """What this rank has to save: weights, AdamW's two moments, the moving average."""
+        """What this rank has to save: weights, AdamW's moments, the moving average."""
         return sum(
-            checkpoint.held_bytes(p) * (3 if self.ema is None else 4) for p in self.named.values()
+            checkpoint.held_bytes(tensor)
+            for members in self._tensors().values()
+            for tensor in members.values()
         )
 
     def _save(self) -> checkpoint.Saving:
@@ -316,6 +322,7 @@ class Trainer:
                     f"{newest} was trained with another {part} ({part}.{changed[0]}); resume with "
                     "the recipe as it was, or pass --fresh to begin a new run beside it"
                 )
+        check_states_fit(newest, then.optim, self.recipe.optim)
         tensors = self._tensors()
         stored = self.ranks.for_checkpoint(tensors)
         objects = checkpoint.load(newest, stored)
@@ -340,6 +347,8 @@ class Trainer:
         )
         if self.world.world > 1:
             log.line(self.ranks.describe())
+        for line in self.activations.choices():
+            log.line(line)
         if self.step:
             log.line(f"resumed at step {self.step} of {recipe.train.steps}")
 

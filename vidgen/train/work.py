@@ -21,17 +21,16 @@ class Work:
         self.tokens = self.videos = self.model_flops = self.executed_flops = 0
         self.bucket = ""
 
-    def add(self, recipe: Recipe, batch: Batch, example: Example, text_length: int) -> None:
-        model, plan = recipe.model, recipe.recompute
+    def add(
+        self, recipe: Recipe, batch: Batch, example: Example, text_length: int, recomputed: float
+    ) -> None:
+        """`recomputed` is the share of the blocks that ran again in the backward pass."""
         videos = len(batch.keys)
-        one = flops(model, example.grid, text_length)
-        share = (min(plan.dual, model.depth) + min(plan.single, model.depth_single_blocks)) / (
-            model.depth + model.depth_single_blocks
-        )
+        one = flops(recipe.model, example.grid, text_length)
         self.videos += videos
         self.tokens += videos * math.prod(example.grid)
         self.model_flops += videos * one.training
-        self.executed_flops += videos * round(one.training + share * one.forward)
+        self.executed_flops += videos * round(one.training + recomputed * one.forward)
         self.bucket = f"{batch.bucket.frames}x{batch.bucket.height}x{batch.bucket.width}"
 
     def speed(self, phases: dict[str, float], ranks: Ranks, peak: Peak) -> dict[str, Any]:

@@ -10,14 +10,16 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <list>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "vidgen/free_pieces.h"
 
 namespace vidgen {
 
@@ -58,6 +60,7 @@ struct ArenaStats {
   std::uint64_t waits = 0;   // of those, how many had to wait for room
   double waited_s = 0;       // how long they did, all together
   std::size_t largest_free = 0;
+  std::size_t lendable = 0;  // what largest_free will be once all but the views kept is returned
   std::uint64_t registrations = 0;  // page-lockings
   bool huge_pages = false;  // from the reserved pool; transparent ones are the kernel's choice
 };
@@ -115,11 +118,36 @@ class Lease {
   // already: anything else is an error, as a second return is.
   void give_back(std::shared_ptr<Event> after = nullptr);
   bool given_back() const;
+  // Gives its whole pages back to the machine until they are written again; they read as zeros
+  // then. Page-locked memory and huge pages stay.
+  void drop_pages();
 
  private:
   std::shared_ptr<Arena> arena_;
   std::shared_ptr<Loan> loan_;
   std::size_t bytes_;
+};
+
+// A place in the queue of those who wait for room: first come, first served, whatever the sizes.
+class Place {
+ public:
+  ~Place();
+  Place(const Place&) = delete;
+  Place& operator=(const Place&) = delete;
+
+  // A lease if this place is the first one and there is room; then the place is free for the next.
+  std::unique_ptr<Lease> try_take();
+
+ private:
+  friend class Arena;
+  Place(std::shared_ptr<Arena> arena, std::size_t bytes, std::size_t align, std::string what,
+        std::string place);
+
+  std::shared_ptr<Arena> arena_;
+  std::size_t bytes_, align_;
+  std::string what_, place_;
+  std::chrono::steady_clock::time_point joined_;
+  bool waits_ = true;
 };
 
 class Arena : public std::enable_shared_from_this<Arena> {
@@ -131,10 +159,17 @@ class Arena : public std::enable_shared_from_this<Arena> {
 
   // Waits up to `timeout_s` for `bytes` in one piece, at an address that is a multiple of `align`
   // (a power of two up to 4096, which is what O_DIRECT asks for). `place` is where in the caller's
-  // program this is; `interrupted` is called now and then while waiting and may throw.
+  // program this is; `interrupted` is called now and then while waiting and may throw. Nobody
+  // overtakes those who wait already.
   std::unique_ptr<Lease> take(std::size_t bytes, std::size_t align, double timeout_s,
                               std::string what, std::string place,
                               const std::function<void()>& interrupted = {});
+  // What `take` does, for who waits otherwise.
+  std::unique_ptr<Place> queue(std::size_t bytes, std::size_t align, std::string what,
+                               std::string place);
+  // The number of an eventfd, added to when a piece comes free because a view of it went, which no
+  // event tells; -1: none.
+  void tell(int file);
   ArenaStats stats();
   // One line for each piece that is not free.
   std::vector<std::string> holders();
@@ -150,6 +185,7 @@ class Arena : public std::enable_shared_from_this<Arena> {
 
  private:
   friend class Lease;
+  friend class Place;
   friend class View;
   using Lock = std::unique_lock<std::mutex>;
   using Events = std::vector<std::shared_ptr<Event>>;
@@ -158,16 +194,13 @@ class Arena : public std::enable_shared_from_this<Arena> {
   void check_process() const;
   void check_open_and_leaks();
   void collect(Lock& lock, Events& spent);
-  bool find(std::size_t size, std::size_t align, std::size_t& offset) const;
-  void cut(std::size_t offset, std::size_t size);
-  void release(std::size_t offset, std::size_t size);
-  void add_free(std::size_t offset, std::size_t size);
-  void remove_free(std::size_t offset);
-  std::size_t largest_free() const;
+  std::unique_ptr<Lease> try_take(Lock& lock, Events& spent, Place& place);
+  void leave(Place& place);
+  [[noreturn]] void time_out(const Place& place) const;
+  std::size_t lendable() const;
   std::string describe(const Loan& loan) const;
   std::vector<std::string> describe_all() const;
-  std::unique_ptr<Lease> lend(std::size_t offset, std::size_t size, std::size_t bytes,
-                              std::string what, std::string place);
+  std::unique_ptr<Lease> lend(std::size_t offset, std::size_t size, const Place& place);
   void give_back(const std::shared_ptr<Loan>& loan, std::shared_ptr<Event> after);
   void drop(const std::shared_ptr<Loan>& loan);
   void view_gone(const std::shared_ptr<Loan>& loan);
@@ -177,8 +210,9 @@ class Arena : public std::enable_shared_from_this<Arena> {
   std::shared_ptr<Region> region_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  std::map<std::size_t, std::size_t> free_;                     // offset to size, merged
-  std::set<std::pair<std::size_t, std::size_t>> free_by_size_;  // (size, offset)
+  FreePieces free_;
+  std::list<Place*> queue_;
+  int told_ = -1;
   std::map<std::uint64_t, std::shared_ptr<Loan>> loans_;
   std::vector<std::string> leaks_;
   std::size_t held_ = 0, high_water_ = 0;

@@ -118,7 +118,8 @@ class SimulatedEngine : public std::enable_shared_from_this<SimulatedEngine> {
   std::unique_ptr<State> state_;
 };
 
-std::unique_ptr<Lane> make_simulated_lane(std::shared_ptr<SimulatedEngine> engine);
+// `threads` share a large copy.
+std::unique_ptr<Lane> make_simulated_lane(std::shared_ptr<SimulatedEngine> engine, int threads = 1);
 std::unique_ptr<FileLane> make_simulated_file_lane(std::shared_ptr<SimulatedEngine> engine);
 
 // A stream of the device, and its events. stream() is a CUstream.

@@ -103,6 +103,36 @@ struct VideoToInput {
   TensorView out;     // (B, C, T, H, W) contiguous
 };
 
+// One step of AdamW in place, in float32 whatever the moments are kept in. Moments in bfloat16 are
+// rounded up or down at random, with the odds that keep the mean: to the nearest, a second moment
+// that changes by a thousandth would never move. The random bits are a hash of (key, place of the
+// element in the whole tensor), so they are the same however the tensor is divided.
+struct AdamwStep {
+  TensorView param, grad;          // (1, L, D) float32
+  TensorView exp_avg, exp_avg_sq;  // (1, L, D), both float32 or both bfloat16
+  TensorView average;              // (1, L, D) float32: the moving average of param, or absent
+  TensorView settings;             // (8) float32 in host memory, see AdamwNumbers
+  TensorView place;                // (4) int32 in host memory, see AdamwPlace
+};
+
+// What `settings` holds.
+struct AdamwNumbers {
+  float keep;       // of param: 1 - lr * weight decay
+  float rate1;      // 1 - beta1
+  float beta2;      //
+  float rate2;      // 1 - beta2
+  float eps;        //
+  float step_size;  // lr / (1 - beta1^step)
+  float root;       // 1 / sqrt(1 - beta2^step)
+  float follow;     // average += follow * (param - average)
+};
+
+// What `place` holds: element (l, d) is number first + l * row + d of the whole tensor, mod 2^32.
+struct AdamwPlace {
+  uint32_t key[2];
+  uint32_t first, row;
+};
+
 // X(kernel name, argument struct)
 #define VIDGEN_FOR_EACH_KERNEL(X)                                    \
   X(modulate_forward, ModulateForward)                               \
@@ -116,7 +146,8 @@ struct VideoToInput {
   X(gelu_tanh_forward, GeluTanhForward)                              \
   X(gelu_tanh_backward, GeluTanhBackward)                            \
   X(copy_rows_forward, CopyRows)                                     \
-  X(video_to_input_forward, VideoToInput)
+  X(video_to_input_forward, VideoToInput)                            \
+  X(adamw_step, AdamwStep)
 
 // Throw std::invalid_argument, naming the tensor, when shapes, types or strides do not fit.
 #define VIDGEN_DECLARE(name, Args) void check(const Args& args);

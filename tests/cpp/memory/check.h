@@ -27,6 +27,7 @@ void expect_throws(Function function, const std::string& text) {
 }
 
 void test_model();
+void test_queue();
 void test_threads();
 void test_processes();
 void test_cuda_lane();

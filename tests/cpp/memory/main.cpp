@@ -6,6 +6,7 @@ int main() {
   using namespace vidgen::test;
   setenv("VIDGEN_CUDA_DRIVER", FAKE_CUDA_DRIVER, 1);
   test_model();
+  test_queue();
   test_file_lane();
   test_cuda_lane();
   test_threads();

@@ -1,6 +1,11 @@
 """The losses of the autoencoder's training, and the refusals around LPIPS."""
 
+import copy
+import importlib.util
+import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,20 +78,116 @@ def test_lpips_without_its_weights_is_refused(tmp_path: Path) -> None:
         LPIPS(tmp_path / "vgg16.pth")
 
 
-def test_lpips_is_zero_for_equal_images_and_grows(tmp_path: Path) -> None:
+SHIFT, SCALE = torch.tensor([-0.03, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.45])
+
+
+class OneLayer(nn.Module):
+    """Stands for the package's network where it does not load: its names, one 1 x 1 convolution."""
+
+    def __init__(self, net: str, pnet_rand: bool, verbose: bool) -> None:
+        super().__init__()
+        assert (net, pnet_rand, verbose) == ("vgg", True, False)
+        self.net = nn.Module()
+        self.net.slice1 = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU())
+        self.lin = nn.Parameter(torch.tensor([0.5, 2.0]))
+
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        normal = []
+        for x in (images, others):
+            x = self.net.slice1((x - SHIFT.view(1, 3, 1, 1)) / SCALE.view(1, 3, 1, 1))
+            normal.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10))
+        weighed = (normal[0] - normal[1]).square() * self.lin.view(1, 2, 1, 1)
+        return weighed.sum(1, keepdim=True).mean((2, 3), keepdim=True)
+
+
+def test_lpips_fills_its_network_from_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red against green and blue: features (1, 0) and (0.6, 0.8), by hand 0.5 * .16 + 2 * .64."""
+    package = types.ModuleType("lpips")
+    package.LPIPS = OneLayer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lpips", package)
+    weight, bias = torch.zeros(2, 3, 1, 1), torch.zeros(2)
+    weight[0, 0] = weight[1, 1] = weight[0, 2] = 1
+    path = tmp_path / "vgg16.pth"
+    torch.save({"features.0.weight": weight, "features.0.bias": bias, "classifier.0": bias}, path)
+    distance = LPIPS(path)
+    features = torch.tensor([[2.0, 0, 0], [0, 4.0, 3.0]])  # after the package's scaling
+    images = (features * SCALE + SHIFT).view(2, 3, 1, 1).expand(2, 3, 4, 5)
+    found = distance(images[:1], images[1:])
+    assert found.shape == (1,)
+    assert found.item() == pytest.approx(0.5 * 0.4**2 + 2 * 0.8**2, rel=1e-5)
+    assert not any(param.requires_grad for param in distance.parameters())
+    assert not distance.training
+    torch.save({"features.0.weight": weight[:1], "features.0.bias": bias[:1]}, path)
+    with pytest.raises(UserError, match=r"holds no VGG-16 tensor features\.0\.weight"):
+        LPIPS(path)
+
+
+def vgg16_features() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    inputs = 3
+    for width, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(depth):
+            layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU(inplace=True)]
+            inputs = width
+        layers.append(nn.MaxPool2d(2, 2))
+    return nn.Sequential(*layers)
+
+
+def vgg16(pretrained: bool) -> Any:
+    assert not pretrained  # nothing is downloaded
+    return types.SimpleNamespace(features=vgg16_features())
+
+
+def test_lpips_of_the_package_is_its_formula(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fp64 from the features of a random VGG-16 and the package's own linear weights."""
+    found = importlib.util.find_spec("lpips")
+    if found is None or found.origin is None:
+        pytest.skip("the dcae extra is not installed")
+    features = vgg16_features()
     try:
         import lpips  # noqa: F401
-        import torchvision
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"lpips or torchvision does not load: {error}")
-    torch.manual_seed(0)
-    vgg = torchvision.models.vgg16(weights=None)
-    torch.save(vgg.state_dict(), tmp_path / "vgg16.pth")
+    except (ImportError, RuntimeError, AttributeError):
+        # torchvision loads beside its own torch alone, and gives no more than this network here.
+        for name in [n for n in sys.modules if n.split(".")[0] in ("lpips", "torchvision")]:
+            monkeypatch.delitem(sys.modules, name)
+        for name, member, value in (
+            ("torchvision.models", "vgg16", vgg16),
+            ("torchvision", "models", None),
+            ("scipy.ndimage", "zoom", None),
+            ("scipy", "ndimage", None),
+        ):
+            stand_in = types.ModuleType(name)
+            setattr(stand_in, member, value or sys.modules.get(f"{name}.{member}"))
+            monkeypatch.setitem(sys.modules, name, stand_in)
+    state = {f"features.{name}": tensor for name, tensor in features.state_dict().items()}
+    torch.save(state, tmp_path / "vgg16.pth")
     distance = LPIPS(tmp_path / "vgg16.pth")
-    images = torch.rand(2, 3, 64, 64) * 2 - 1
-    near, far = (distance(images, images + s * torch.randn_like(images)) for s in (0.05, 0.5))
-    assert distance(images, images).abs().max() < 1e-6
-    assert (near < far).all()
-    assert torch.equal(
-        dict(distance.model.net.named_parameters())["slice1.0.weight"], vgg.features[0].weight
+    images = torch.rand(2, 3, 48, 64) * 2 - 1
+    others = images + 0.3 * torch.randn_like(images)
+    weights = torch.load(
+        Path(found.origin).parent / "weights/v0.1/vgg.pth", map_location="cpu", weights_only=True
     )
+    expected = torch.zeros(2, dtype=torch.float64)
+    for index, pair in enumerate(
+        zip(relus(features, images), relus(features, others), strict=True)
+    ):
+        a, b = (x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in pair)
+        lin = weights[f"lin{index}.model.1.weight"].double().view(1, -1, 1, 1)
+        expected += ((a - b).square() * lin).sum(1).mean((1, 2))
+    torch.testing.assert_close(distance(images, others).double(), expected, rtol=1e-4, atol=1e-7)
+    assert distance(images, images).abs().max() < 1e-6
+
+
+def relus(features: nn.Sequential, images: Tensor) -> list[Tensor]:
+    """Before each halving, in fp64."""
+    x = (images.double() - SHIFT.view(1, 3, 1, 1)) / SCALE.view(1, 3, 1, 1)
+    found = []
+    for layer in copy.deepcopy(features).double():
+        if isinstance(layer, nn.MaxPool2d):
+            found.append(x)
+        x = layer(x)
+    return found

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from vidgen.errors import UserError
 from vidgen.models.video_dcae import VideoDCAE, VideoDCAEConfig, load_weights, save_weights
 from vidgen.models.video_dcae.layers import (
+    Conv3d,
     channels_to_space,
     linear_attention,
     space_to_channels,
@@ -119,6 +121,49 @@ def test_every_parameter_has_a_gradient() -> None:
     reconstruction, latent = model(video(8, 64, 64))
     (reconstruction.square().mean() + latent.square().mean()).backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize("stride", [1, (1, 2, 2), 2])
+@pytest.mark.parametrize(("inputs", "outputs", "kernel", "groups"), [(3, 8, 3, 1), (8, 16, 1, 2)])
+def test_convolutions_are_torch_s(
+    stride: Any, inputs: int, outputs: int, kernel: int, groups: int
+) -> None:
+    ours = Conv3d(inputs, outputs, kernel, stride, kernel // 2, groups=groups)
+    theirs = nn.Conv3d(inputs, outputs, kernel, stride, kernel // 2, groups=groups).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(1, inputs, 4, 6, 10, requires_grad=True)
+    twin = x.detach().double().requires_grad_()
+    out, expected = ours(x), theirs(twin)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
+    grad = torch.randn_like(out)
+    out.backward(grad)
+    expected.backward(grad.double())
+    for a, b in ((x.grad, twin.grad), *((p.grad, theirs.get_parameter(n).grad)
+                                        for n, p in ours.named_parameters())):  # fmt: skip
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_small_video_is_not_gathered_into_columns() -> None:
+    """What torch does with a single one on the CPU takes several times as long."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    model = tiny()
+    with torch.profiler.profile() as watched:
+        model.encode(video(8, 64, 64))
+    called = {event.key for event in watched.key_averages()}
+    assert "aten::mkldnn_convolution" in called
+    assert not any("slow_conv3d" in name for name in called)
+
+
+def test_other_dtypes_and_compilers_take_torch_s_convolution() -> None:
+    layer, x = Conv3d(3, 4, 3, padding=1), torch.randn(1, 3, 4, 8, 8)
+    assert layer.double()(x.double()).dtype == torch.float64
+    layer.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))
+    assert layer(x[:0]).shape == (0, 4, 4, 8, 8)
 
 
 @pytest.mark.parametrize("frames", [False, True])

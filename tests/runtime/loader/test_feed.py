@@ -30,8 +30,10 @@ def fill(plan: int, sample: int, out: np.ndarray) -> Filling[int]:
     return plan * 100 + sample
 
 
-def feed(room: int, workers: int, ahead: int, **changes: Any) -> Feed[int, Any]:
-    lane = Lane("cpu", engine=SimulatedEngine(workers, latency_s=0.0005))
+def feed(
+    room: int, workers: int, ahead: int, by_lane: bool = True, largest: int = 512, **changes: Any
+) -> Feed[int, Any]:
+    lane = Lane("cpu", engine=SimulatedEngine(workers, latency_s=0.0005)) if by_lane else None
     arena = Arena(room, pinned=False, shared=workers > 0)
     how: dict[str, Any] = {"jobs": jobs(), "fill": fill, "timeout_s": 60.0} | changes
     return Feed(
@@ -39,6 +41,7 @@ def feed(room: int, workers: int, ahead: int, **changes: Any) -> Feed[int, Any]:
         how["fill"],
         arena=arena,
         lane=lane,
+        largest=largest,
         workers=workers,
         ahead=ahead,
         timeout_s=how["timeout_s"],
@@ -51,9 +54,10 @@ def close(source: Feed[int, Any]) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
+@pytest.mark.parametrize("by_lane", [True, False])
 @pytest.mark.parametrize(("ahead", "room"), [(3, 4), (6, 2), (4, 1)])
-def test_jobs_come_in_order_and_whole(workers: int, ahead: int, room: int) -> None:
-    source = feed(room * 512, workers, ahead)
+def test_jobs_come_in_order_and_whole(workers: int, by_lane: bool, ahead: int, room: int) -> None:
+    source = feed(room * 512, workers, ahead, by_lane)
     for number in range(24):
         plan, slot, results = source.next()
         assert plan == number
@@ -201,4 +205,63 @@ def test_slots_are_not_held_by_what_was_handed_out() -> None:
         source.next()
     gc.collect()
     assert not len(fillings)
+    close(source)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_without_a_lane_the_slot_itself_is_handed_out(workers: int) -> None:
+    source = feed(4 * 512, workers, ahead=2, by_lane=False)
+    arena = source._arena
+    _, first, _ = source.next()
+    assert any("a view of it is kept" in line for line in arena.holders())
+    del first
+    assert not any("a view of it is kept" in line for line in arena.holders())
+    close(source)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_that_are_kept_are_never_written_again(workers: int) -> None:
+    """More of them than the arena has room for."""
+    source = feed(3 * 512, workers, ahead=2, by_lane=False)
+    kept = [source.next() for _ in range(20)]
+    for number, (plan, slot, _) in enumerate(kept):
+        assert plan == number
+        for i, row in enumerate(slot):
+            assert (row == (number * 7 + i) % 256).all()
+    close(source)
+    assert (kept[0][1] == 0).all()
+    assert (kept[3][1][3] == 24).all()
+
+
+def test_the_next_job_begins_when_a_batch_is_dropped() -> None:
+    """Not when the next one is asked for."""
+    begun = threading.Semaphore(0)
+
+    def noted(plan: int, sample: int, out: np.ndarray) -> Filling[None]:
+        begun.release()
+        yield Fill(1)
+
+    source = feed(
+        3 * 512, 1, 2, by_lane=False, fill=noted, jobs=(Job(n, (1, 512)) for n in range(9))
+    )
+    held = [source.next()[1], source.next()[1]]
+    for _ in range(3):
+        assert begun.acquire(timeout=60)
+    assert not begun.acquire(timeout=0.3)  # two slots are held, one is filled
+    held.pop()
+    assert begun.acquire(timeout=60)
+    close(source)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_end_of_the_jobs_comes_after_the_last_of_them(workers: int) -> None:
+    def two() -> Iterator[Job[int]]:
+        yield from (Job(n, (1, 16)) for n in range(2))
+        raise KeyError("the third")
+
+    source = feed(4096, workers, ahead=4, jobs=two())
+    assert [source.next()[0] for _ in range(2)] == [0, 1]
+    for _ in range(2):
+        with pytest.raises(KeyError, match="the third"):
+            source.next()
     close(source)

@@ -297,3 +297,75 @@ def test_a_forked_child_is_told_and_harms_nothing() -> None:
     assert (lease.tensor((256,)) == 1).all()
     lease.give_back()
     arena.close()
+
+
+def test_a_large_request_is_not_overtaken_for_ever() -> None:
+    """Small ones come and go, never leaving the arena empty."""
+    arena = Arena(4 * 256, pinned=False)
+    served = threading.Event()
+
+    def large() -> None:
+        arena.lease(4 * 256, timeout=60, what="the large one").give_back()
+        served.set()
+
+    small = [arena.lease(256)]
+    waiting = threading.Thread(target=large)
+    waiting.start()
+    deadline = time.monotonic() + 60
+    while (extra := arena.try_lease(256)) is not None:  # until the large one waits
+        extra.give_back()
+        assert time.monotonic() < deadline
+    with pytest.raises(ArenaTimeout, match="first in the queue for room: 1024 bytes asked for at"):
+        arena.lease(256, timeout=0)
+    small.pop().give_back()
+    arena.lease(256, timeout=60).give_back()
+    assert served.is_set()
+    waiting.join()
+    arena.close()
+
+
+def test_who_gives_up_waiting_lets_the_next_one_by() -> None:
+    arena = Arena(4 * 256, pinned=False)
+    held = arena.lease(256)
+    with pytest.raises(ArenaTimeout):
+        arena.lease(4 * 256, timeout=0.01)
+    arena.lease(256, timeout=0).give_back()
+    held.give_back()
+    arena.close()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_dropped_pages_are_zeros_and_neighbours_stay(shared: bool) -> None:
+    arena = Arena(64 * 4096, pinned=False, shared=shared)
+    before, lease, after = (arena.lease(n) for n in (1000, 20 * 4096, 1000))
+    for piece in (before, lease, after):
+        piece.numpy((piece.nbytes,))[:] = 7
+    lease.drop_pages()
+    assert (before.numpy((1000,)) == 7).all()
+    assert (after.numpy((1000,)) == 7).all()
+    contents = lease.numpy((20 * 4096,))
+    assert (contents == 0).sum() >= 18 * 4096
+    contents[:] = 9
+    assert (after.numpy((1000,)) == 7).all()
+    for piece in (before, lease, after):
+        piece.give_back()
+
+
+def test_room_made_by_a_view_that_goes_is_told() -> None:
+    arena = Arena(8 * 256, pinned=False)
+    bell = os.eventfd(0, os.EFD_NONBLOCK)
+    arena.tell(bell)
+    lease = arena.lease(2 * 256)
+    view = lease.tensor((512,))
+    lease.give_back()
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(bell)
+    assert arena.stats().lendable == 6 * 256 == arena.stats().largest_free
+    other = arena.lease(256)
+    assert arena.stats().lendable == 6 * 256 > arena.stats().largest_free
+    other.give_back()
+    del view
+    assert os.eventfd_read(bell) == 1
+    assert arena.try_lease(8 * 256) is not None
+    arena.tell(None)
+    os.close(bell)

@@ -61,3 +61,12 @@ def test_edges_and_memory_are_asked_for() -> None:
     lease.give_back()
     with pytest.raises(LeaseError, match="used after its return"):
         files.write(data, 1, 0, producer=HOST, lease=lease)
+
+
+def test_a_lane_dropped_while_it_works(tmp_path: Path) -> None:
+    data = torch.zeros(1 << 16)
+    with open(tmp_path / "file", "wb") as file:
+        for _ in range(50):
+            # Its thread needs the interpreter to let go of `data` while it is waited for.
+            FileLane().write(data, file, 0, producer=HOST, lease=None)
+    assert os.path.getsize(tmp_path / "file") == data.nbytes

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from vidgen.runtime.memory.policy import BlockCost, BlockMemory, Choice, _weigh, choose
+from vidgen.runtime.memory.policy import BlockCost, BlockMemory, Choice, arrange, choose, weigh
 
 BLOCK = BlockCost(forward_s=10e-3, cheap_s=0.5e-3, input_bytes=10, product_bytes=110, all_bytes=200)
 FAST = 200 / 5e-3  # a block's activations in half its forward pass
@@ -75,7 +75,7 @@ def test_close_to_the_best_of_all_choices() -> None:
         total = sum(cost.all_bytes for cost in costs)
         limit, rate = rng.randint(total // 2, total), rng.uniform(5e3, 4e4)
         ways = itertools.product(BlockMemory, repeat=3)
-        weighed = (_weigh(costs, [*way, BlockMemory.KEEP], rate) for way in ways)
+        weighed = (weigh(costs, [*way, BlockMemory.KEEP], rate) for way in ways)
         best = min(found.added_s for found in weighed if found.device_bytes <= limit)
         found = choose(costs, device_limit=limit, host_limit=10**9, bytes_per_s=rate)
         assert found.device_bytes <= limit
@@ -83,3 +83,29 @@ def test_close_to_the_best_of_all_choices() -> None:
         ratios.append((found.added_s - best) / sum(cost.forward_s for cost in costs))
     assert sum(ratios) / len(ratios) < 0.02  # of a forward pass
     assert max(ratios) < 0.15
+
+
+def test_ways_that_cannot_run_are_not_chosen() -> None:
+    ways = [how for how in BlockMemory if not how.keeps_products]
+    found = choose(
+        [BLOCK] * 8, device_limit=300, host_limit=10**9, bytes_per_s=110 / 10e-3, allowed=ways
+    )
+    assert found.device_bytes <= 300
+    assert not any(how.keeps_products for how in found.blocks)
+
+
+def test_what_a_policy_adds_is_computing_again_and_copies_that_are_late() -> None:
+    ways = [BlockMemory.RECOMPUTE, BlockMemory.OFFLOAD, BlockMemory.PRODUCTS, BlockMemory.KEEP]
+    found = weigh([BLOCK] * 4, ways, bytes_per_s=200 / 100e-3)
+    assert (found.device_bytes, found.host_bytes) == (10 + 110 + 200, 200)
+    assert found.again_s == pytest.approx(10e-3 + 0.5e-3)
+    # 100 ms out beside 40 ms forward, back beside 80 ms backward and what is computed again.
+    assert found.late_s == pytest.approx(60e-3 + (100 - 80 - 10.5) * 1e-3)
+    assert found.added_s == found.again_s + found.late_s
+
+
+def test_blocks_are_arranged_kind_by_kind() -> None:
+    names = [how.value for how in arrange((2, 4), (1, 9), (1, 0))]
+    assert names == ["recompute", "offload", *["recompute"] * 4]
+    names = [h.value for h in arrange((1, 3), (0, 1), (1, 1), inputs_sent=True, products=True)]
+    assert names == ["offload products", "offload inputs", "offload products", "keep"]

@@ -1,15 +1,19 @@
 """Forward and backward of a recipe's model with random weights, its MFU, and the report's pace."""
 
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from vidgen.cli.text import table
 from vidgen.errors import UserError
 from vidgen.plan.tables import report_rate
 from vidgen.plan.workload import Bucket, Workload, workload_of
+from vidgen.runtime.memory.policy import BlockMemory
 from vidgen.train.breakdown import breakdown
 from vidgen.train.measure import Bench
 
@@ -23,20 +27,26 @@ def measure(
     repeats: int,
 ) -> dict[str, Any]:
     workload = workload_of(recipe)
-    bench = Bench(workload, device, dtype)
-    rows = []
-    for bucket in chosen(workload, names, batch):
-        row: dict[str, Any] = {"bucket": bucket.name, "batch": bucket.batch}
-        try:
-            row |= bench.measure(bucket, repeats).row()
-        except torch.OutOfMemoryError:
-            bench.forget()
-            row["failed"] = "out of memory"
-        report = report_rate(bucket.resolution, bucket.frames, workload.context)
-        row["report_videos_per_s"] = report
-        row["ratio"] = row["videos_per_s"] / report if report and "ms" in row else None
-        rows.append(row)
+    buckets = chosen(workload, names, batch)
+    with closing(Bench(workload, device, dtype)) as bench:
+        # On stderr: the result alone is for stdout.
+        rows = [
+            _measured(bench, bucket, repeats) for bucket in tqdm(buckets, "buckets", unit="bucket")
+        ]
     return {"recipe": recipe.name, "peak": str(bench.peak), **_policy(workload), "rows": rows}
+
+
+def _measured(bench: Bench, bucket: Bucket, repeats: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"bucket": bucket.name, "batch": bucket.batch}
+    try:
+        row |= bench.measure(bucket, repeats).row()
+    except torch.OutOfMemoryError:
+        bench.forget()
+        row["failed"] = "out of memory"
+    report = report_rate(bucket.resolution, bucket.frames, bench.workload.context)
+    row["report_videos_per_s"] = report
+    row["ratio"] = row["videos_per_s"] / report if report and "ms" in row else None
+    return row
 
 
 def measure_parts(
@@ -46,12 +56,15 @@ def measure_parts(
     names: list[str] | None,
     batch: int | None,
 ) -> dict[str, Any]:
-    """Of one dual and one single block, neither recomputed, at the longest bucket."""
-    workload = replace(workload_of(recipe), recompute_dual=0, recompute_single=0)
+    """Of one dual and one single block that keep everything, at the longest bucket."""
+    workload = workload_of(recipe)
     longest = max(chosen(workload, names, batch), key=workload.tokens)
-    model = replace(workload.model, depth=1, depth_single_blocks=1)
-    step = Bench(replace(workload, model=model), device, dtype).step(longest)
-    rows = breakdown(step, device)
+    two = replace(
+        workload,
+        model=replace(workload.model, depth=1, depth_single_blocks=1),
+        blocks=(BlockMemory.KEEP,) * 2,
+    )
+    rows = breakdown(Bench(two, device, dtype).step(longest), device)
     return {
         "recipe": recipe.name,
         "bucket": longest.name,
@@ -62,10 +75,10 @@ def measure_parts(
 
 
 def _policy(workload: Workload) -> dict[str, Any]:
-    return {
-        "context": workload.context,
-        "recompute": {"dual": workload.recompute_dual, "single": workload.recompute_single},
-    }
+    """How many blocks do what; "auto": each bucket's own choice."""
+    blocks = workload.blocks
+    kept = "auto" if blocks is None else dict(Counter(how.value for how in blocks))
+    return {"context": workload.context, "blocks": kept, "compiled": workload.compiled}
 
 
 def chosen(workload: Workload, names: Sequence[str] | None, batch: int | None) -> list[Bucket]:

@@ -21,10 +21,32 @@ class RMSNorm3d(nn.Module):
         return torch.addcmul(self.bias.view(shape), normed.to(x.dtype), self.weight.view(shape))
 
 
-def conv(
-    inputs: int, outputs: int, kernel: int, *, groups: int = 1, bias: bool = True
-) -> nn.Conv3d:
-    return nn.Conv3d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=bias)
+class Conv3d(nn.Conv3d):
+    """By oneDNN on the CPU, where torch would gather a single small video into columns first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not onednn_takes(x):
+            return super().forward(x)
+        padding: list[int] = list(self.padding)  # type: ignore[arg-type]
+        return torch.mkldnn_convolution(
+            x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups
+        )
+
+
+def onednn_takes(x: Tensor) -> bool:
+    return (
+        not torch.compiler.is_compiling()  # first: what follows cannot be traced
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.numel() > 0
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def conv(inputs: int, outputs: int, kernel: int, *, groups: int = 1, bias: bool = True) -> Conv3d:
+    return Conv3d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=bias)
 
 
 class ResBlock(nn.Module):
@@ -104,7 +126,7 @@ class Downsample(nn.Module):
     def __init__(self, inputs: int, outputs: int, frames: bool):
         super().__init__()
         self.outputs, self.frames = outputs, frames
-        self.conv = nn.Conv3d(inputs, outputs, 3, stride=(2 if frames else 1, 2, 2), padding=1)
+        self.conv = Conv3d(inputs, outputs, 3, stride=(2 if frames else 1, 2, 2), padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         gathered = space_to_channels(x, self.frames and x.shape[2] > 1)

@@ -1,10 +1,12 @@
 """One slot a step, filled by worker processes, and the slots' way to the device."""
 
+import contextlib
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from multiprocessing import Pipe
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -16,6 +18,8 @@ from vidgen.runtime.memory import HOST, Arena, Lane, Lease, Ticket
 
 Plan = TypeVar("Plan")
 Result = TypeVar("Result")
+
+_LOOK_AGAIN_S = 0.002  # for room that a copy to the device takes up: its end gives no notice
 
 Filling = Generator[Request, Any, Result]
 """Fills one sample: yields requests, is sent the answer of each, or `Lost` where the process that
@@ -70,20 +74,28 @@ class Feed(Generic[Plan, Result]):
         fill: Callable[[Plan, int, np.ndarray], Filling[Result]],
         *,
         arena: Arena,
-        lane: Lane,
+        lane: Lane | None,
+        largest: int,
         workers: int,
         ahead: int,
         timeout_s: float = 60.0,
         name: str = "loader",
     ) -> None:
-        """The arena, shared where there are workers, must have room for the largest job; with less
-        than `ahead` + 1 of them the feed runs, with less ahead. Without workers `next` runs the
-        requests itself, and `timeout_s`, how long one may take, has no effect."""
+        """The arena, shared where there are workers, must have room for a job of `largest` bytes;
+        with less than `ahead` + 1 of them the feed runs, with less ahead.
+
+        `lane` brings slots to its device. Without one the slot itself is handed out and lent again
+        when nobody refers to it any more; or a copy, where so many are kept that the largest job
+        would find no room. Without workers `next` runs the requests itself, and `timeout_s`, how
+        long one may take, has no effect."""
         self._jobs, self._fill = jobs, fill
-        self._arena, self._lane = arena, lane
+        self._arena, self._lane, self._largest = arena, lane, largest
         self._ahead = ahead if workers else 1
-        self._running: deque[_Running[Plan, Result]] = deque()
         self._waiting: Job[Plan] | None = None  # taken from `jobs`, but had no room
+        self._begun = self._taken = 0  # jobs, each counted by one thread
+        self._in_order: SimpleQueue[_Running[Plan, Result] | BaseException] = SimpleQueue()
+        self._current: _Running[Plan, Result] | BaseException | None = None
+        self._ended = False  # there are no more jobs
         self._closed = False
         self._supervisor = _Supervisor(self, workers, timeout_s, name) if workers else None
 
@@ -91,20 +103,26 @@ class Feed(Generic[Plan, Result]):
         """The next job's plan, its slot's contents on the device, and what `fill` returned."""
         if self._closed:
             raise RuntimeError("the feed is closed")
-        self._top_up()
-        current = self._running[0]
+        if self._current is None and self._supervisor is None:
+            deque(self._begin_jobs(), maxlen=0)
+        if self._current is None:
+            self._current = self._in_order.get()
+        current = self._current
+        if isinstance(current, BaseException):
+            raise current
         if self._supervisor is None and not current.finished.is_set():
-            self._fill_here(current)
+            for sample, request in self._begin_samples(current):
+                following: Request | None = request
+                while following is not None:
+                    following = self._advance(sample, following(current.sample(sample.index)))
         current.finished.wait()
         if current.error is not None:
             raise current.error
-        assert current.ticket is not None
-        on_cuda = self._lane.device.type == "cuda"
-        consumer = torch.cuda.current_stream(self._lane.device) if on_cuda else HOST
-        contents = current.ticket.read(consumer)
-        self._running.popleft()
+        contents = self._hand_out(current)
+        self._current = None
+        self._taken += 1
         if self._supervisor is not None:
-            self._top_up()
+            self._supervisor.ring()
         return current.job.plan, contents, current.results
 
     def close(self) -> None:
@@ -114,45 +132,51 @@ class Feed(Generic[Plan, Result]):
         self._closed = True
         if self._supervisor is not None:
             self._supervisor.stop()
-        for running in self._running:
+        unused = [self._current]
+        while not self._in_order.empty():
+            unused.append(self._in_order.get())
+        for running in unused:
+            if not isinstance(running, _Running):
+                continue
             if running.ticket is not None:
                 running.ticket.wait()
             if running.lease is not None:
                 running.lease.give_back()
-        self._running.clear()
 
-    def _top_up(self) -> None:
-        """Start jobs until enough are under way or there is no room for more."""
-        while len(self._running) < self._ahead:
-            if self._waiting is None:
-                self._waiting = next(self._jobs)
-            job = self._waiting
-            what = f"slot {job.shape}"
-            # With nothing under way the wait is for copies that end by themselves.
-            lease = (
-                self._arena.try_lease(job.nbytes, what=what)
-                if self._running
-                else self._arena.lease(job.nbytes, what=what)
-            )
+    def _begin_jobs(self) -> Iterator[_Running[Plan, Result]]:
+        """Start jobs until enough are under way, or there is no room for the one `_waiting`."""
+        while not self._ended and self._begun - self._taken < self._ahead:
+            try:
+                job = self._waiting = self._waiting or next(self._jobs)
+                what = f"slot {job.shape}"
+                # All of one size, so that kept ones leave no gaps too small for others. With
+                # nothing under way the wait is for copies that end by themselves.
+                lease = (
+                    self._arena.try_lease(self._largest, what=what)
+                    if self._begun > self._taken
+                    else self._arena.lease(self._largest, what=what)
+                )
+            except Exception as error:
+                self._ended = True
+                self._in_order.put(error)  # raised where this job is asked for
+                return
             if lease is None:
                 return
+            lease.drop_pages()  # a slot takes memory as it is filled
             self._waiting = None
-            running: _Running[Plan, Result] = _Running(
-                job, lease, job.shape[0], [None] * job.shape[0]
-            )
-            self._running.append(running)
-            if self._supervisor is not None:
-                self._supervisor.add(running)
+            self._begun += 1
+            running = _Running[Plan, Result](job, lease, job.shape[0], [None] * job.shape[0])
+            self._in_order.put(running)
+            yield running
 
-    def _fill_here(self, running: _Running[Plan, Result]) -> None:
+    def _begin_samples(self, running: _Running[Plan, Result]) -> Iterator[tuple[_Sample, Request]]:
+        """The job's samples, each with its first request, but for those that have none."""
         for index in range(len(running.results)):
-            sample = self._begin(running, index)
+            filling = self._fill(running.job.plan, index, running.sample(index))
+            sample = _Sample(running, index, filling)
             request = self._advance(sample, None)
-            while request is not None:
-                request = self._advance(sample, request(running.sample(index)))
-
-    def _begin(self, running: _Running[Plan, Result], index: int) -> _Sample:
-        return _Sample(running, index, self._fill(running.job.plan, index, running.sample(index)))
+            if request is not None:
+                yield sample, request
 
     def _advance(self, sample: _Sample, answer: Any) -> Request | None:
         """The sample's next request; None where it has no more."""
@@ -169,59 +193,65 @@ class Feed(Generic[Plan, Result]):
         sample.filling.close()
         running.left -= 1
         if not running.left:
-            self._send(running)
+            self._finish(running)
         return None
 
-    def _send(self, running: _Running[Plan, Result]) -> None:
+    def _finish(self, running: _Running[Plan, Result]) -> None:
         """The last sample is in: off to the device, and the slot returns when it is there."""
         assert running.lease is not None
         try:
             if running.error is not None:
                 running.lease.give_back()
-            else:
+                running.lease = None
+            elif self._lane is not None:
                 slot = running.lease.tensor(running.job.shape)
                 running.ticket = self._lane.to_device(slot, producer=HOST, lease=running.lease)
                 running.lease.give_back(after=running.ticket)
-            running.lease = None
-            if running.ticket is not None and self._lane.device.type == "cpu":
-                running.ticket.wait()  # the copy costs time of this thread, not of the training
+                running.lease = None
         except BaseException as error:
             running.error = error
         running.finished.set()
+
+    def _hand_out(self, running: _Running[Plan, Result]) -> Tensor:
+        if self._lane is not None:
+            assert running.ticket is not None
+            on_cuda = self._lane.device.type == "cuda"
+            consumer = torch.cuda.current_stream(self._lane.device) if on_cuda else HOST
+            return running.ticket.read(consumer)
+        assert running.lease is not None
+        slot = running.lease.tensor(running.job.shape)
+        running.lease.give_back()  # which the tensor, a view of it, puts off
+        running.lease = None
+        return slot if self._arena.stats().lendable >= self._largest else slot.clone()
 
 
 class _Supervisor:
     """The thread between a feed and its worker processes."""
 
     def __init__(self, feed: Feed[Any, Any], workers: int, timeout_s: float, name: str) -> None:
-        # Not the feed itself: a feed that nobody holds any more must be able to go.
-        self._begin, self._advance = feed._begin, feed._advance
+        self._feed = feed
         handle = feed._arena.share()
         self._file, self._nbytes = handle.file, handle.nbytes
         self._workers, self._timeout_s, self._name = workers, timeout_s, name
-        self._added: deque[_Running[Any, Any]] = deque()
-        self._failure: BaseException | None = None
         self._stopping = False
-        self._bell, self._ring = Pipe(duplex=False)
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        feed._arena.tell(self._bell)
         self._thread = threading.Thread(target=self._run, name=f"vidgen-{name}", daemon=True)
         self._thread.start()
 
-    def add(self, running: "_Running[Any, Any]") -> None:
-        self._added.append(running)
-        self._ring.send(None)
+    def ring(self) -> None:
+        os.eventfd_write(self._bell, 1)
 
     def stop(self) -> None:
         self._stopping = True
-        self._ring.send(None)
+        self.ring()
         self._thread.join()
-        self._bell.close()
-        self._ring.close()
+        self._feed._arena.tell(None)
+        os.close(self._bell)
 
     def _run(self) -> None:
         """Everything a worker process is for, from its start to its end, happens here: it ends with
         the thread that started it."""
-        queue: deque[tuple[_Sample, Request]] = deque()
-        under_way: dict[Task, _Sample] = {}
         unfinished: list[_Running[Any, Any]] = []
         processes: Processes | None = None
         try:
@@ -232,54 +262,41 @@ class _Supervisor:
                 timeout_s=self._timeout_s,
                 name=self._name,
             )
-            while not self._stopping:
-                while processes.idle() and queue:
-                    sample, request = queue.popleft()
-                    processes.submit(task := self._task(sample, request))
-                    under_way[task] = sample
-                answers = processes.collect(self._bell)
-                while self._bell.poll():
-                    self._bell.recv()
-                unfinished = [running for running in unfinished if not running.finished.is_set()]
-                for task, answer in answers:
-                    sample = under_way.pop(task)
-                    follow_up = self._advance(sample, answer)
-                    if follow_up is not None:
-                        queue.appendleft((sample, follow_up))
-                while self._added and not self._stopping:
-                    running = self._added.popleft()
-                    unfinished.append(running)
-                    self._enqueue(running, queue)
+            self._serve(processes, unfinished)
         except BaseException as error:
-            self._failure = error
+            for running in unfinished:
+                running.error = running.error or error
+                running.finished.set()
+            self._feed._in_order.put(error)
         finally:
             if processes is not None:
                 processes.close()
-        self._fail(unfinished)
 
-    def _enqueue(
-        self, running: "_Running[Any, Any]", queue: "deque[tuple[_Sample, Request]]"
-    ) -> None:
-        for index in range(len(running.results)):
-            sample = self._begin(running, index)
-            request = self._advance(sample, None)
-            if request is not None:
-                queue.append((sample, request))
+    def _serve(self, processes: Processes, unfinished: "list[_Running[Any, Any]]") -> None:
+        feed = self._feed
+        queue: deque[tuple[_Sample, Request]] = deque()
+        under_way: dict[Task, _Sample] = {}
+        while not self._stopping:
+            for running in feed._begin_jobs():
+                unfinished.append(running)
+                queue += feed._begin_samples(running)
+            while processes.idle() and queue:
+                sample, request = queue.popleft()
+                processes.submit(task := self._task(sample, request))
+                under_way[task] = sample
+            for_a_copy = feed._waiting is not None and feed._lane is not None
+            answers = processes.collect(self._bell, _LOOK_AGAIN_S if for_a_copy else None)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._bell)
+            for task, answer in answers:
+                sample = under_way.pop(task)
+                following = feed._advance(sample, answer)
+                if following is not None:
+                    queue.appendleft((sample, following))
+            unfinished[:] = [running for running in unfinished if not running.finished.is_set()]
 
     def _task(self, sample: _Sample, request: Request) -> Task:
         running = sample.running
         assert running.lease is not None
         each = running.job.nbytes // running.job.shape[0]
         return Task(request, running.lease.offset + sample.index * each, running.job.shape[1:])
-
-    def _fail(self, unfinished: "list[_Running[Any, Any]]") -> None:
-        """After the end of the thread's work: nobody may wait for ever."""
-        while not self._stopping:
-            while self._added:
-                unfinished.append(self._added.popleft())
-            for running in unfinished:
-                running.error = running.error or self._failure
-                running.finished.set()
-            unfinished = []
-            self._bell.poll(None)
-            self._bell.recv()

@@ -33,6 +33,7 @@ class ArenaStats:
     waits: int  # leases that had to wait for room
     waited_s: float  # how long they did, all together
     largest_free: int  # bytes in one piece
+    lendable: int  # what `largest_free` will be when all but the views kept is returned
     registrations: int  # page-lockings: 1 or 0, whatever the number of leases
     huge_pages: bool  # from the machine's reserved pool; transparent ones are the kernel's choice
 
@@ -80,11 +81,12 @@ class Arena:
         self, nbytes: int, *, timeout: float | None = 60.0, what: str = "", align: int = 256
     ) -> "Lease":
         """Wait up to `timeout` seconds (None: for ever) for `nbytes` in one piece, at an address
-        that is a multiple of `align` (up to 4096, which O_DIRECT asks for)."""
+        that is a multiple of `align` (up to 4096, which O_DIRECT asks for). Nobody overtakes those
+        who wait already."""
         return self._lease(nbytes, -1.0 if timeout is None else max(timeout, 0.0), what, align)
 
     def try_lease(self, nbytes: int, *, what: str = "", align: int = 256) -> "Lease | None":
-        """A lease if there is room now."""
+        """A lease if there is room now, and nobody waits for some."""
         try:
             return self._lease(nbytes, 0.0, what, align)
         except ArenaTimeout:
@@ -103,6 +105,10 @@ class Arena:
         if not self.shared:
             raise ValueError(f"{self.name} is this process's own; make it with shared=True")
         return handle_of(self._native.file, self._native.mapped_bytes)
+
+    def tell(self, file: int | None) -> None:
+        """An eventfd to add to whenever room is made by a view's going; None: no longer."""
+        self._native.tell(-1 if file is None else file)
 
     def stats(self) -> ArenaStats:
         found = self._native.stats()
@@ -157,6 +163,11 @@ class Lease:
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return 1, 0  # kDLCPU
+
+    def drop_pages(self) -> None:
+        """Give its memory back to the machine until it is written again, zeros till then; the
+        contents are lost. What is page-locked, and huge pages, stay."""
+        self._native.drop_pages()
 
     def used_by(self, event: Event) -> None:
         """Note a copy from or to this piece; a lane does so for every copy it is given."""

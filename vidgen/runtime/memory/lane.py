@@ -95,7 +95,10 @@ class Lane:
             self.stream = torch.cuda.ExternalStream(self.native.stream, device=index)
         else:
             self.engine = engine or SimulatedEngine()
-            self.native = native.require().memory.simulated_lane(self.engine.native)
+            # By this process's threads, as torch's own copies are.
+            self.native = native.require().memory.simulated_lane(
+                self.engine.native, torch.get_num_threads()
+            )
 
     def to_device(self, src: Tensor, *, producer: Producer, lease: Lease | None) -> Ticket:
         """Copy into new memory on the lane's device."""

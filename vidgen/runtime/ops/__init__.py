@@ -1,5 +1,6 @@
 """The fused ops of a block: each has a reference, compiled kernels and a Triton version."""
 
+from vidgen.runtime.ops.adamw import adamw
 from vidgen.runtime.ops.attention_mlp import attention_mlp
 from vidgen.runtime.ops.dispatch import table, use
 from vidgen.runtime.ops.gated_residual import gated_residual
@@ -23,6 +24,7 @@ __all__ = [
     "attention_mlp",
     "gelu_tanh",
     "video_to_input",
+    "adamw",
     "rope_tables",
     "table",
     "use",

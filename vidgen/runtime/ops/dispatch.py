@@ -30,6 +30,7 @@ OPS = (
     "gelu_tanh",
     "video_to_input",
     "merge",
+    "adamw",
 )
 IMPLEMENTATIONS = ("reference", "compiled", "triton")
 KERNEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
