@@ -19,7 +19,7 @@ first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 here = fault != "none" and first_start and os.environ["RANK"] == "1"
 
 
-def step_with_fault(trainer: Trainer, timer: Any) -> Any:
+def step_with_fault(trainer: Trainer) -> Any:
     if here and trainer.step == 14:
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -29,7 +29,7 @@ def step_with_fault(trainer: Trainer, timer: Any) -> Any:
             raise ValueError("injected")
     if here and trainer.step >= 14 and fault == "slow":
         time.sleep(2.0)
-    return whole_step(trainer, timer)
+    return whole_step(trainer)
 
 
 def losses_with_fault(trainer: Trainer, example: Example) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """A small Video DC-AE on the synthetic clips: it learns, resumes bit for bit, and says no."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from vidgen.runtime import checkpoint
 from vidgen.train.autoencoder import AutoencoderTrainer
 from vidgen.train.autoencoder_config import AutoencoderRecipe, read_any
 from vidgen.train.config import Recipe
+from vidgen.train.metrics import read_metrics
+from vidgen.train.recovery import Skips
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -42,7 +45,7 @@ def recipe(manifest: Path, run_dir: Path, **changes: Any) -> AutoencoderRecipe:
         "checkpoint": {"every": 1000},
     }
     for part, values in changes.items():
-        given[part] = {**given[part], **values} if isinstance(values, dict) else values
+        given[part] = {**given.get(part, {}), **values} if isinstance(values, dict) else values
     return read_recipe(given, [], AutoencoderRecipe)
 
 
@@ -59,8 +62,6 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluated(run: Path, videos: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    import json
-
     command = ["eval", "reconstruction", "--ae", str(run), "--videos", str(videos)]
     assert main([*command, "--frames", "8", "--size", "32", "--device", "cpu", "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
@@ -104,6 +105,55 @@ def test_a_resumed_run_has_the_same_bits(
         assert all(torch.equal(expected[name], found[name]) for name in expected), group
     moved = checkpoint.read_tensors(whole, "discriminator_optim")
     assert (max(t.abs().max() for t in moved.values()) > 0) == (adversarial_from == 2)
+
+
+def test_a_run_is_validated_profiled_and_measured_like_any_other(
+    manifest: Path, held_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes: dict[str, Any] = {"train": {"steps": 4, "log_every": 1}}
+    held = {"every": 2, "manifest": str(held_out / "manifest.parquet"), "batches": 1, "videos": 2}
+    run = tmp_path / "run"
+    AutoencoderTrainer(recipe(manifest, run, validate=held, **changes)).run(profile=(2, 3))
+    shown = capsys.readouterr().out
+    AutoencoderTrainer(recipe(manifest, tmp_path / "plain", **changes)).run()
+
+    records = read_metrics(run)
+    for record in records:
+        assert {"loss", "l1", "psnr", "grad_norm", "ms", "data_ms", "memory_gb"} <= record.keys()
+        assert record["mfu"] == record["hfu"] > 0
+        assert record["phases"].keys() >= {"data", "encode", "forward", "losses", "backward"}
+        # 4 clips of 8 frames of 32 x 32 pixels are 2 latents each, frames of them one.
+        seconds = record["ms"] / 1000
+        assert round(record["tokens_per_s"] * seconds) in (4, 8)
+    assert "MFU" in next(line for line in shown.splitlines() if line.startswith("step 1/4"))
+    found = [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
+    assert [each["step"] for each in found] == [0, 2, 4]
+    assert found[2]["psnr"]["8x32x32"] > found[0]["psnr"]["8x32x32"]
+    assert "validation at step 4: PSNR" in shown
+    for step in (0, 2, 4):
+        assert len(list((run / "validation" / f"step-{step:09d}").glob("*.mp4"))) == 2
+    page = (run / "report.html").read_text()
+    assert "step 0" in page
+    assert "Validation PSNR" in page or "validation PSNR" in page
+    assert (run / "profiles" / "trace-rank0.json.gz").exists()
+    losses = [[r["loss"] for r in read_metrics(tmp_path / name)] for name in ("run", "plain")]
+    assert losses[0] == losses[1]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_rows(
+    manifest: Path, tmp_path: Path
+) -> None:
+    trainer = AutoencoderTrainer(recipe(manifest, tmp_path / "run", recovery={"skip": True}))
+    with torch.no_grad():
+        trainer.model.decoder.project_out.bias.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"step 1: loss nan.*manifest row\(s\).*will be skipped"):
+        trainer.run()
+    assert Skips(tmp_path / "run").positions == {(0, 0)}
+
+
+def test_validation_without_clips_is_refused(manifest: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"validate.every is 2 and validate.manifest is not set"):
+        AutoencoderTrainer(recipe(manifest, tmp_path / "run", validate={"every": 2}))
 
 
 def two_ranks(rank: int, world: int, folder: Path, manifest: str) -> list[float]:

@@ -4,12 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from vidgen.train import Trainer
 from vidgen.train.config import Recipe
 from vidgen.train.metrics import read_metrics
-from vidgen.train.validate import contact_sheet
 
 PROMPTS = "validate.prompts=[a red circle, a blue square]"
 
@@ -48,9 +45,3 @@ def test_held_out_losses_and_videos(
     Trainer(tiny("train.steps=4", run="plain")).run()
     curves = [[r["loss"] for r in read_metrics(tmp_path / run)] for run in ("moving", "plain")]
     assert curves[0] == curves[1]
-
-
-def test_a_contact_sheet_has_the_first_and_last_frame() -> None:
-    video = np.arange(9, dtype=np.uint8).reshape(9, 1, 1, 1).repeat(3, axis=3)
-    assert contact_sheet(video, 3)[0, :, 0].tolist() == [0, 4, 8]
-    assert contact_sheet(video[:1], 3).shape == (1, 1, 3)

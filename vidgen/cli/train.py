@@ -42,9 +42,8 @@ def run(args: argparse.Namespace) -> None:
     if isinstance(recipe, AutoencoderRecipe):
         from vidgen.train.autoencoder import AutoencoderTrainer
 
-        if profile is not None:
-            raise UserError("--profile: an autoencoder's training takes none; leave it out")
-        AutoencoderTrainer(recipe, fresh=args.fresh).run(stop_after=args.stop_after)
+        autoencoder = AutoencoderTrainer(recipe, fresh=args.fresh)
+        autoencoder.run(stop_after=args.stop_after, profile=profile)
         return
     from vidgen.train import Trainer
 

@@ -8,7 +8,13 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from vidgen.config import Presets, config, peek, read_recipe
 from vidgen.data.config import DataConfig
 from vidgen.models.video_dcae.config import VideoDCAEConfig
-from vidgen.train.config import CheckpointConfig, OptimConfig, Recipe, TrainConfig
+from vidgen.train.config import (
+    CheckpointConfig,
+    OptimConfig,
+    Recipe,
+    RecoveryConfig,
+    TrainConfig,
+)
 
 PRESETS = {
     "published": VideoDCAEConfig(),
@@ -41,6 +47,23 @@ class ReconstructionConfig:
 
 
 @config
+class CopiesConfig:
+    """Every rank holds the whole model."""
+
+    timeout_s: PositiveFloat = 600  # after which a rank that does not move ends all of them
+
+
+@config
+class ReconstructConfig:
+    """The same clips every time, the start included."""
+
+    every: PositiveInt | None = None  # steps; null: never
+    manifest: str | None = None  # held-out clips
+    batches: PositiveInt = 4  # of the manifest's first, for every rank
+    videos: NonNegativeInt = 4  # of their clips, how many are shown with their reconstructions
+
+
+@config
 class AutoencoderRecipe:
     kind: Literal["autoencoder"]
     name: str
@@ -50,7 +73,10 @@ class AutoencoderRecipe:
     data: DataConfig
     loss: ReconstructionConfig = ReconstructionConfig()
     optim: OptimConfig = OptimConfig()
+    parallel: CopiesConfig = CopiesConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
+    validate: ReconstructConfig = ReconstructConfig()
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self) -> None:

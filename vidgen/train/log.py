@@ -6,6 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -19,6 +20,23 @@ from vidgen.train.metrics import MetricsFile, Record, RunningZScore, read_metric
 __all__ = ["RunLog", "read_metrics"]
 
 SCORED = ("loss", "grad_norm")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a validation measures, and how it is written."""
+
+    name: str
+    key: str  # in validation.jsonl
+    form: str  # of their mean, on the console
+    tag: str  # of each, in TensorBoard
+
+    def said(self, figures: Mapping[str, float]) -> str:
+        return self.form.format(sum(figures.values()) / len(figures))
+
+
+LOSS = Kind("loss", "losses", "{:.4f}", "loss at t {}")
+PSNR = Kind("PSNR", "psnr", "{:.2f} dB", "PSNR of {}")
 
 
 class RunLog:
@@ -98,23 +116,23 @@ class RunLog:
     def validation(
         self,
         step: int,
-        losses: dict[str, float],
+        kind: Kind,
+        figures: Mapping[str, float],
         sheets: Mapping[str, NDArray[np.uint8]] | None = None,
     ) -> None:
-        """Held-out losses by timestep, and frames of each prompt's video side by side (HWC)."""
+        """Figures of held-out clips, and frames of each video side by side (HWC)."""
         if not self._enabled:
             return
-        record = {"step": step, "losses": losses}
+        record = {"step": step, kind.key: figures}
         with (self._file.path.with_name("validation.jsonl")).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        if losses:
-            mean = sum(losses.values()) / len(losses)
-            self.line(f"validation at step {step}: loss {mean:.4f}")
+        if figures:
+            self.line(f"validation at step {step}: {kind.name} {kind.said(figures)}")
         if self._events is not None:
-            for t, loss in losses.items():
-                self._events.add_scalar(f"validation/loss at t {t}", loss, step)
-            for prompt, sheet in (sheets or {}).items():
-                self._events.add_image(f"validation/{prompt}", sheet, step, dataformats="HWC")
+            for of, figure in figures.items():
+                self._events.add_scalar(f"validation/{kind.tag.format(of)}", figure, step)
+            for title, sheet in (sheets or {}).items():
+                self._events.add_image(f"validation/{title}", sheet, step, dataformats="HWC")
 
     def line(self, text: str) -> None:
         """Print one line, above the progress bar if there is one."""

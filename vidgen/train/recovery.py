@@ -132,10 +132,11 @@ def _board_path() -> Path:
 class Skips:
     """Batches that a run passes over: those of steps that spoilt the loss, kept with the run."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, *, known: bool = True) -> None:
+        """With `known`, those that the run directory already names."""
         self._path = run_dir / "skip.json"
         self.positions: set[Position] = set()
-        if self._path.exists():
+        if known and self._path.exists():
             self.positions = {(epoch, step) for epoch, step in json.loads(self._path.read_text())}
 
     def add(self, positions: Iterable[Position], *, write: bool) -> None:

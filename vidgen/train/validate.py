@@ -4,49 +4,28 @@ Clips, noise and timesteps are the same at every validation, so that only the we
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vidgen.config import dump_yaml, to_dict
+from vidgen.config import to_dict
 from vidgen.data import open_loader
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.mmdit import MMDiT
 from vidgen.models.text.encoder import TextEncoder
 from vidgen.runtime import parallel
-from vidgen.runtime.observe import hardware
 from vidgen.sample import Pipeline
 from vidgen.sample.files import write_sample
 from vidgen.sample.parts import Part
-from vidgen.sample.pipeline import Video
-from vidgen.sample.request import Request, make_requests
+from vidgen.sample.request import make_requests
 from vidgen.sample.system import System
 from vidgen.train.config import Recipe
 from vidgen.train.examples import Example, ExampleMaker
-from vidgen.train.log import RunLog
+from vidgen.train.log import LOSS
 from vidgen.train.ranks import Ranks
-from vidgen.train.report import VideoEntry, write_report
-
-
-@dataclass(frozen=True)
-class Sampled:
-    path: Path
-    request: Request
-    video_THWC: Video
-
-
-@dataclass(frozen=True)
-class Validation:
-    losses: dict[str, float]  # by timestep
-    videos: tuple[Sampled, ...]
-
-    @property
-    def loss(self) -> float | None:
-        return sum(self.losses.values()) / len(self.losses) if self.losses else None
+from vidgen.train.validation_page import Shown, Validation, ValidationPage, step_folder
 
 
 class Validator:
@@ -66,11 +45,7 @@ class Validator:
         self._world, self._ranks, self._dtype = world, ranks, dtype
         self._autoencoder, self._text = autoencoder, text
         self._make_example = make_example
-        self._first: tuple[int, Validation] | None = None
-
-    def due(self, step: int) -> bool:
-        every = self._config.every
-        return every is not None and step % every == 0
+        self.show = ValidationPage(recipe, world.rank).show
 
     @torch.no_grad()
     def __call__(
@@ -79,7 +54,7 @@ class Validator:
         model.eval()
         try:
             losses = self._losses(sample_losses) if self._config.manifest else {}
-            return Validation(losses, self._videos(step, model))
+            return Validation(LOSS, losses, self._videos(step, model))
         finally:
             model.train()
 
@@ -111,7 +86,7 @@ class Validator:
             sums /= self._world.world
         return {f"{t:g}": loss for t, loss in zip(times, sums.tolist(), strict=True)}
 
-    def _videos(self, step: int, model: MMDiT) -> tuple[Sampled, ...]:
+    def _videos(self, step: int, model: MMDiT) -> tuple[Shown, ...]:
         """Every rank makes them, since every rank's weights are needed; rank 0 keeps them."""
         config = self._config
         if not config.prompts:
@@ -133,7 +108,7 @@ class Validator:
             **{name: value for name, value in common.items() if value is not None},
         )
         made = []
-        folder = Path(self._recipe.run_dir) / "validation" / f"step-{step:09d}"
+        folder = step_folder(self._recipe.run_dir, step)
         for number, (request, video) in enumerate(
             zip(requests, pipeline.generate(requests), strict=True)
         ):
@@ -141,43 +116,5 @@ class Validator:
             if self._world.rank == 0:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_sample(path, video, request, pipeline.source)
-            made.append(Sampled(path, request, video))
+            made.append(Shown(path, request.prompt, video))
         return tuple(made)
-
-    def log(self, step: int, found: Validation, log: RunLog) -> None:
-        """To TensorBoard and, with the first validation's videos beside, to report.html."""
-        sheets = {each.request.prompt: contact_sheet(each.video_THWC) for each in found.videos}
-        log.validation(step, found.losses, sheets)
-        if self._world.rank:
-            return
-        self._first = self._first or (step, found)
-        shown = [self._first] if self._first[0] == step else [self._first, (step, found)]
-        facts: dict[str, object] = {"step": step}
-        if found.loss is not None:
-            facts["validation loss"] = f"{found.loss:.4f}"
-        write_report(
-            self._recipe.run_dir,
-            title=self._recipe.name,
-            subtitle="Validation",
-            facts=facts,
-            videos=[
-                VideoEntry(
-                    each.path,
-                    each.request.prompt,
-                    tags=(f"step {at}",),
-                    size=(each.request.height, each.request.width),
-                )
-                for at, validation in shown
-                for each in validation.videos
-                if each.request.frames > 1
-            ],
-            environment=hardware.versions(),
-            recipe=dump_yaml(self._recipe),
-        )
-
-
-def contact_sheet(video_THWC: Video, most: int = 8) -> Video:
-    """Frames beside each other, evenly chosen, first and last among them: (H, frames x W, C)."""
-    count = min(most, len(video_THWC))
-    chosen = np.linspace(0, len(video_THWC) - 1, count).round().astype(int)
-    return np.concatenate([video_THWC[i] for i in chosen], axis=1)

@@ -1,70 +1,73 @@
 """What one step of one rank got through: its clips and tokens, how fast, and which they were."""
 
-import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidgen.data.loader import Batch
-from vidgen.models.mmdit.flops import flops
 from vidgen.runtime.observe.mfu import Peak, hfu, mfu
-from vidgen.train.config import Recipe
-from vidgen.train.examples import Example
-from vidgen.train.ranks import Ranks
-
-Losses = list[tuple[Batch, Tensor, Tensor]]  # of each micro-step: batch, t (B,), loss (B,)
 
 
-class Work:
-    def __init__(self) -> None:
-        self.tokens = self.videos = self.model_flops = self.executed_flops = 0
-        self.bucket = ""
+@dataclass(frozen=True)
+class Learned:
+    """What is known of one batch after its backward."""
 
-    def add(
-        self, recipe: Recipe, batch: Batch, example: Example, text_length: int, recomputed: float
-    ) -> None:
-        """`recomputed` is the share of the blocks that ran again in the backward pass."""
-        videos = len(batch.keys)
-        one = flops(recipe.model, example.grid, text_length)
-        self.videos += videos
-        self.tokens += videos * math.prod(example.grid)
-        self.model_flops += videos * one.training
-        self.executed_flops += videos * round(one.training + recomputed * one.forward)
-        self.bucket = f"{batch.bucket.frames}x{batch.bucket.height}x{batch.bucket.width}"
-
-    def speed(self, phases: dict[str, float], ranks: Ranks, peak: Peak) -> dict[str, Any]:
-        """`phases` are the ms of the step's parts."""
-        ms = sum(phases.values())
-        seconds = ms / 1000
-        return {
-            "ms": ms,
-            "tokens_per_s": self.tokens * ranks.data_world / seconds,
-            "videos_per_s": self.videos * ranks.data_world / seconds,
-            "mfu": mfu(self.model_flops, seconds, peak, ranks.together),
-            "hfu": hfu(self.executed_flops, seconds, peak, ranks.together),
-            "data_ms": phases.get("data", 0.0),
-            "bucket": self.bucket,
-            "phases": phases,
-        }
+    batch: Batch
+    bin_B: Tensor
+    """In [0, 1): samples whose losses are usually alike are near each other, as by timestep."""
+    loss_B: Tensor
+    tokens: int  # of all its clips, as are the FLOPs
+    model_flops: int
+    executed_flops: int
+    figures: dict[str, Tensor] = field(default_factory=dict)  # more to log; 0-d
 
 
-def places(losses: Losses) -> list[tuple[int, int]]:
+def speed(
+    learned: Sequence[Learned],
+    phases: dict[str, float],
+    peak: Peak,
+    world: int,
+    data_world: int,
+) -> dict[str, Any]:
+    """Of all ranks; `phases` are the ms of the step's parts."""
+    ms = sum(phases.values())
+    seconds, together = ms / 1000, world // data_world
+    model_flops, executed_flops = (
+        sum(each.model_flops for each in learned),
+        sum(each.executed_flops for each in learned),
+    )
+    bucket = learned[-1].batch.bucket
+    return {
+        "ms": ms,
+        "tokens_per_s": sum(each.tokens for each in learned) * data_world / seconds,
+        "videos_per_s": sum(len(each.batch.keys) for each in learned) * data_world / seconds,
+        "mfu": mfu(model_flops, seconds, peak, together),
+        "hfu": hfu(executed_flops, seconds, peak, together),
+        "data_ms": phases.get("data", 0.0),
+        "bucket": f"{bucket.frames}x{bucket.height}x{bucket.width}",
+        "phases": phases,
+    }
+
+
+def places(learned: Sequence[Learned]) -> list[tuple[int, int]]:
     """Where in the data's order a step's batches stand: micro-steps share a place."""
-    return sorted({(batch.epoch, batch.step_in_epoch) for batch, _, _ in losses})
+    return sorted({(each.batch.epoch, each.batch.step_in_epoch) for each in learned})
 
 
-def blame(losses: Losses) -> str:
+def blame(learned: Sequence[Learned]) -> str:
     """The manifest rows whose losses are not finite."""
-    rows = [row for batch, _, _ in losses for row in batch.keys]
-    finite = torch.cat([loss_B for _, _, loss_B in losses]).isfinite().tolist()
+    rows = [row for each in learned for row in each.batch.keys]
+    finite = torch.cat([each.loss_B for each in learned]).isfinite().tolist()
     bad = [row for row, good in zip(rows, finite, strict=True) if not good]
     where = (
         f"of manifest row(s) {_some(bad)}"
         if bad
         else f"in a batch of manifest rows {_some(rows)} whose losses are finite on this rank"
     )
-    return f"{where}, epoch {losses[-1][0].epoch}"
+    return f"{where}, epoch {learned[-1].batch.epoch}"
 
 
 def _some(rows: list[int]) -> str:
