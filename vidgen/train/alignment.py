@@ -5,6 +5,8 @@ features of the frames and the square of pixels behind the token. Latents of ano
 generator was trained on are understood sooner that way.
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,9 +15,13 @@ from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.dinov2 import DINOv2
 from vidgen.models.mmdit import MMDiTConfig, Seams
 from vidgen.models.mmdit.capture import Capture
-from vidgen.runtime.parallel.zero import fill
-from vidgen.train.config import AlignmentConfig
+from vidgen.runtime import checkpoint
+from vidgen.runtime.parallel.zero import clip_grad_norm, fill
+from vidgen.train.config import AlignmentConfig, OptimConfig
+from vidgen.train.optim import build_optimizer, set_learning_rate, state_tensors
 from vidgen.train.ranks import Ranks
+
+GROUP = "alignment"  # of a checkpoint
 
 
 class Projection(nn.Sequential):
@@ -44,6 +50,7 @@ class Alignment:
     def __init__(
         self,
         config: AlignmentConfig,
+        optim: OptimConfig,
         model: MMDiTConfig,
         autoencoder: Autoencoder,
         ranks: Ranks,
@@ -54,7 +61,8 @@ class Alignment:
         dtype: torch.dtype,
     ) -> None:
         assert config.path is not None
-        self._ae, self.weight = autoencoder, config.weight
+        self._ae, self._config, self._clip = autoencoder, config, optim.clip
+        self.weight, self._begun_with = config.weight, "new"
         self._features = DINOv2(config.path, device=device, dtype=dtype)
         self._capture = Capture(seams, config.layer)
         self.seams = self._capture.seams
@@ -64,6 +72,21 @@ class Alignment:
         self.projection.to_empty(device=device)
         # The model's own weights are drawn with `seed`.
         self.projection.init_weights(torch.Generator().manual_seed(seed + 1))
+        self._named = dict(self.projection.named_parameters())
+        self._optimizer = build_optimizer(self._named.values(), optim)
+
+    def begin_with(self, weights: Path) -> None:
+        """Go on with the projection of the run that these weights are of, if it has one."""
+        if (weights / "manifest.json").is_file() and GROUP in checkpoint.groups(weights):
+            checkpoint.load(weights, {GROUP: self.tensors()[GROUP]})
+            self._begun_with = f"from {weights}"
+
+    def describe(self) -> str:
+        config = self._config
+        return (
+            f"alignment: {config.weight:g} x minus the cosine of layer {config.layer} to the "
+            f"{self._features.width} features of {config.path}; projection {self._begun_with}"
+        )
 
     def losses(self, frames_BTHWC: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Of each sample (B,), the mean over its tokens of minus the cosine similarity.
@@ -94,6 +117,22 @@ class Alignment:
         found_BTND = found.view(*frames.shape[:2], size, -1).float()
         means = [found_BTND[:, s.start - begin : s.stop - begin].mean(dim=1) for s in spans]
         return torch.cat(means, dim=1)[:, tokens.start - first * size : tokens.stop - first * size]
+
+    def finish_gradients(self) -> None:
+        """Clipped apart, so that the generator's norm is its own."""
+        clip_grad_norm(self._named.values(), self._clip)
+
+    def update(self, lr: float) -> None:
+        set_learning_rate(self._optimizer, lr)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Groups of their own: exported and sampled is the generator alone."""
+        return {
+            GROUP: {name: p.detach() for name, p in self._named.items()},
+            f"{GROUP}_optim": state_tensors(self._named, self._optimizer),
+        }
 
 
 def frames_behind(ae: Autoencoder, latent: int, frames: int) -> slice:

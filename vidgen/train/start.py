@@ -11,12 +11,21 @@ from vidgen.runtime import checkpoint
 from vidgen.runtime.native import cpu_has_bf16
 
 
+def first_weights(path: str) -> Path:
+    """Published weights, or another run's newest or named step."""
+    return checkpoint.latest(Path(path) / "checkpoints") or Path(path)
+
+
 def load_initial(model: MMDiT, path: str, reinitialise: Sequence[str], seed: int) -> None:
-    """Published weights, or another run's newest or named step; an image model becomes a video
-    one. The layers of `reinitialise` are drawn anew from the seed, the same on every rank."""
-    newest = checkpoint.latest(Path(path) / "checkpoints")
-    generator = torch.Generator().manual_seed(seed)
-    load_weights(model, newest or path, adapt=True, reinitialise=reinitialise, generator=generator)
+    """An image model becomes a video one; the layers of `reinitialise` are drawn anew from the
+    seed, the same on every rank."""
+    load_weights(
+        model,
+        first_weights(path),
+        adapt=True,
+        reinitialise=reinitialise,
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 def launch_command(world: int) -> str:

@@ -73,11 +73,27 @@ def test_gradients_reach_the_blocks_up_to_the_layer_and_none_after(
         assert (parameter.grad is None) == name.startswith(after), name
 
 
+def test_compiled_blocks_are_seen_as_well(model: MMDiT, given: dict[str, Any]) -> None:
+    plain, compiled = Capture(Seams(), 2), Capture(Seams(run_block=again), 2)
+    model(**given, seams=plain.seams)
+    expected, _ = plain.take()
+    for block in (*model.double_blocks, *model.single_blocks):
+        block.compile(backend="eager")
+    model(**given, seams=compiled.seams)
+    found, _ = compiled.take()
+    torch.testing.assert_close(found, expected)
+    found.square().sum().backward()
+    assert model.double_blocks[1].img_mlp[0].weight.grad is not None
+    assert model.single_blocks[0].linear1.weight.grad is None
+
+
 def test_what_was_taken_is_let_go(model: MMDiT, given: dict[str, Any]) -> None:
     capture = Capture(Seams(), 1)
     with pytest.raises(ValueError, match="no forward pass has reached layer 1"):
         capture.take()
     model(**given, seams=capture.seams)
     capture.take()
+    with torch.no_grad():  # a validation's
+        model(**given, seams=capture.seams)
     with pytest.raises(ValueError, match="since the last take"):
         capture.take()

@@ -2,13 +2,17 @@
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from vidgen.models.mmdit.model import Context, Part, Seams, Stream
 
 
 class Capture:
-    """Run the model under `seams`, then `take` what left the block. Nothing else of it changes."""
+    """Run the model under `seams`, then `take` what left the block. Nothing else of it changes.
+
+    Of a forward pass without gradients nothing is kept.
+    """
 
     def __init__(self, seams: Seams, layer: int) -> None:
         """`layer` counts from 1, dual-stream blocks first."""
@@ -35,6 +39,6 @@ class Capture:
         if len(stream) == 2:
             self._text = stream[0].shape[1]
         out = self._inner.run_block(index, block, stream, context)
-        if index + 1 == self._layer:
+        if index + 1 == self._layer and torch.is_grad_enabled():
             self._taken = out[1] if len(out) == 2 else out[0][:, self._text :]
         return out
