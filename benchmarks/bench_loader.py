@@ -4,7 +4,8 @@
 
 Two workers each, the same windows of the same files, each in a process of its own. The DataLoader's
 data set reads them with PyAV and scales with FFmpeg, decoding from the start, or from the key frame
-before the window. Peers that do not load here are named with the reason.
+before the window; or with torchcodec, which scales too. SPDL decodes in as many threads. Those two
+need FFmpeg's libraries; where they do not load the reason is kept.
 
 Memory is what all processes of a loader take together, above what this one took before, pages that
 several share counted once: the most it was, its mean while decoding cannot keep up, and its mean
@@ -12,6 +13,8 @@ when everything is read that may be read ahead.
 """
 
 import argparse
+import contextlib
+import gc
 import importlib
 import json
 import math
@@ -21,10 +24,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +48,7 @@ WORKERS = 2
 FILE_FRAMES, CLIPS, BATCH = 300, 128, 4  # more clips than are read: no epoch ends on the way
 HEIGHT, WIDTH = 192, 336  # 256px in 16:9
 MEASURED = {33: 24, 129: 12}  # frames of a clip to clips read
-STEPS = 6  # of a device slower than decoding
+STEPS = 5  # of a device slower than decoding
 
 
 def make_files(folder: Path) -> Path:
@@ -94,8 +99,11 @@ class Clips(Dataset[Any]):
     def __len__(self) -> int:
         return CLIPS
 
+    def start(self, row: int) -> int:
+        return math.floor(sample_draws(0, 0, row).start * (FILE_FRAMES - self._frames + 1))
+
     def __getitem__(self, row: int) -> torch.Tensor:
-        start = math.floor(sample_draws(0, 0, row).start * (FILE_FRAMES - self._frames + 1))
+        start = self.start(row)
         frames: list[np.ndarray] = []
         with av.open(str(self._folder / f"{row % 4}.mp4")) as container:
             stream = container.streams.video[0]
@@ -122,9 +130,9 @@ def vidgen_batches(manifest: Path, frames: int) -> Iterator[torch.Tensor]:
             yield batch.video_BTHWC
 
 
-def torch_batches(manifest: Path, frames: int, seek: bool) -> Iterator[torch.Tensor]:
+def torch_batches(clips: Clips) -> Iterator[torch.Tensor]:
     loader = DataLoader(
-        Clips(manifest, frames, seek),
+        clips,
         batch_size=BATCH,
         shuffle=True,
         num_workers=WORKERS,
@@ -136,11 +144,67 @@ def torch_batches(manifest: Path, frames: int, seek: bool) -> Iterator[torch.Ten
             yield batch.to(DEVICE, non_blocking=True)
 
 
+class TorchcodecClips(Clips):
+    """As torchcodec reads them: each file scanned for its frames, scaled as they are decoded."""
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        decoders = importlib.import_module("torchcodec.decoders")
+        transforms = importlib.import_module("torchcodec.transforms")
+        decoder = decoders.VideoDecoder(
+            str(self._folder / f"{row % 4}.mp4"),
+            dimension_order="NHWC",
+            num_ffmpeg_threads=1,
+            transforms=[transforms.Resize((HEIGHT, WIDTH))],
+        )
+        start = self.start(row)
+        frames: torch.Tensor = decoder.get_frames_in_range(start, start + self._frames).data
+        return frames
+
+
+def spdl_batches(manifest: Path, frames: int) -> Iterator[torch.Tensor]:
+    io = importlib.import_module("spdl.io")
+    builder = importlib.import_module("spdl.pipeline").PipelineBuilder()
+    clips = Clips(manifest, frames, seek=True)
+
+    def rows() -> Iterator[int]:
+        random = np.random.default_rng(0)
+        while True:
+            yield from random.permutation(CLIPS).tolist()
+
+    def read(row: int) -> Any:
+        first = clips.start(row)
+        window = ((first - 0.5) / 24, (first + frames - 0.5) / 24)
+        packets = io.demux_video(str(manifest.parent / f"{row % 4}.mp4"), timestamp=window)
+        scaled = io.get_video_filter_desc(
+            timestamp=window,
+            scale_width=WIDTH,
+            scale_height=HEIGHT,
+            scale_algo="bilinear",
+            scale_mode=None,
+            pix_fmt="rgb24",
+        )
+        return io.decode_packets(packets, filter_desc=scaled)
+
+    def collate(decoded: list[Any]) -> torch.Tensor:
+        batch: torch.Tensor = io.to_torch(io.convert_frames(decoded))
+        return batch
+
+    builder.add_source(rows()).pipe(read, concurrency=WORKERS).aggregate(BATCH).pipe(collate)
+    pipeline = builder.add_sink(2).build(num_threads=WORKERS + 1)
+    with pipeline.auto_stop():
+        for batch in pipeline:
+            assert batch.shape == (BATCH, frames, HEIGHT, WIDTH, 3)
+            yield batch.to(DEVICE, non_blocking=True)
+
+
 PEERS: dict[str, Callable[[Path, int], Iterator[torch.Tensor]]] = {
     "vidgen": vidgen_batches,
-    "DataLoader": lambda manifest, frames: torch_batches(manifest, frames, seek=False),
-    "DataLoader, seeking": lambda manifest, frames: torch_batches(manifest, frames, seek=True),
+    "DataLoader": lambda *which: torch_batches(Clips(*which, seek=False)),
+    "DataLoader, seeking": lambda *which: torch_batches(Clips(*which, seek=True)),
+    "DataLoader, torchcodec": lambda *which: torch_batches(TorchcodecClips(*which, seek=True)),
+    "SPDL": spdl_batches,
 }
+NEEDS = {"DataLoader, torchcodec": "torchcodec.decoders", "SPDL": "spdl.io"}
 
 
 def family() -> list[int]:
@@ -222,11 +286,9 @@ class Watch:
 
 def measure(manifest: Path, peer: str, frames: int) -> dict[str, Any]:
     # What is imported once is no memory of a loader.
-    next(
-        vidgen_batches(manifest, 33)
-        if peer == "vidgen"
-        else iter(DataLoader(Clips(manifest, 1, seek=True)))
-    )
+    with contextlib.closing(PEERS[peer](manifest, 33)) as batches:  # type: ignore[type-var]
+        next(batches)
+    gc.collect()
     before = memory_mb()
     batches = PEERS[peer](manifest, frames)
     count = MEASURED[frames] // BATCH
@@ -273,15 +335,15 @@ def measured_apart(launcher: str, manifest: Path, peer: str, frames: int) -> dic
 
 
 def missing_peers() -> dict[str, str]:
-    """Why the other loaders are not in the table."""
+    """Those that do not load here, and why."""
     reasons = {}
-    for name in ("torchcodec.decoders", "spdl.io"):
+    for peer, module in NEEDS.items():
         try:
-            importlib.import_module(name)
+            loaded = importlib.import_module(module)
+            if module == "spdl.io":
+                loaded.demux_config()  # it loads FFmpeg when it is first used
         except Exception as error:  # of many kinds: a library that is not there, or is too old
-            reasons[name.split(".")[0]] = str(error).strip().splitlines()[0]
-        else:
-            reasons[name.split(".")[0]] = "loads, but has no row yet"
+            reasons[peer] = textwrap.shorten(str(error).strip().splitlines()[0], 160)
     return reasons
 
 
@@ -289,6 +351,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, nargs="*", default=list(MEASURED))
     parser.add_argument("--out", help="the file of results, if not the machine's own")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--launcher", default="", help="runs each measurement: 'taskset -c 0,1'")
     parser.add_argument("--one", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--manifest", type=Path, help=argparse.SUPPRESS)
@@ -298,17 +361,24 @@ def main() -> None:
         print(json.dumps(measure(args.manifest, args.one, args.frames[0])))
         return
     rows: list[dict[str, Any]] = []
+    missing = missing_peers()
+    peers = [peer for peer in args.peers if peer not in missing]
     with tempfile.TemporaryDirectory() as folder:
         manifest = make_files(Path(folder))
         for frames in args.frames:
             ruler = decode_alone(manifest, frames)
-            rows += [measured_apart(args.launcher, manifest, peer, frames) for peer in PEERS]
-            for row in rows[-len(PEERS) :]:
+            here = {p: measured_apart(args.launcher, manifest, p, frames) for p in peers}
+            for row in here.values():
                 row["decode_alone_cpu_s"] = ruler
-                row["times_dataloader"] = row["clips_per_s"] / rows[1 - len(PEERS)]["clips_per_s"]
+                if "DataLoader" in here:
+                    row["times_dataloader"] = row["clips_per_s"] / here["DataLoader"]["clips_per_s"]
+            rows += here.values()
     print(results.table(rows))
     settings = {"device": DEVICE, "workers": WORKERS, "batch": BATCH, "av": av.__version__}
-    settings |= {f"{name} is missing": why for name, why in missing_peers().items()}
+    settings |= {f"{peer} does not load": why for peer, why in missing.items()}
+    for name in ("torchcodec", "spdl_io"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            settings[name] = metadata.version(name)
     print(results.write("loader", rows, settings=settings, out=args.out))
 
 

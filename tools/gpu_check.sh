@@ -66,12 +66,17 @@ part 45 "the ops beside a copy and their peers" "$python" benchmarks/bench_ops.p
 part 40 "activation offload, 6 blocks" "$python" benchmarks/bench_offload.py --short
 part 40 "one pass of sampling, and within 24 GB" "$python" benchmarks/bench_sampling.py \
     --shapes 256px --rounds 2
+part 60 "encoding and decoding with the Video DC-AE" "$python" benchmarks/bench_dcae.py --short
+part 60 "the generator with the Video DC-AE's latents" "$python" -m vidgen bench dcae \
+    recipes/stage3.yaml --bucket "768px x 129" --batch 1 --repeats 1 \
+    --out "$results/speedup_dcae.json"
 part 25 "a ring of simulated ranks beside one kernel" "$python" benchmarks/parallel/bench_ring.py \
     --tokens 76544 --parts 4 --rounds 2 --out "$results/parallel_ring.json"
 part 30 "loading 7.6 GB of weights" "$python" benchmarks/bench_load.py \
     --depth 6 --single 12 --rounds 1
 part 20 "copies through lanes" "$python" benchmarks/bench_lane.py --rounds 5
-part 40 "loading clips" "$python" benchmarks/bench_loader.py --frames 33
+part 60 "loading clips" "$python" benchmarks/bench_loader.py --frames 33 --peers vidgen DataLoader
+part 25 "filling the latent cache" "$python" benchmarks/bench_encode.py --clips 16
 part 30 "checkpoints of 4 GB" "$python" benchmarks/bench_checkpoint.py --gb 4 --rounds 2
 part 20 "what this machine is" "$python" -m vidgen doctor
 

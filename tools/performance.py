@@ -21,6 +21,7 @@ WANTED = {
     "the parts of a block's time on a GPU": ("step",),
     "fused operations beside a device copy, on a GPU": ("ops",),
     "one pass of sampling on a GPU": ("sampling",),
+    "the Video DC-AE on a GPU, and the generator's speed-up with it": ("dcae", "speedup"),
 }
 
 
@@ -101,6 +102,14 @@ def _loader(rows: list[Row]) -> Iterator[str]:
         )
 
 
+def _encode(rows: list[Row]) -> Iterator[str]:
+    for row in rows:
+        yield (
+            f"{row['what']}: {row['clips_per_s']:.3g} clips/s, "
+            f"{row['times_one_after_the_other']:.3g} times one after the other"
+        )
+
+
 def _ring(rows: list[Row]) -> Iterator[str]:
     for row in rows:
         yield (
@@ -125,9 +134,36 @@ def _sampling(rows: list[Row]) -> Iterator[str]:
 
 
 def _dcae(rows: list[Row]) -> Iterator[str]:
+    """Ours with what the same run had beside it, a line a direction and shape."""
+    timed = [row for row in rows if "frames_per_s" in row]
+    for row in timed:
+        if row["way"] != "ours":
+            continue
+        pixels = row["shape"].partition("x")[2]
+        peers = [
+            f"{other['way']} {other['frames_per_s']:.3g}"
+            for other in timed
+            if other is not row
+            and other["what"] == row["what"]
+            and other["shape"].partition("x")[2] == pixels
+        ]
+        yield (
+            f"{row['what']} {row['shape']}: {row['frames_per_s']:.3g} frames/s, "
+            f"{row['of_matmul']:.0%} of a matmul ({'; '.join(peers)})"
+        )
+
+
+def _speedup(rows: list[Row]) -> Iterator[str]:
     for row in rows:
-        if "frames_per_s" in row:
-            yield f"{row['what']} {row['shape']}, {row['way']}: {row['frames_per_s']:.3g} frames/s"
+        for what in ("training", "sampling"):
+            if f"{what}_speed_up" in row:
+                said = row[f"report_{what}_speed_up"]
+                beside = f", {said:g} in the report" if said else ""
+                yield (
+                    f"{what} with {row['latents']} latents, {row['bucket']}: "
+                    f"{row[f'{what}_speed_up']:.3g} times as fast "
+                    f"({row[f'{what}_flops_ratio']:.3g} by FLOPs{beside})"
+                )
 
 
 HEADLINES: dict[str, Callable[[list[Row]], Iterator[str]]] = {
@@ -138,10 +174,12 @@ HEADLINES: dict[str, Callable[[list[Row]], Iterator[str]]] = {
     "checkpoint": _of_ruler,
     "lane": _of_ruler,
     "loader": _loader,
+    "encode": _encode,
     "load": _of_ruler,
     "parallel_ring": _ring,
     "sampling": _sampling,
     "dcae": _dcae,
+    "speedup": _speedup,
 }
 
 

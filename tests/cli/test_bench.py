@@ -67,6 +67,22 @@ def test_the_reports_pace_stands_beside(vidgen: Any) -> None:
     assert row["ratio"] == pytest.approx(row["videos_per_s"] / (47.6 / 8))
 
 
+def test_stage_3_is_one_ranks_part_under_its_own_memory_policy(vidgen: Any) -> None:
+    stage3 = Path(__file__).resolve().parents[2] / "recipes/stage3.yaml"
+    argv = ["bench", "mfu", stage3, *SMALL, "--dtype", "float32", "--batch", "1", "--json"]
+    argv += ["--bucket", "768px x 1", "model=tiny", "offload.host_gb=0.1"]
+    status, _, err = vidgen(*argv)
+    assert status == 2
+    assert "share of the 2 heads, which do not divide: measure with parallel.context=2" in err
+    status, shown, err = vidgen(*argv, "model.num_heads=4", "model.axes_dim=[4, 6, 6]")
+    assert status == 0, err
+    result = json.loads(shown)
+    assert (result["context"], result["blocks"]) == (4, {"offload inputs": 3})
+    (row,) = result["rows"]
+    assert row["report_videos_per_s"] == pytest.approx(1.6 / 8)
+    assert row["hfu"] / row["mfu"] == pytest.approx(4 / 3)  # every block runs again
+
+
 def test_step_adds_up(vidgen: Any, recipe: Path) -> None:
     argv = ("bench", "step", recipe, *SMALL, "--dtype", "float32", "--json")
     status, shown, err = vidgen(*argv)
@@ -76,10 +92,70 @@ def test_step_adds_up(vidgen: Any, recipe: Path) -> None:
     assert all(parts[name] > 0 for name in ("matmul", "attention", "fused ops"))
 
 
+def test_dcae_latents_are_a_quarter_of_the_tokens(
+    vidgen: Any, recipe: Path, tmp_path: Path
+) -> None:
+    """A recipe's generator as it is (8 x 8 pixels a latent, patch 2), and with DC-AE latents."""
+    out = tmp_path / "speedup.json"
+    argv = ("bench", "dcae", recipe, "parallel.context=2", *SMALL, "--dtype", "float32")
+    status, shown, err = vidgen(*argv, "--out", out)
+    assert status == 0, err
+    own, ours = json.loads(out.read_text())["rows"]
+    assert (own["latents"], ours["latents"]) == ("block_dct", "Video DC-AE")
+    assert own["bucket"] == ours["bucket"] == "64px x 17"  # the longest
+    assert own["video_tokens"] == 4 * ours["video_tokens"] == 5 * 4 * 4
+    for row in (own, ours):
+        assert row["training_ms"] > row["sampling_ms"] > 0
+        assert row["videos_per_s"] > 0
+    assert ours["training_speed_up"] == own["training_ms"] / ours["training_ms"]
+    assert ours["sampling_speed_up"] == own["sampling_ms"] / ours["sampling_ms"]
+    # Text and what is done once a sample cost the same, so it is less than the tokens' ratio here.
+    assert 1 < ours["sampling_flops_ratio"] < 4
+    assert ours["report_training_speed_up"] is None
+    assert f"{ours['sampling_speed_up']:.3g}x" in shown
+
+
+def test_dcae_at_the_reports_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """76k tokens against 19k, attention and all: the report's factors stand beside."""
+    import torch
+
+    from vidgen.cli.bench import dcae
+    from vidgen.config import read_recipe
+    from vidgen.train.config import Recipe
+
+    path = Path(__file__).resolve().parents[2] / "recipes/stage3.yaml"
+    monkeypatch.setattr(dcae, "_figures", lambda *_: iter([{}]))
+    device = torch.device("cpu")
+    recipe = read_recipe(path, [], Recipe)
+    found = dcae.measure(device, torch.float32, recipe, ["768px x 129"], 1, 1)
+    own, ours = found["rows"]
+    assert (own["video_tokens"], ours["video_tokens"]) == (76_032, 19_008)
+    assert own["training_flops"] == pytest.approx(1.53e16, rel=0.02)
+    assert (ours["report_training_speed_up"], ours["report_sampling_speed_up"]) == (5.2, 10.0)
+    assert ours["training_flops_ratio"] > 5.2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("autoencoder={kind: video_dcae}",), "this recipe has the Video DC-AE's"),
+        (("--bucket", "48px x 1"), "48 pixels are no multiple of 32"),
+    ],
+)
+def test_dcae_of_a_recipe_it_cannot_compare(
+    vidgen: Any, recipe: Path, changes: tuple[str, ...], message: str
+) -> None:
+    recipe.write_text(recipe.read_text().replace("{64px: ", "{48px: {1: {batch: 1}}, 64px: "))
+    status, _, err = vidgen("bench", "dcae", recipe, *SMALL, *changes)
+    assert status == 2
+    assert message in err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (("mfu",), "bench mfu takes a recipe"),
+        (("dcae",), "bench dcae takes a recipe"),
         (("step",), "bench step takes a recipe"),
         (("ops", "r.yaml"), "bench ops takes no recipe, found 'r.yaml'"),
         (("ops", "--width", "65"), "--width 65 does not divide into 24 even heads"),
@@ -90,6 +166,15 @@ def test_wrong_arguments(vidgen: Any, argv: tuple[str, ...], message: str) -> No
     status, _, err = vidgen("bench", *argv)
     assert status == 2
     assert message in err
+
+
+@pytest.mark.parametrize("argv", [("bench", "mfu"), ("plan",)])
+def test_an_autoencoders_recipe(vidgen: Any, argv: tuple[str, ...]) -> None:
+    dcae = Path(__file__).resolve().parents[2] / "recipes/dcae.yaml"
+    status, _, err = vidgen(*argv, dcae)
+    assert status == 2
+    assert "trains an autoencoder; this command is for a transformer's recipe" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_a_bucket_the_recipe_lacks(vidgen: Any, recipe: Path) -> None:

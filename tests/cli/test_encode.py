@@ -1,9 +1,14 @@
+import contextlib
+import io
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from vidgen.cli.main import main
 from vidgen.data.manifest import write_manifest
 from vidgen.data.video import write_video
 
@@ -37,6 +42,43 @@ def test_encode_writes_once_and_goes_on(vidgen: Any, recipe: Path, clips: Path) 
     assert shown.endswith("cached 0 / computed 2\n")
     assert len(list(out.rglob("*.safetensors"))) == 2
     assert vidgen(*argv)[1].endswith("cached 2 / computed 0\n")
+
+
+def encode_as_rank(
+    rank: int, world: int, folder: Path, recipe: str, clips: str, out: str, port: int
+) -> str:
+    os.environ.update(
+        {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    )
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        status = main(["encode", recipe, f"data.manifest={clips}", "--out", out, "--device", "cpu"])
+    assert status == 0
+    return said.getvalue()
+
+
+def test_ranks_share_the_clips_and_tell_their_sum(ranks: Any, recipe: Path, clips: Path) -> None:
+    out = recipe.parent / "latents"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    said = ranks(encode_as_rank, 3, str(recipe), str(clips), str(out), port)
+    assert said == [f"{out}: cached 0 / computed 2\n", "", ""]  # one rank has nothing to do
+    assert len(list(out.rglob("*.safetensors"))) == 2
+
+
+def test_help_says_what_is_kept(vidgen: Any) -> None:
+    status, shown, _ = vidgen("encode", "--help")
+    assert status == 0
+    assert "goes on where it was" in shown
+    assert "torchrun" in shown
 
 
 def test_a_cache_of_another_encoder_is_refused(vidgen: Any, recipe: Path, clips: Path) -> None:

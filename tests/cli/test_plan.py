@@ -56,6 +56,18 @@ def test_searched_batches_are_measured(vidgen: Any, recipe: Path) -> None:
     assert "--search measures on a GPU" in err
 
 
+def test_figures_of_this_machine(vidgen: Any, recipe: Path, tmp_path: Path) -> None:
+    file = tmp_path / "doctor.json"
+    rates = {"copy": 4e12, "host to device": 5e10, "device to host": 5e10}
+    found = {"gpus": [{"name": "NVIDIA H200", "memory": 1e9}], "bandwidth": {"gpu": rates}}
+    file.write_text(json.dumps(found))
+    shown = json.loads(vidgen("plan", recipe, "--gpu", file, "--json")[1])
+    assert shown["gpu"]["memory"] == 1e9
+    status, _, err = vidgen("plan", recipe, "--links", file)
+    assert status == 2
+    assert "has no figures of machines" in err
+
+
 def test_plan_says_what_blocks_keep_and_what_would_be_better(vidgen: Any) -> None:
     stage1 = Path(__file__).resolve().parents[2] / "recipes/stage1.yaml"
     status, out, err = vidgen("plan", stage1, "--gpus", "224")

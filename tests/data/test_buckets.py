@@ -67,6 +67,16 @@ def test_impossible_tables(buckets: dict[str, Any], message: str) -> None:
         table(buckets)
 
 
+@pytest.mark.parametrize(
+    ("frames", "nearest"), [(2, "1 and 8"), (4, "1 and 8"), (6, "1 and 8"), (10, "8 and 12")]
+)
+def test_frames_without_causality(frames: int, nearest: str) -> None:
+    """A single latent frame is an image's, so 4 frames are not among the nearest."""
+    message = f"takes 1 or a multiple of 4 from 8 on, the nearest are {nearest}$"
+    with pytest.raises(UserError, match=message):
+        table({"256px": {frames: {"batch": 1}}}, causal=False)
+
+
 def test_the_highest_resolution_a_clip_fills_and_the_most_frames(make_manifest: Make) -> None:
     buckets = table(
         {

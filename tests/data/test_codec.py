@@ -1,19 +1,26 @@
 """Batches of latents: from a cache, from a part of one, from a damaged one."""
 
+import os
 import shutil
+import threading
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from vidgen.data import DataConfig, open_loader
 from vidgen.data.codec import ClipCodec
+from vidgen.data.config import LatentsConfig
 from vidgen.data.encode import encode_manifest
+from vidgen.data.entries import ABSENT, EntryRequest, Layout
 from vidgen.data.latents import LatentCache, facts_of, settings_of
 from vidgen.data.loader import Latents, Loader
 from vidgen.data.manifest import write_manifest
+from vidgen.diffusion.config import ConditionName
 from vidgen.errors import UserError
 from vidgen.models.block_dct.config import BlockDCTConfig
 from vidgen.models.block_dct.model import BlockDCT
@@ -38,28 +45,60 @@ def config(manifest: Path, **changes: Any) -> DataConfig:
     return DataConfig(**(fields | changes))
 
 
-def encode(manifest: Path, folder: Path, dtype: torch.dtype = torch.float32) -> str:
-    codec = BlockDCT(BlockDCTConfig())
-    how: dict[str, Any] = {"encoders": {}, "device": "cpu", "dtype": dtype, "suffix": True}
-    return str(encode_manifest(config(manifest), codec, TEXT, folder, **how))
+def encode(
+    manifest: Path,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    conditions: Collection[ConditionName] = (),
+) -> str:
+    cfg = config(manifest)
+    return str(encode_manifest(cfg, codec_of(cfg, folder, dtype, conditions), device="cpu"))
 
 
 class Counted(BlockDCT):
     calls = 0
+    threads: ClassVar[set[str]] = set()
 
     def encode(self, *args: Any, **kwargs: Any) -> Tensor:
         Counted.calls += 1
+        Counted.threads.add(threading.current_thread().name)
         return super().encode(*args, **kwargs)
 
 
 def opened(
-    manifest: Path, folder: Path, dtype: torch.dtype = torch.float32, **changes: Any
+    manifest: Path,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    conditions: Collection[ConditionName] = (),
+    ahead: int = 0,
+    rolling_bytes: int | None = None,
+    **changes: Any,
 ) -> Loader:
-    cfg, autoencoder = config(manifest, **changes), Counted(BlockDCTConfig())
-    facts = facts_of(autoencoder, TEXT)
-    cache = LatentCache(folder, settings_of({}, facts, dtype, suffix=True))
-    codec = ClipCodec(cache, autoencoder, TEXT, cfg, suffix=True, device="cpu", dtype=dtype)
+    latents = LatentsConfig(folder=str(folder), ahead=ahead)
+    cfg = config(manifest, latents=latents, **changes)
+    codec = codec_of(cfg, folder, dtype, conditions, rolling_bytes)
     return open_loader(cfg, seed=3, rank=0, world=1, device="cpu", codec=codec)
+
+
+def codec_of(
+    cfg: DataConfig,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    conditions: Collection[ConditionName] = (),
+    rolling_bytes: int | None = None,
+) -> ClipCodec:
+    autoencoder = Counted(BlockDCTConfig())
+    settings = settings_of({}, facts_of(autoencoder, TEXT), dtype, suffix=True)
+    return ClipCodec(
+        LatentCache(folder, settings, rolling_bytes=rolling_bytes),
+        autoencoder,
+        TEXT,
+        cfg,
+        suffix=True,
+        device="cpu",
+        dtype=dtype,
+        conditions=conditions,
+    )
 
 
 def take(loader: Loader, count: int) -> list[tuple[list[int], Latents]]:
@@ -80,6 +119,8 @@ def same(one: list[tuple[list[int], Latents]], other: list[tuple[list[int], Late
         and torch.equal(x.latent_BCTHW, y.latent_BCTHW)
         and torch.equal(x.text.tokens_BLD, y.text.tokens_BLD)
         and torch.equal(x.text.pooled_BD, y.text.pooled_BD)
+        and set(x.given) == set(y.given)
+        and all(torch.equal(x.given[name], value) for name, value in y.given.items())
         for (a, x), (b, y) in zip(one, other, strict=True)
     )
 
@@ -125,6 +166,67 @@ def test_damaged_and_missing_entries_are_computed(
         assert loader.computed == 4
     assert caplog.text.count("is damaged and counts as missing") == 3
     assert encode(some, folder) == "cached 12 / computed 0"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_encoding_ahead_changes_nothing(some: Path, tmp_path: Path, workers: int) -> None:
+    how: dict[str, Any] = {"conditions": ("i2v_loop",), "workers": workers}
+    with opened(some, tmp_path / "on the step", **how) as loader:
+        expected = take(loader, 7)
+        state = loader.state_dict()
+        counts = loader.cached, loader.computed
+    with opened(some, tmp_path / "ahead", ahead=3, rolling_bytes=10**6, **how) as loader:
+        Counted.threads.clear()
+        assert same(take(loader, 7), expected)
+        assert Counted.threads == {"vidgen-ahead"}
+        assert loader.state_dict() == state  # whatever was made beyond
+        assert loader.cached + loader.computed == sum(counts)
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("vidgen-")]
+    # A resume of a resume, the second within an epoch; the first rolled from an empty folder.
+    for begin, count in ((0, 2), (2, 3), (5, 2)):
+        folder = tmp_path / f"resumed {begin}"
+        with opened(some, folder, ahead=2, rolling_bytes=10**6, **how) as loader:
+            if begin:
+                loader.load_state_dict(state)
+            assert same(take(loader, count), expected[begin : begin + count])
+            state = loader.state_dict()
+
+
+def test_a_small_budget_changes_nothing_and_is_kept(some: Path, tmp_path: Path) -> None:
+    with opened(some, tmp_path / "all") as loader:
+        expected = take(loader, 12)
+        assert loader.computed == 12
+    size = max(path.stat().st_size for path in (tmp_path / "all").glob("*/*"))
+    budget, folder = 5 * size, tmp_path / "rolling"
+    with opened(some, folder, ahead=2, rolling_bytes=budget) as loader:
+        for batch in expected:
+            assert same(take(loader, 1), [batch])
+            assert sum(path.stat().st_size for path in folder.glob("*/*.safetensors")) <= budget
+        assert loader.computed > 12  # some were dropped and met again
+
+
+def test_an_entry_that_is_used_is_kept(some: Path, tmp_path: Path) -> None:
+    encode(some, tmp_path / "kept")
+    path = next((tmp_path / "kept").glob("*/*.safetensors"))
+    os.utime(path, (1, 1))
+    layout = Layout((("pooled_D", "F32", (6,)),))
+    for touch in (False, True):
+        assert EntryRequest(str(path), layout, touch)(np.empty(layout.nbytes, np.uint8)) is None
+        assert (path.stat().st_mtime > 1) is touch
+    layout = Layout((("given_head_1", "F32", (6,)),))
+    assert EntryRequest(str(path), layout)(np.empty(layout.nbytes, np.uint8)) == ABSENT
+
+
+def test_what_fails_ahead_is_said_when_its_batch_is_asked_for(some: Path, tmp_path: Path) -> None:
+    with opened(some, tmp_path / "cache", ahead=2) as loader:
+        expected = take(loader, 1)
+    for i in range(12):
+        (tmp_path / f"{i}.mp4").write_bytes(b"")
+    with opened(some, tmp_path / "cache", ahead=2) as loader:
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"none of the \d+ clips of bucket"):
+                next(loader)
+    assert expected
 
 
 def test_a_clip_that_has_gone_is_passed_over(some: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_the_published_file_is_the_full_size_module() -> None:
 
 def test_every_tensor_reaches_its_own_place(weights: dict[str, Tensor], plain: FluxAE) -> None:
     """Levels of the decoder count the other way round; nothing may land in its twin's place."""
-    state = plain.ae.state_dict()
+    state = plain.module.state_dict()
     for published, ours in (
         ("decoder.up.3.block.0.conv1.weight", "decoder.up_blocks.0.resnets.0.conv1.weight"),
         ("decoder.up.1.upsample.conv.weight", "decoder.up_blocks.2.upsamplers.0.conv.weight"),
@@ -97,7 +97,7 @@ def test_encoding_samples_the_posterior_shifts_and_scales_it(plain: FluxAE) -> N
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     with torch.no_grad():
-        mean, logvar = plain.ae.encoder(clip[:, :, 0]).chunk(2, dim=1)
+        mean, logvar = plain.module.encoder(clip[:, :, 0]).chunk(2, dim=1)
     noise = torch.randn(mean[0].shape, generator=torch.Generator().manual_seed(1))
     expected = (mean + (logvar / 2).exp() * noise - 0.1159) * 0.3611
     torch.testing.assert_close(first[:, :, 0], expected)
@@ -106,7 +106,7 @@ def test_encoding_samples_the_posterior_shifts_and_scales_it(plain: FluxAE) -> N
 def test_decoding_undoes_shift_and_scale(plain: FluxAE) -> None:
     latent = torch.randn(1, 4, 1, 4, 4, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        expected = plain.ae.decoder(latent[:, :, 0] / 0.3611 + 0.1159)
+        expected = plain.module.decoder(latent[:, :, 0] / 0.3611 + 0.1159)
     torch.testing.assert_close(plain.decode(latent)[:, :, 0], expected)
 
 

@@ -70,7 +70,7 @@ def test_encoding_samples_the_posterior_and_scales_it(plain: HunyuanVAE) -> None
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     with torch.no_grad():
-        moments = plain.vae.quant_conv(plain.vae.encoder(clip))
+        moments = plain.module.quant_conv(plain.module.encoder(clip))
     mean, logvar = moments.chunk(2, dim=1)
     noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(1))
     expected = (mean + (logvar / 2).exp() * noise) * 0.476986
@@ -88,7 +88,7 @@ def test_a_sample_depends_on_its_own_seed_alone(plain: HunyuanVAE) -> None:
 def test_decoding_undoes_the_scale(plain: HunyuanVAE) -> None:
     latent = torch.randn(1, 4, 2, 4, 4, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        expected = plain.vae.decoder(plain.vae.post_quant_conv(latent / 0.476986))
+        expected = plain.module.decoder(plain.module.post_quant_conv(latent / 0.476986))
     torch.testing.assert_close(plain.decode(latent), expected)
 
 
@@ -115,8 +115,8 @@ def test_the_first_tile_starts_as_it_would_alone(weights: dict[str, Tensor]) -> 
     whole = tiled.encode(large, seeds=[0]).shape
     assert whole == (1, 4, 1, 8, 8)
     with torch.no_grad():
-        corner = tiled.vae.encode(large[..., :32, :32]).latent_dist.mean
-        inside = tiled.vae.encode(large).latent_dist.mean
+        corner = tiled.module.encode(large[..., :32, :32]).latent_dist.mean
+        inside = tiled.module.encode(large).latent_dist.mean
     torch.testing.assert_close(inside[..., :3, :3], corner[..., :3, :3])
 
 

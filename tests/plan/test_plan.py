@@ -186,6 +186,7 @@ def test_recomputing_everything_is_one_more_forward_of_the_blocks() -> None:
         replace(STAGE_1, blocks=EVERYTHING_AGAIN),
         replace(STAGE_1, blocks=None, model=PRESETS["tiny"]),
         replace(STAGE_1, tensor=2),
+        replace(STAGE_1, state_bytes=2, ema=False),
         replace(STAGE_1, zero=3),
         replace(STAGE_1, context=2),
         replace(STAGE_1, encoders=Encoders("block_dct", "builtin", 512)),
@@ -367,6 +368,18 @@ def test_hybrid_sharding_pays_off_where_gathers_are_bound_by_hops() -> None:
     assert parts[1].optimizer == pytest.approx(1250 * parts[0].optimizer)
     with pytest.raises(UserError, match="copies=1250; the nearest that do are 8750 and 10000"):
         plan(replace(STAGE_1, copies=1250), H200, 9_999)
+
+
+def test_the_plan_says_which_hybrid_sharding_takes_less() -> None:
+    lean = replace(STAGE_1, blocks=EVERYTHING_AGAIN)
+    found = plan(lean, H200, 10_000)
+    assert found.better_copies is not None
+    assert found.better_copies_s is not None
+    assert found.better_copies_s < 0.95 * found.iteration_s
+    taken_up = plan(replace(lean, copies=found.better_copies), H200, 10_000)
+    assert taken_up.iteration_s == pytest.approx(found.better_copies_s)
+    assert all(row.fits for row in taken_up.rows)
+    assert plan(STAGE_1, H200, 224).better_copies is None  # gathers hide there
 
 
 def test_accumulating_reduces_once_and_keeps_gradients_whole() -> None:

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import statistics
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 here = fault != "none" and first_start and os.environ["RANK"] == "1"
 
 
+took = deque([0.0], maxlen=10)  # seconds of the last steps
+
+
 def step_with_fault(trainer: Trainer) -> Any:
     if here and trainer.step == 14:
         if fault == "kill":
@@ -28,8 +33,12 @@ def step_with_fault(trainer: Trainer) -> Any:
         if fault == "raise":
             raise ValueError("injected")
     if here and trainer.step >= 14 and fault == "slow":
-        time.sleep(2.0)
-    return whole_step(trainer)
+        time.sleep(max(2.0, 10 * statistics.median(took)))  # on a busy machine too
+        return whole_step(trainer)
+    start = time.monotonic()
+    result = whole_step(trainer)
+    took.append(time.monotonic() - start)
+    return result
 
 
 def losses_with_fault(trainer: Trainer, example: Example) -> torch.Tensor:

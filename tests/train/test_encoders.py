@@ -2,13 +2,27 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
+import torch
 
+from vidgen.data import BucketConfig, DataConfig, open_loader
+from vidgen.data.codec import ClipCodec
+from vidgen.data.latents import LatentCache, facts_of, settings_of
+from vidgen.data.manifest import write_manifest
+from vidgen.data.video import write_video
+from vidgen.diffusion.config import ConditionConfig, ConditionName, FlowConfig
 from vidgen.errors import UserError
+from vidgen.models.block_dct.config import BlockDCTConfig
+from vidgen.models.block_dct.model import BlockDCT
+from vidgen.models.mmdit import MMDiTConfig
+from vidgen.models.text.builtin import BuiltinText
+from vidgen.models.text.config import TextConfig
 from vidgen.train import Trainer
 from vidgen.train.config import Recipe
+from vidgen.train.examples import ExampleMaker
 from vidgen.train.metrics import read_metrics
 
 MakeRecipe = Callable[..., Recipe]
@@ -48,11 +62,80 @@ def test_a_cache_of_another_encoder_is_refused(tiny: MakeRecipe, tmp_path: Path)
         Trainer(tiny(where, "conditions.suffix=true"))
 
 
-def test_given_frames_are_refused(tiny: MakeRecipe, tmp_path: Path) -> None:
-    recipe = tiny(
-        f"data.latents={tmp_path / 'cache'}",
-        "model.cond_embed=true",
-        "conditions.weights={t2v: 1, i2v_head: 1}",
+def test_a_rolling_cache_gives_the_losses_of_a_run_without_one(
+    tiny: MakeRecipe, tmp_path: Path, capsys: Any
+) -> None:
+    """The clips are as long as their buckets: whole and in the middle are the same window."""
+    given = ("model.cond_embed=true", "conditions.weights={t2v: 1, i2v_head: 2, i2v_loop: 2}")
+    without = losses(tiny(*given, "train.steps=10", run="without"))
+    latents = f"data.latents={{folder: {tmp_path / 'rolling'}, ahead: 2, rolling_gb: 1e-4}}"
+    rolling = tiny(*given, latents, "train.steps=10", "checkpoint.every=4", run="rolling")
+    Trainer(rolling).run(stop_after=4)
+    assert losses(rolling) == without  # ten steps, the last six of them after a resume
+    said = capsys.readouterr().out.splitlines()[-2]
+    assert "latents: cached " in said
+    assert int(said.split("computed ")[1].split()[0]) > 0
+
+
+def test_all_conditions_are_had_from_the_cache_bit_for_bit(tmp_path: Path) -> None:
+    manifest = make_clips(tmp_path, frames=[41] * 6 + [37] * 2 + [9] * 4 + [1] * 4)
+    buckets = {"32px_ar1:1": {n: BucketConfig(batch=2) for n in ("41", "37", "9", "1")}}
+    weights: dict[ConditionName, float] = dict.fromkeys(get_args(ConditionName), 1.0)
+    cfg = DataConfig(manifest=str(manifest), buckets=buckets, workers=0)
+    autoencoder = BlockDCT(BlockDCTConfig())
+    text = BuiltinText(TextConfig(length=8, token_width=16, pooled_width=16))
+    model = MMDiTConfig(in_channels=96, vec_in_dim=16, context_in_dim=16)
+    make = ExampleMaker(
+        model,
+        autoencoder,
+        text,
+        FlowConfig(),
+        ConditionConfig(weights=weights, suffix=False),
+        seed=4,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
     )
-    with pytest.raises(UserError, match=r"no given frames, .* \(i2v_head\); set their weights"):
-        Trainer(recipe)
+    settings = settings_of({}, facts_of(autoencoder, text), torch.float32, suffix=False)
+    codec = ClipCodec(
+        LatentCache(tmp_path / "cache", settings),
+        autoencoder,
+        text,
+        cfg,
+        suffix=False,
+        device="cpu",
+        dtype=torch.float32,
+        conditions=list(weights),
+    )
+    how: dict[str, Any] = {"seed": 4, "rank": 0, "world": 1, "device": "cpu"}
+    masks = set()
+    # A batch for each of the two epochs is encoded, in the third all are read.
+    with open_loader(cfg, **how) as clips, open_loader(cfg, **how, codec=codec) as latents:
+        for _ in range(24):
+            a, b = make(next(clips)), make(next(latents))
+            assert a.cond_BVD is not None
+            assert b.cond_BVD is not None
+            for one, other in (
+                (a.noisy_BVD, b.noisy_BVD),
+                (a.target_BVD, b.target_BVD),
+                (a.cond_BVD, b.cond_BVD),
+                (a.text.tokens_BLD, b.text.tokens_BLD),
+                (a.text.pooled_BD, b.text.pooled_BD),
+            ):
+                assert torch.equal(one, other)
+            mask_BV = a.cond_BVD[..., 0].unflatten(1, a.grid)[..., 0, 0]
+            masks |= {"".join(".x"[int(x)] for x in row) for row in mask_BV}
+        assert latents.computed == 16
+    eleven = {"x..........", "..........x", "x.........x", "xxxxxxxxx..", "..xxxxxxxxx"}
+    assert eleven <= masks
+    assert "." in masks
+
+
+def make_clips(folder: Path, frames: list[int]) -> Path:
+    rows = []
+    for number, count in enumerate(frames):
+        video = np.random.default_rng(number).integers(0, 255, (count, 32, 32, 3), np.uint8)
+        write_video(folder / f"{number}.mp4", video, 24.0)
+        shape = {"num_frames": count, "height": 32, "width": 32, "fps": 24.0}
+        rows.append({"path": f"{number}.mp4", "text": f"clip {number}", **shape})
+    write_manifest(folder / "clips.parquet", rows)
+    return folder / "clips.parquet"

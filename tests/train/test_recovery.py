@@ -86,7 +86,8 @@ def test_recovered_losses_are_an_undisturbed_runs(
         assert f"-- rank {rank}" in text
     if fault in ("stop", "slow"):
         assert "rank 1" in text.splitlines()[1], text  # the culprit
-        assert "_train_step" in text  # the stack of one that waits
+        # The stack of one that waits, or of the slow one.
+        assert "_train_step" in text or "step_with_fault" in text
     assert str(report) in shown
 
 

@@ -1,6 +1,12 @@
 """Arguments that several commands share."""
 
 import argparse
+from typing import TYPE_CHECKING
+
+from vidgen.errors import UserError
+
+if TYPE_CHECKING:
+    from vidgen.train.config import Recipe
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -8,6 +14,20 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", help="changes to the recipe: optim.lr=3e-5"
     )
+
+
+def read_transformer(path: str, overrides: list[str]) -> "Recipe":
+    """A recipe of the video model, for commands that know no autoencoder's."""
+    from vidgen.train.autoencoder_config import read_any
+    from vidgen.train.config import Recipe
+
+    recipe = read_any(path, overrides)
+    if not isinstance(recipe, Recipe):
+        raise UserError(
+            f"{path} trains an autoencoder; this command is for a transformer's recipe, such as "
+            "recipes/stage1.yaml"
+        )
+    return recipe
 
 
 def count(text: str) -> int:

@@ -5,9 +5,8 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vidgen.cli.arguments import add_recipe, count
+from vidgen.cli.arguments import add_recipe, count, read_transformer
 from vidgen.cli.text import table
-from vidgen.config import read_recipe
 from vidgen.errors import UserError
 from vidgen.plan import Plan
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 EXAMPLE = """\
   vidgen plan recipes/stage1.yaml --gpu h200 --gpus 224
   vidgen plan recipes/stage1.yaml --gpu b200 --gpus 64 --fit-batches --price 4.5
-  vidgen plan recipes/stage1.yaml --gpus 10000 parallel.copies=1250 --restart 600
+  vidgen plan recipes/stage1.yaml --gpus 10000 parallel.copies=1250 recompute=auto
 """
 
 
@@ -53,7 +52,14 @@ def amount(what: str) -> Callable[[str], float]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
-    parser.add_argument("--gpu", default="h200", help="a100, h100, h200 (default) or b200")
+    parser.add_argument(
+        "--gpu",
+        default="h200",
+        help="a100, h100, h200 (default) or b200, or the .json that `vidgen doctor --json` wrote",
+    )
+    parser.add_argument(
+        "--links", metavar="FILE", help="what `vidgen doctor --distributed --json` wrote"
+    )
     parser.add_argument("--gpus", metavar="N", type=count, default=8, help="default 8")
     parser.add_argument(
         "--efficiency",
@@ -104,18 +110,20 @@ def run(args: argparse.Namespace) -> None:
     from vidgen.plan import plan
     from vidgen.plan.cost import REPORT, Efficiency
     from vidgen.plan.failures import Reliability, best_interval, effective_fraction
-    from vidgen.train.config import Recipe
+    from vidgen.plan.hardware import gpu_named
+    from vidgen.plan.measured import gpu_measured, with_links
 
-    recipe = read_recipe(args.recipe, args.overrides, Recipe)
+    recipe = read_transformer(args.recipe, args.overrides)
     if args.search:
         print("\n".join(searched(recipe)))
         return
     efficiency = Efficiency(
         compute=args.efficiency or REPORT.compute, goodput=args.goodput or REPORT.goodput
     )
+    gpu = gpu_measured(args.gpu) if args.gpu.endswith(".json") else gpu_named(args.gpu)
     found = plan(
         recipe,
-        args.gpu,
+        with_links(gpu, args.links) if args.links else gpu,
         args.gpus,
         efficiency,
         fit_batches=args.fit_batches,
@@ -187,6 +195,11 @@ def report(found: Plan) -> list[str]:
         for row in found.rows
     ]
     total = f"{found.days:.3g} days, {found.gpu_days:.4g} GPU days, {cost(found)}"
+    hybrid = []
+    if found.better_copies is not None:
+        over = found.gpus // found.better_copies
+        line = f"with parallel.copies={found.better_copies}, parameters divided over {over} GPUs: "
+        hybrid.append(f"{line}{found.better_copies_s:.3g} s a step")
     rate = (
         f"{found.gpus} x {found.gpu.name}, {found.efficiency.compute:.1%} of the peak executed, "
         f"{found.efficiency.goodput:.0%} of the time in steps"
@@ -201,6 +214,7 @@ def report(found: Plan) -> list[str]:
         *table(kept_blocks(found)),
         "",
         f"{found.steps} steps of at most {found.iteration_s:.3g} s: {total}",
+        *hybrid,
     ]
 
 

@@ -219,10 +219,11 @@ def _frame_counts(resolution: str, key: str, step: int, causal: bool) -> list[in
     )  # see models.autoencoder.latent_grid
     valid = [n for n in range(low, high + 1) if n == 1 or (n >= least and (n - extra) % step == 0)]
     if not valid:
-        below = max(1, (low - extra) // step * step + extra)
-        form = f"1 or {step}k + {extra}" if causal else f"1 or a multiple of {step}"
+        below = (low - extra) // step * step + extra
+        above = max(below + step, least)
+        form = f"1 or {step}k + {extra}" if causal else f"1 or a multiple of {step} from {least} on"
         raise UserError(
-            f"{where}: {key} frames; this autoencoder takes {form}, the nearest are {below} and "
-            f"{(low - extra) // step * step + extra + step}"
+            f"{where}: {key} frames; this autoencoder takes {form}, the nearest are "
+            f"{below if below >= least else 1} and {above}"
         )
     return valid

@@ -1,7 +1,9 @@
 """What an entry of the latent cache is made of, and how a clip is made into one."""
 
-import logging
+import math
 import os
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +13,33 @@ from torch import Tensor
 
 from vidgen.data.buckets import Bucket, frame_interval
 from vidgen.data.config import DataConfig
-from vidgen.data.entries import Layout
-from vidgen.data.latents import TENSORS, LatentCache, LatentEntry, content_key
+from vidgen.data.entries import ABSENT, EntryRequest, Layout
+from vidgen.data.latents import TENSORS, LatentCache, LatentEntry, content_key, log_damage
 from vidgen.data.manifest import Clip
 from vidgen.data.video import ClipRequest
-from vidgen.diffusion.conditions import caption
+from vidgen.diffusion.conditions import Piece, all_parts, caption, cut_piece, piece_name
+from vidgen.diffusion.config import ConditionName
 from vidgen.errors import UserError
 from vidgen.models.autoencoder import Autoencoder, latent_grid
 from vidgen.models.text.encoder import TextEncoder
 from vidgen.runtime import ops
+from vidgen.runtime.loader.feed import Filling
+from vidgen.runtime.loader.processes import Lost
 
-_log = logging.getLogger(__name__)
 _DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 
+@dataclass(frozen=True)
+class Found:
+    """What was read of a clip: its entry, or its pixels, of which one is to be made."""
+
+    fields: dict[str, Any]  # of the entry
+    cached: bool
+
+
 class ClipCodec:
-    """Clips to entries: the middle window and centre crop of each, with its caption's features."""
+    """Clips to entries: the middle window and centre crop of each, with its caption's features and
+    what conditions may be given of it."""
 
     def __init__(
         self,
@@ -38,8 +51,10 @@ class ClipCodec:
         suffix: bool,
         device: torch.device | str,
         dtype: torch.dtype,
+        conditions: Collection[ConditionName] = (),
     ) -> None:
-        """`dtype` is what is stored. `suffix`: captions end in frame rate and motion score."""
+        """`dtype` is what is stored. `suffix`: captions end in frame rate and motion score.
+        `conditions`: those that entries must serve."""
         if data.crop != "center" or data.flip:
             raise UserError(
                 "latents are of centre crops, not mirrored; found "
@@ -49,7 +64,9 @@ class ClipCodec:
         self.cache = cache
         self._autoencoder, self._text = autoencoder, text
         self._root, self._fps_max = Path(data.manifest).parent, data.fps_max
+        self._decoder = data.decoder
         self._suffix, self._device, self._dtype = suffix, torch.device(device), dtype
+        self._conditions = conditions
 
     def fields(self, clip: Clip, bucket: Bucket) -> dict[str, Any]:
         """All that decides an entry, the cache's settings aside."""
@@ -79,9 +96,38 @@ class ClipCodec:
             (text.length, text.token_width),
             (text.pooled_width,),
         )
-        return Layout(
-            tuple((name, dtype, shape) for name, shape in zip(TENSORS, shapes, strict=True))
+        given = tuple(
+            (
+                piece_name(piece),
+                dtype,
+                (ae.latent_channels, *latent_grid(ae, piece[1], bucket.height, bucket.width)),
+            )
+            for piece in self._pieces(bucket.frames)
         )
+        return Layout(
+            tuple((name, dtype, shape) for name, shape in zip(TENSORS, shapes, strict=True)) + given
+        )
+
+    def _pieces(self, frames: int) -> list[Piece]:
+        return all_parts(self._conditions, frames, self._autoencoder)
+
+    def read(self, clip: Clip, bucket: Bucket) -> Filling[Found | str]:
+        """Fills a slot with the clip's entry or, where there is none, its pixels; returns why it
+        cannot be read otherwise."""
+        try:
+            fields = self.fields(clip, bucket)
+        except OSError as error:
+            return f"cannot be read: {error}"
+        path = self.cache.path(content_key(fields))
+        rolling = self.cache.rolling_bytes is not None
+        if path.is_file():  # or a worker would be asked twice for most clips of a new folder
+            answer = yield EntryRequest(str(path), self.layout(bucket), touch=rolling)
+            if answer is None:
+                return Found(fields, cached=True)
+            if answer != ABSENT:
+                log_damage(path, _reason(answer))
+        answer = yield self.request(clip, fields)
+        return Found(fields, cached=False) if answer is None else _reason(answer)
 
     def request(self, clip: Clip, fields: dict[str, Any]) -> ClipRequest:
         """The pixels an entry is made of."""
@@ -93,7 +139,15 @@ class ClipCodec:
             crop_at=(0.5, 0.5),
             flip=False,
             expect=(clip.height, clip.width),
+            decoder=self._decoder,
         )
+
+    def take(self, contents: Tensor, bucket: Bucket, row: int, found: Found) -> LatentEntry:
+        """Of the bytes that `read` has filled, wherever they are now."""
+        if found.cached:
+            return self.entry(contents, bucket, found.fields)
+        video = (bucket.frames, bucket.height, bucket.width, 3)
+        return self.encode(contents[: math.prod(video)].view(video), row, found.fields)
 
     @torch.no_grad()
     def encode(self, pixels_THWC: Tensor, row: int, fields: dict[str, Any]) -> LatentEntry:
@@ -101,11 +155,19 @@ class ClipCodec:
         pixels_BTHWC = pixels_THWC[None].to(self._device)
         video = ops.video_to_input(pixels_BTHWC, 0.5, 0.5, torch.float32)
         features = self._text.encode([fields["text"]])
+
+        def latent(part_CTHW: Tensor) -> Tensor:
+            return self._autoencoder.encode(part_CTHW[None], seeds=[row])[0].to(self._dtype)
+
         entry = LatentEntry(
-            self._autoencoder.encode(video, seeds=[row])[0].to(self._dtype),
+            latent(video[0]),
             features.tokens_BLD[0].to(self._dtype),
             features.pooled_BD[0].to(self._dtype),
             fields,
+            {
+                piece_name(piece): latent(cut_piece(piece, video[0]))
+                for piece in self._pieces(video.shape[2])
+            },
         )
         self.cache.put(content_key(fields), entry)
         return entry
@@ -113,8 +175,15 @@ class ClipCodec:
     def entry(self, contents: Tensor, bucket: Bucket, fields: dict[str, Any]) -> LatentEntry:
         """Of the bytes an `EntryRequest` read, wherever they are now."""
         layout = self.layout(bucket)
-        latent, tokens, pooled = (
-            contents[place].view(self._dtype).view(shape)
-            for (_, _, shape), place in zip(layout.tensors, layout.places().values(), strict=True)
-        )
-        return LatentEntry(latent, tokens, pooled, fields)
+        tensors = {
+            name: contents[place].view(self._dtype).view(shape)
+            for (name, _, shape), place in zip(
+                layout.tensors, layout.places().values(), strict=True
+            )
+        }
+        latent, tokens, pooled = (tensors.pop(name) for name in TENSORS)
+        return LatentEntry(latent, tokens, pooled, fields, tensors)
+
+
+def _reason(answer: str | Lost) -> str:
+    return answer.reason if isinstance(answer, Lost) else answer

@@ -1,84 +1,111 @@
 """A whole data set's latents and text features, computed once."""
 
 import logging
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
+import numpy as np
 import torch
 
 from vidgen.data.buckets import BucketTable, assign
-from vidgen.data.codec import ClipCodec
+from vidgen.data.codec import ClipCodec, Found
 from vidgen.data.config import DataConfig
-from vidgen.data.latents import EncodeCounts, LatentCache, content_key, facts_of, settings_of
+from vidgen.data.latents import EncodeCounts
+from vidgen.data.loader import sample_shape
 from vidgen.data.manifest import Manifest
-from vidgen.data.video import BadClip, read_clip
 from vidgen.errors import UserError
-from vidgen.models.autoencoder import Autoencoder
-from vidgen.models.text.encoder import TextEncoder
+from vidgen.runtime.loader.feed import Feed, Filling, Job
+from vidgen.runtime.memory import Arena, Lane
 
 _log = logging.getLogger(__name__)
 
 
 def encode_manifest(
     data: DataConfig,
-    autoencoder: Autoencoder,
-    text: TextEncoder,
-    out_dir: str | os.PathLike[str],
+    codec: ClipCodec,
     *,
-    encoders: Mapping[str, Any],
     device: torch.device | str,
-    dtype: torch.dtype,
-    suffix: bool = False,
+    temporal_step: int = 4,
+    causal: bool = True,
     spatial_multiple: int = 16,
     rank: int = 0,
     world: int = 1,
     progress: Callable[[EncodeCounts], None] | None = None,
 ) -> EncodeCounts:
-    """Encode the middle window and centre crop of each clip that has a bucket.
+    """Add to the codec's cache what it lacks of each clip that has a bucket.
 
-    What is there already is kept, so a stopped run goes on where it was. `encoders` is the
-    configuration (JSON's types) of both encoders: a cache made by others is refused. `dtype` is
-    what is stored. Ranks share out the rows.
+    What is there already is kept, so a stopped run goes on where it was. Clips are read by
+    `data.workers` processes while those before them are encoded. Ranks share out the rows.
     """
     manifest = Manifest.open(data.manifest, check=data.check_files)
     table = BucketTable(
-        data,
-        temporal_step=autoencoder.compression[0],
-        causal=autoencoder.causal,
-        spatial_multiple=spatial_multiple,
+        data, temporal_step=temporal_step, causal=causal, spatial_multiple=spatial_multiple
     )
     assignment = assign(table, manifest, None)
-    rows = (assignment.bucket_of_row >= 0).nonzero()[0][rank::world].tolist()
-    if not rows and rank == 0:
+    bucket_of = {
+        int(row): table.buckets[assignment.bucket_of_row[row]]
+        for row in (assignment.bucket_of_row >= 0).nonzero()[0]
+    }
+    if not bucket_of:
         why = "; ".join(f"{count} {reason}" for reason, count in assignment.left_out.items())
         raise UserError(f"no clip of {manifest.path} has a bucket: {why}. Change data.buckets")
-    facts = facts_of(autoencoder, text)
-    cache = LatentCache(out_dir, settings_of(encoders, facts, dtype, suffix))
-    codec = ClipCodec(cache, autoencoder, text, data, suffix=suffix, device=device, dtype=dtype)
+    if rank == 0:
+        codec.cache.sweep()
+    rows = list(bucket_of)[rank::world]
     counts = EncodeCounts(len(rows))
-    for row in rows:
-        clip, bucket = manifest[row], table.buckets[assignment.bucket_of_row[row]]
-        try:
-            fields = codec.fields(clip, bucket)
-            if cache.get(content_key(fields)) is not None:
+    if not rows:
+        return counts
+
+    def fill(row: int, sample: int, out: np.ndarray) -> Filling[Found | str]:
+        return codec.read(manifest[row], bucket_of[row])
+
+    shapes = {bucket: sample_shape(bucket, codec) for bucket in {bucket_of[row] for row in rows}}
+    workers = min(data.workers, len(rows))
+    ahead = workers + data.prefetch if workers else 1
+    on_host = torch.device(device).type == "cpu"
+    slot = max(shape[0] for shape in shapes.values())
+    # On the host a clip is encoded in its slot, and while that of the next is made.
+    arena = Arena(
+        (ahead + 2 * on_host) * (slot + 256),
+        pinned=not on_host,
+        shared=workers > 0,
+        name="encode arena",
+    )
+    feed: Feed[int, Found | str] = Feed(
+        (Job(row, (1, *shapes[bucket_of[row]])) for row in rows),
+        fill,
+        arena=arena,
+        lane=None if on_host else Lane(device, name="encode lane"),
+        largest=slot,
+        workers=workers,
+        ahead=ahead,
+        timeout_s=data.clip_timeout_s,
+        name="encode",
+    )
+    try:
+        for _ in rows:
+            row, contents, (found,) = feed.next()
+            if isinstance(found, str):
+                counts = replace(counts, unreadable=counts.unreadable + 1)
+                _pass_over(manifest, row, found, counts.unreadable, data.bad_clip_limit)
+            elif found.cached:
                 counts = replace(counts, cached=counts.cached + 1)
             else:
-                request = codec.request(clip, fields)
-                pixels_THWC = read_clip(
-                    request.path, request.frame_indices, size=request.size, expect=request.expect
-                )
-                codec.encode(torch.from_numpy(pixels_THWC), row, fields)
+                codec.take(contents[0], bucket_of[row], row, found)
                 counts = replace(counts, computed=counts.computed + 1)
-        except (BadClip, FileNotFoundError) as error:
-            _log.warning("clip %s (row %d) is passed over: %s", clip.path, row, error)
-            counts = replace(counts, unreadable=counts.unreadable + 1)
-            if counts.unreadable > data.bad_clip_limit:
-                raise UserError(
-                    f"{counts.unreadable} clips cannot be read, more than data.bad_clip_limit="
-                    f"{data.bad_clip_limit}; the last is {clip.path}: {error}"
-                ) from error
-        if progress is not None:
-            progress(counts)
+            if progress is not None:
+                progress(counts)
+    finally:
+        feed.close()
+    arena.close()
     return counts
+
+
+def _pass_over(manifest: Manifest, row: int, reason: str, bad: int, limit: int) -> None:
+    path = manifest[row].path
+    _log.warning("clip %s (row %d) is passed over: %s", path, row, reason)
+    if bad > limit:
+        raise UserError(
+            f"{bad} clips cannot be read, more than data.bad_clip_limit={limit}; the last is "
+            f"{path}: {reason}"
+        )

@@ -1,5 +1,6 @@
 """Entries of the latent cache as files, for a worker process to read: no torch here."""
 
+import contextlib
 import json
 import math
 import os
@@ -39,10 +40,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class EntryRequest:
-    """Reads an entry's tensors in the layout's order; answers None, or what is wrong with it."""
+    """Reads an entry's tensors in the layout's order; answers None, or what is wrong with it.
+
+    An entry that lacks one of them, made for other conditions, counts as `ABSENT`.
+    """
 
     path: str
     layout: Layout
+    touch: bool = False  # say in the file's time that it was used
 
     def __call__(self, out: np.ndarray) -> str | None:
         try:
@@ -56,10 +61,15 @@ class EntryRequest:
         for (name, dtype, shape), place in zip(
             self.layout.tensors, self.layout.places().values(), strict=True
         ):
-            there = header.get(name, {})
-            if (there.get("dtype"), there.get("shape")) != (dtype, list(shape)):
-                return f"has {name} as {there.get('dtype')} {there.get('shape')}"
+            there = header.get(name)
+            if there is None:
+                return ABSENT
+            if (there["dtype"], there["shape"]) != (dtype, list(shape)):
+                return f"has {name} as {there['dtype']} {there['shape']}"
             flat[place] = data[slice(*there["data_offsets"])]
+        if self.touch:
+            with contextlib.suppress(OSError):  # dropped meanwhile, or another's file
+                os.utime(self.path)
         return None
 
 

@@ -1,11 +1,13 @@
 """A cache of latents and text features, one file a clip, for training without the encoders."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from vidgen.runtime.crc32c import crc32c
 _log = logging.getLogger(__name__)
 _VERSION = 2
 _SETTINGS = "cache.json"
+_ABANDONED_S = 3600.0  # no entry takes so long to write
 TENSORS = ("latent_CTHW", "tokens_LD", "pooled_D")
 
 
@@ -30,6 +33,8 @@ class LatentEntry:
     tokens_LD: Tensor
     pooled_D: Tensor
     fields: dict[str, Any]  # what the key was made of
+    given: dict[str, Tensor] = field(default_factory=dict)
+    """Latents (C, T, H, W) of the clip's ends, each encoded by itself: what conditions give."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +52,37 @@ class EncodeCounts:
 class LatentCache:
     """A folder whose `cache.json` says what made its entries; they are found by content keys."""
 
-    def __init__(self, root: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
-        """Open or begin a cache; one made with other settings is refused, naming the field."""
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        settings: Mapping[str, Any],
+        *,
+        rolling_bytes: int | None = None,
+        ranks: int = 1,
+    ) -> None:
+        """Open or begin a cache; one made with other settings is refused, naming the field.
+
+        `rolling_bytes` is what its entries may take, the `ranks` that write to it together.
+        """
         self.root = Path(root)
-        mine = json.loads(json.dumps({"version": _VERSION, **settings}))
+        self.rolling_bytes, self._written = rolling_bytes, 0
+        # All ranks together write an eighth at most between two looks at the folder.
+        self._look_after = 0 if rolling_bytes is None else rolling_bytes // (8 * ranks)
+        rolling = rolling_bytes is not None
+        mine = json.loads(json.dumps({"version": _VERSION, "rolling": rolling, **settings}))
         theirs = read_settings(root)
         if theirs is None:
             self.root.mkdir(parents=True, exist_ok=True)
             text = json.dumps(mine, indent=1)
             _write_whole(self.root / _SETTINGS, lambda partial: partial.write_text(text))
         else:
-            for field, there, here in _differences(theirs, mine):
+            for name, there, here in _differences(theirs, mine):
                 raise UserError(
-                    f"the cache {self.root} was made with {field}={there}, this run has {here}; "
+                    f"the cache {self.root} was made with {name}={there}, this run has {here}; "
                     "name another folder, or delete this one"
                 )
+        if rolling:
+            self.make_room()
 
     def path(self, key: str) -> Path:
         return self.root / key[:2] / f"{key}.safetensors"
@@ -74,22 +95,25 @@ class LatentCache:
         try:
             _, record, content = read_file(path)
             tensors = load(content)
-            latent, tokens, pooled = (tensors[name] for name in TENSORS)
+            latent, tokens, pooled = (tensors.pop(name) for name in TENSORS)
             fields = record["fields"]
         except FileNotFoundError:
             return None
         except (DamagedEntry, OSError, KeyError) as error:
             log_damage(path, str(error))
             return None
-        return LatentEntry(latent, tokens, pooled, fields)
+        return LatentEntry(latent, tokens, pooled, fields, tensors)
 
     def put(self, key: str, entry: LatentEntry) -> None:
         """The file appears whole or not at all."""
         from safetensors.torch import save
 
         tensors = {
-            name: getattr(entry, name).detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name in TENSORS
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in {
+                **{name: getattr(entry, name) for name in TENSORS},
+                **entry.given,
+            }.items()
         }
         plain = save(tensors)
         data = memoryview(plain)[8 + int.from_bytes(plain[:8], "little") :]
@@ -99,6 +123,35 @@ class LatentCache:
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_whole(path, lambda partial: partial.write_bytes(content))
+        if self.rolling_bytes is not None:
+            self._written += len(content)
+            if self._written > self._look_after:
+                self._written = 0
+                self.make_room()
+
+    def make_room(self) -> None:
+        """Drop the entries used longest ago until an eighth of the budget is free. Another rank
+        that does the same at this time drops the same ones."""
+        assert self.rolling_bytes is not None
+        self.sweep()
+        found = []
+        for path in self.root.glob("??/*.safetensors"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                found.append((status.st_mtime_ns, status.st_size, path))
+        held = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if held <= self.rolling_bytes - self.rolling_bytes // 8:
+                return
+            path.unlink(missing_ok=True)
+            held -= size
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed left half written."""
+        for path in self.root.glob("??/.*.tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                    path.unlink()
 
 
 def log_damage(path: Path, reason: str) -> None:
@@ -136,7 +189,7 @@ def read_settings(root: str | os.PathLike[str]) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     settings: dict[str, Any] = json.loads(path.read_text())
-    return settings
+    return {"rolling": False, **settings}
 
 
 def content_key(fields: Mapping[str, Any]) -> str:

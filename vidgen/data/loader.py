@@ -5,17 +5,19 @@ import json
 import logging
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vidgen.data.ahead import Ahead
 from vidgen.data.buckets import Bucket, BucketTable
 from vidgen.data.codec import ClipCodec
 from vidgen.data.config import DataConfig
-from vidgen.data.extras import pyav
+from vidgen.data.extras import pyav, torchcodec
 from vidgen.data.manifest import Manifest
 from vidgen.data.order import EpochOrder
 from vidgen.data.reading import EntryReader, Plan, Reader, Sample, too_many_bad
@@ -35,6 +37,12 @@ class Latents:
 
     latent_BCTHW: Tensor
     text: TextFeatures
+    given: dict[str, Tensor]
+    """Of the clips' ends, (B, C, T, H, W), by `diffusion.conditions.piece_name`."""
+
+    def tensors(self) -> list[Tensor]:
+        text = self.text
+        return [self.latent_BCTHW, text.tokens_BLD, text.pooled_BD, *self.given.values()]
 
 
 @dataclass(frozen=True)
@@ -90,6 +98,8 @@ class Loader:
             why = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
             _log.warning("clips of %s in no batch of epoch 0: %s", manifest.path, why)
         pyav("Reading clips")  # here rather than in every worker
+        if cfg.decoder == "torchcodec":
+            torchcodec("Reading clips")
         self._reader = (
             Reader(cfg, manifest, seed)
             if codec is None
@@ -109,7 +119,8 @@ class Loader:
             name="loader arena",
         )
         self._lane = None if on_host else Lane(device, name="loader lane")
-        self._feed: Feed[Plan, Sample] | None = None
+        self._device = torch.device(device)
+        self._next: Callable[[], _Ready] | None = None
         self._close_feed: Any = None
         self.replaced = 0
         """Samples of this rank, up to the last batch, whose clip was unreadable."""
@@ -129,24 +140,10 @@ class Loader:
 
     def __next__(self) -> Batch:
         self.check_bad_clips(self.bad_clips)
-        if self._feed is None:
-            self._feed = Feed(
-                self._orders.jobs(self._epoch, self._step, self._micro_step),
-                self._reader.fill,
-                arena=self._arena,
-                lane=self._lane,
-                largest=self._slot,
-                workers=self._cfg.workers,
-                ahead=self._cfg.prefetch,
-                timeout_s=self._cfg.clip_timeout_s,
-            )
-            self._close_feed = weakref.finalize(self, self._feed.close)
-        plan, contents, samples = self._feed.next()
-        pixels, latents = (
-            (contents, None)
-            if self._codec is None
-            else (None, self._latents(self._codec, plan.step.bucket, contents, samples))
-        )
+        if self._next is None:
+            self._next = self._begin()
+        plan, contents, samples = self._next()
+        pixels, latents = (None, contents) if isinstance(contents, Latents) else (contents, None)
         self._epoch, self._step = plan.epoch, plan.step_in_epoch
         self._micro_step = plan.micro_step + 1
         if self._micro_step == self._accumulate:
@@ -154,6 +151,9 @@ class Loader:
         for sample in samples:
             self.replaced += bool(sample.passed)
             self.bad_clips |= sample.passed
+            if sample.found is not None:
+                self.cached += sample.found.cached
+                self.computed += not sample.found.cached
         return Batch(
             pixels_BTHWC=pixels,
             latents=latents,
@@ -167,29 +167,28 @@ class Loader:
             micro_step=plan.micro_step,
         )
 
-    def _latents(
-        self, codec: ClipCodec, bucket: Bucket, contents: Tensor, samples: list[Sample]
-    ) -> Latents:
-        """Of a slot in which each sample is an entry, or the pixels to make one of."""
-        entries = []
-        video = (bucket.frames, bucket.height, bucket.width, 3)
-        for sample, own in zip(samples, contents, strict=True):
-            assert sample.fields is not None
-            if sample.cached:
-                entries.append(codec.entry(own, bucket, sample.fields))
-            else:
-                pixels_THWC = own[: math.prod(video)].view(video)
-                entries.append(codec.encode(pixels_THWC, sample.clip.row, sample.fields))
-        cached = sum(sample.cached for sample in samples)
-        self.cached += cached
-        self.computed += len(samples) - cached
-        return Latents(
-            torch.stack([entry.latent_CTHW for entry in entries]),
-            TextFeatures(
-                torch.stack([entry.tokens_LD for entry in entries]),
-                torch.stack([entry.pooled_D for entry in entries]),
-            ),
+    def _begin(self) -> "Callable[[], _Ready]":
+        """Start reading at the next batch; what gives one after the other."""
+        feed: Feed[Plan, Sample] = Feed(
+            self._orders.jobs(self._epoch, self._step, self._micro_step),
+            self._reader.fill,
+            arena=self._arena,
+            lane=self._lane,
+            largest=self._slot,
+            workers=self._cfg.workers,
+            ahead=self._cfg.prefetch,
+            timeout_s=self._cfg.clip_timeout_s,
         )
+        if self._codec is None:
+            self._close_feed = weakref.finalize(self, feed.close)
+            return feed.next
+        make, latents = partial(_with_latents, feed, self._codec), self._cfg.latents
+        if latents is None or not latents.ahead:
+            self._close_feed = weakref.finalize(self, feed.close)
+            return make
+        ahead = Ahead(make, lambda ready: ready[1].tensors(), latents.ahead, self._device)
+        self._close_feed = weakref.finalize(self, _close_both, ahead, feed)
+        return ahead.next
 
     def check_bad_clips(self, bad: dict[int, str]) -> None:
         """Raise where these are more than the recipe allows. One rank's own are checked with every
@@ -251,7 +250,7 @@ class Loader:
     def _stop(self) -> None:
         if self._close_feed is not None:
             self._close_feed()
-        self._feed = self._close_feed = None
+        self._next = self._close_feed = None
 
     def _check_same(self, state: dict[str, Any]) -> None:
         mine = self.state_dict()
@@ -307,6 +306,33 @@ class Loader:
         return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
+_Ready = tuple[Plan, Tensor | Latents, list[Sample]]
+
+
+def _with_latents(feed: Feed[Plan, Sample], codec: ClipCodec) -> tuple[Plan, Latents, list[Sample]]:
+    """The next of a feed whose slots hold, for each sample, an entry or the pixels to make one."""
+    plan, contents, samples = feed.next()
+    entries = []
+    for sample, own in zip(samples, contents, strict=True):
+        assert sample.found is not None
+        entries.append(codec.take(own, plan.step.bucket, sample.clip.row, sample.found))
+    latents = Latents(
+        torch.stack([entry.latent_CTHW for entry in entries]),
+        TextFeatures(
+            torch.stack([entry.tokens_LD for entry in entries]),
+            torch.stack([entry.pooled_D for entry in entries]),
+        ),
+        {name: torch.stack([e.given[name] for e in entries]) for name in entries[0].given},
+    )
+    return plan, latents, samples
+
+
+def _close_both(ahead: Ahead[Any], feed: Feed[Any, Any]) -> None:
+    feed.stop()
+    ahead.close()
+    feed.close()
+
+
 def sample_shape(bucket: Bucket, codec: ClipCodec | None) -> tuple[int, ...]:
     """Of one sample in a slot, in bytes: a video, or room for either an entry or its video."""
     video = (bucket.frames, bucket.height, bucket.width, 3)
@@ -336,7 +362,8 @@ class _Orders:
         self._latest: tuple[int, EpochOrder] | None = None
 
     def of(self, epoch: int) -> EpochOrder:
-        if self._latest is None or self._latest[0] != epoch:
+        latest = self._latest  # another thread may put another there
+        if latest is None or latest[0] != epoch:
             order = EpochOrder(
                 self._table,
                 self._manifest,
@@ -344,8 +371,8 @@ class _Orders:
                 epoch=epoch,
                 shares=self._world * self._accumulate,
             )
-            self._latest = epoch, order
-        return self._latest[1]
+            latest = self._latest = epoch, order
+        return latest[1]
 
     def jobs(self, epoch: int, first_step: int, micro_step: int) -> Iterator[Job[Plan]]:
         while True:

@@ -4,14 +4,12 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vidgen.data.buckets import frame_interval
 from vidgen.data.config import DataConfig
-from vidgen.data.entries import ABSENT, EntryRequest
-from vidgen.data.latents import content_key, log_damage
 from vidgen.data.manifest import Clip, Manifest
 from vidgen.data.order import Step, sample_draws
 from vidgen.data.video import ClipRequest
@@ -20,7 +18,7 @@ from vidgen.runtime.loader.feed import Filling
 from vidgen.runtime.loader.processes import Lost
 
 if TYPE_CHECKING:
-    from vidgen.data.codec import ClipCodec
+    from vidgen.data.codec import ClipCodec, Found
 
 _log = logging.getLogger(__name__)
 
@@ -41,8 +39,7 @@ class Sample:
     clip: Clip
     fps: float  # of the frames as read
     passed: dict[int, str]  # rows tried before it, and why they cannot be read
-    fields: dict[str, Any] | None = None  # of its entry in the latent cache
-    cached: bool = False  # an entry was read; else its pixels, of which one is to be made
+    found: "Found | None" = None  # where there is a latent cache
 
 
 class Reader:
@@ -95,6 +92,7 @@ class Reader:
             crop_at=(draws.top, draws.left) if self._cfg.crop == "random" else (0.5, 0.5),
             flip=self._cfg.flip and draws.flip < 0.5,
             expect=(clip.height, clip.width),
+            decoder=self._cfg.decoder,
         )
         return request, clip.fps / interval
 
@@ -120,24 +118,11 @@ class EntryReader(Reader):
     def fill(self, plan: Plan, sample: int, out: np.ndarray) -> Filling[Sample]:
         """`out` is bytes, enough for either."""
         bucket, passed = plan.step.bucket, dict[int, str]()
-        layout = self._codec.layout(bucket)
         for clip in self._candidates(plan, sample, passed):
-            try:
-                fields = self._codec.fields(clip, bucket)
-            except OSError as error:
-                self._pass_over(clip, f"cannot be read: {error}", passed)
-                continue
-            fps = clip.fps / fields["interval"]
-            path = self._codec.cache.path(content_key(fields))
-            answer = yield EntryRequest(str(path), layout)
-            if answer is None:
-                return Sample(clip, fps, passed, fields, cached=True)
-            if answer != ABSENT:
-                log_damage(path, answer.reason if isinstance(answer, Lost) else answer)
-            answer = yield self._codec.request(clip, fields)
-            if answer is None:
-                return Sample(clip, fps, passed, fields)
-            self._pass_over(clip, answer.reason if isinstance(answer, Lost) else answer, passed)
+            found = yield from self._codec.read(clip, bucket)
+            if not isinstance(found, str):
+                return Sample(clip, clip.fps / found.fields["interval"], passed, found)
+            self._pass_over(clip, found, passed)
         raise none_can_be_read(plan, passed)
 
 

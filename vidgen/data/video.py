@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from vidgen.data import png
+from vidgen.data import png, torchcodec_frames
 from vidgen.data.extras import pyav
 from vidgen.data.packets import BadClip, decode, pick
 from vidgen.data.scale import ToRGB, displayed_size
 from vidgen.errors import UserError
+
+Decoder = Literal["pyav", "torchcodec"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class ClipRequest:
     crop_at: tuple[float, float]
     flip: bool
     expect: tuple[int, int]
+    decoder: Decoder = "pyav"
 
     def __call__(self, out: np.ndarray) -> str | None:
         shape = (len(self.frame_indices), *self.size, 3)
@@ -62,6 +65,7 @@ class ClipRequest:
                 flip=self.flip,
                 expect=self.expect,
                 out=out.reshape(-1)[: math.prod(shape)].reshape(shape),
+                decoder=self.decoder,
             )
         except BadClip as error:
             return str(error)
@@ -77,6 +81,7 @@ def read_clip(
     flip: bool = False,
     expect: tuple[int, int] | None = None,
     out: np.ndarray | None = None,
+    decoder: Decoder = "pyav",
 ) -> np.ndarray:
     """Frames (T, H, W, 3) uint8 RGB at the given places in display order, which must ascend.
 
@@ -89,7 +94,8 @@ def read_clip(
         raise ValueError(f"frame indices must ascend from 0 or more; got {indices[:8]}")
     to_rgb = ToRGB(size, crop_at)
     done = set()
-    for place, frame in _frames_at(path, indices):
+    frames_at = torchcodec_frames.frames_at if decoder == "torchcodec" else _frames_at
+    for place, frame in frames_at(path, indices):
         if frame.is_corrupt:
             raise BadClip(f"frame {indices[place]} is damaged")
         displayed = displayed_size(frame)

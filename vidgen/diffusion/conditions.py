@@ -3,13 +3,15 @@
 A condition is a mask channel, 1 on the latent frames that are given, and the latents there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from vidgen.diffusion.config import ConditionName
 from vidgen.models.autoencoder import Autoencoder
+
+Piece = tuple[str, int]  # the end of a clip it lies at ("head" or "tail"), pixel frames
 
 CLIP_LATENTS = 8  # latent frames of a given clip (v2v), besides a causal encoder's first
 
@@ -38,11 +40,17 @@ def frames_needed(name: ConditionName, ae: Autoencoder) -> int:
     return given * ae.compression[0] + (1 if ae.causal else ae.compression[0])
 
 
-def given_parts(name: ConditionName, ae: Autoencoder) -> list[tuple[str, int]]:
-    """(end, pixel frames) of each piece of video a condition is given."""
+def given_parts(name: ConditionName, ae: Autoencoder) -> list[Piece]:
+    """The pieces of video a condition is given."""
     ends = {"head": ["head"], "tail": ["tail"], "loop": ["head", "tail"]}.get(name[4:], [])
     frames = clip_frames(ae) if name.startswith("v2v") else 1
     return [(end, frames) for end in ends]
+
+
+def all_parts(names: Iterable[ConditionName], frames: int, ae: Autoencoder) -> list[Piece]:
+    """Every piece that a clip of so many frames may be given."""
+    fitting = [name for name in names if frames >= frames_needed(name, ae)]
+    return sorted({piece for name in fitting for piece in given_parts(name, ae)})
 
 
 def given_latents(
@@ -57,13 +65,24 @@ def given_latents(
     `pieces` are the given pixels (3, T, H, W) in the order of `given_parts`. Each is encoded by
     itself, so nothing of the video to be generated leaks into it.
     """
-    device = pieces[0].device if pieces else None
-    mask = torch.zeros(1, *grid, device=device)
-    latents = torch.zeros(ae.latent_channels, *grid, device=device)
     for (end, frames), piece in zip(given_parts(name, ae), pieces, strict=True):
         if piece.shape[1] != frames:
             raise ValueError(f"{name} is given {frames} frames at its {end}, not {piece.shape[1]}")
-        part = ae.encode(piece[None], [seed])[0]
+    parts = [ae.encode(piece[None], [seed])[0] for piece in pieces]
+    return place_latents(name, parts, ae, grid, device=pieces[0].device if pieces else None)
+
+
+def place_latents(
+    name: ConditionName,
+    parts: Sequence[Tensor],
+    ae: Autoencoder,
+    grid: tuple[int, int, int],
+    device: torch.device | None,
+) -> tuple[Tensor, Tensor]:
+    """`given_latents` of pieces that are latents already, each (C, t, h, w)."""
+    mask = torch.zeros(1, *grid, device=device)
+    latents = torch.zeros(ae.latent_channels, *grid, device=device)
+    for (end, _), part in zip(given_parts(name, ae), parts, strict=True):
         place = slice(0, part.shape[1]) if end == "head" else slice(-part.shape[1], None)
         mask[:, place] = 1
         latents[:, place] = part.to(latents.dtype)
@@ -72,10 +91,18 @@ def given_latents(
 
 def cut_pieces(name: ConditionName, video_CTHW: Tensor, ae: Autoencoder) -> list[Tensor]:
     """The given pieces of a training clip."""
-    return [
-        video_CTHW[:, :frames] if end == "head" else video_CTHW[:, -frames:]
-        for end, frames in given_parts(name, ae)
-    ]
+    return [cut_piece(piece, video_CTHW) for piece in given_parts(name, ae)]
+
+
+def piece_name(piece: Piece) -> str:
+    """Of its latents where they are kept: "given_head_33"."""
+    end, frames = piece
+    return f"given_{end}_{frames}"
+
+
+def cut_piece(piece: Piece, video_CTHW: Tensor) -> Tensor:
+    end, frames = piece
+    return video_CTHW[:, :frames] if end == "head" else video_CTHW[:, -frames:]
 
 
 def condition_channels(mask_B1THW: Tensor, latents_BCTHW: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def standing(workload: Workload, gpu: Gpu, gpus: int) -> Memory:
     return Memory(
         parameters=FP32 * shard + BF16 * gathered,
         gradients=FP32 * (shard + whole),
-        optimizer=2 * FP32 * shard,
+        optimizer=workload.state_bytes * shard,
         ema=FP32 * shard if workload.ema else 0.0,
         activations=0.0,
         encoders=encoders.weight_bytes() + workspace,

@@ -38,6 +38,11 @@ GPUS = {
 }
 
 
+def of_device(name: str) -> Gpu | None:
+    """The figures of what a driver calls, say, "NVIDIA H200"."""
+    return next((gpu for gpu in GPUS.values() if gpu.name.upper() in name.upper()), None)
+
+
 def gpu_named(name: str) -> Gpu:
     found = GPUS.get(name.lower())
     if found is None:

@@ -12,6 +12,7 @@ from vidgen.runtime.memory.policy import BlockMemory
 # Frames, rows and columns behind one latent position, by the autoencoder's kind.
 _COMPRESSION = {"video_dcae": (4, 32, 32)}
 _COMPRESSION_USUAL = (4, 8, 8)
+_STATE_BYTES = {"fp32": 8, "bf16": 4, "8bit": 2}
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Workload:
     blocks: tuple[BlockMemory, ...] | None = None  # None: for each bucket what costs least
     host_bytes: float = 32e9  # of a GPU's share of pinned memory for activations
     compiled: bool = False
+    state_bytes: int = 8  # of a parameter's two moments
     ema: bool = True
 
     def grid(self, bucket: Bucket) -> tuple[int, int, int]:
@@ -83,6 +85,7 @@ def workload_of(recipe: Any) -> Workload:
         blocks=recipe.block_memory(),
         host_bytes=recipe.offload.host_gb * 1e9,
         compiled=recipe.train.compile,
+        state_bytes=_STATE_BYTES[recipe.optim.states],
         ema=recipe.train.ema_decay is not None,
     )
     budget = recipe.data.tokens or 0

@@ -10,7 +10,7 @@ from vidgen.errors import UserError
 from vidgen.models.mmdit.model import Context, Stream, call_block
 from vidgen.plan.blocks import keeping
 from vidgen.plan.cost import REPORT, kept, standing
-from vidgen.plan.hardware import GPUS, Gpu
+from vidgen.plan.hardware import GPUS, Gpu, of_device
 from vidgen.plan.workload import Workload
 from vidgen.runtime.memory import Arena, Lane
 from vidgen.runtime.memory.offload import Offloader
@@ -25,7 +25,7 @@ def gpu_at_hand(device: torch.device) -> Gpu:
             'what to recompute, such as "recompute={dual: 0, single: 0}"'
         )
     name = torch.cuda.get_device_name(device)
-    known = next((gpu for gpu in GPUS.values() if gpu.name.upper() in name.upper()), None)
+    known = of_device(name)
     if known is None:
         raise UserError(
             f"recompute is auto, and there are no figures for the GPU {name!r}, only for "

@@ -22,6 +22,9 @@ from vidgen.diffusion.conditions import (
     cut_pieces,
     frames_needed,
     given_latents,
+    given_parts,
+    piece_name,
+    place_latents,
 )
 from vidgen.diffusion.config import ConditionConfig, ConditionName, FlowConfig
 from vidgen.models.autoencoder import Autoencoder, latent_grid
@@ -82,9 +85,7 @@ class ExampleMaker:
                 (self._ae.latent_channels, *grid),
             )
         else:
-            # Of text alone (a cache holds no given frames), so no pixel is looked at.
-            video = batch.latents.latent_BCTHW.new_empty(len(draws), 3, 0, 1, 1)
-            clean = batch.latents.latent_BCTHW.float()
+            video, clean = None, batch.latents.latent_BCTHW.float()
 
         alpha = flow.shift_alpha(self._flow, grid)
         t_B = torch.stack([flow.sample_timestep(alpha, d.generator) for d in draws])
@@ -101,7 +102,7 @@ class ExampleMaker:
             target_BVD=patchify(target, patch),
             t_B=t_B,
             text=self._encode_text(batch, draws),
-            cond_BVD=self._condition(video, grid, draws) if self._model.cond_embed else None,
+            cond_BVD=self._condition(batch, video, grid, draws) if self._model.cond_embed else None,
             guidance_B=guidance,
             grid=(grid[0], grid[1] // patch, grid[2] // patch),
         )
@@ -132,22 +133,35 @@ class ExampleMaker:
         return torch.tensor([d.random.random() < probability for d in draws], device=self._device)
 
     def _condition(
-        self, video: Tensor, grid: tuple[int, int, int], draws: list["_Draws"]
+        self, batch: Batch, video: Tensor | None, grid: tuple[int, int, int], draws: list["_Draws"]
     ) -> Tensor:
-        names = [self._choose(video.shape[2], draw.random) for draw in draws]
+        names = [self._choose(batch.bucket.frames, draw.random) for draw in draws]
 
-        def encode(mine: slice) -> Tensor:
-            channels = []
-            for name, clip, draw in zip(names[mine], video[mine], draws[mine], strict=True):
-                pieces = cut_pieces(name, clip, self._ae)
-                mask, given = given_latents(name, pieces, self._ae, grid, draw.encoder_seed)
-                pair = (part[None].to(self._device) for part in (mask, given))
-                channels.append(condition_channels(*pair))
-            return torch.cat(channels)
+        def given(sample: int) -> tuple[Tensor, Tensor]:
+            name = names[sample]
+            if video is None:
+                assert batch.latents is not None
+                kept = batch.latents.given
+                parts = [kept[piece_name(p)][sample] for p in given_parts(name, self._ae)]
+                return place_latents(name, parts, self._ae, grid, self._device)
+            pieces = cut_pieces(name, video[sample], self._ae)
+            return given_latents(name, pieces, self._ae, grid, draws[sample].encoder_seed)
 
-        # From the other end: with fewer samples than ranks, those without a clip take conditions.
-        shape = (1 + self._ae.latent_channels, *grid)
-        channels = self._divided(len(draws), encode, shape, last_first=True)
+        def channels_of(mine: slice) -> Tensor:
+            found = []
+            for sample in range(*mine.indices(len(draws))):
+                mask, latents = given(sample)
+                pair = (part[None].to(self._device) for part in (mask, latents))
+                found.append(condition_channels(*pair))
+            return torch.cat(found)
+
+        if video is None:
+            channels = channels_of(slice(None))
+        else:
+            # From the other end: with fewer samples than ranks, those without a clip take
+            # conditions.
+            shape = (1 + self._ae.latent_channels, *grid)
+            channels = self._divided(len(draws), channels_of, shape, last_first=True)
         return patchify(channels, self._model.patch_size).to(self._dtype)
 
     def _features(self, captions: list[str]) -> TextFeatures:

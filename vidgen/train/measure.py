@@ -52,10 +52,23 @@ class Bench:
     """One model with room for its gradients, its blocks keeping what the workload says; measures
     bucket after bucket."""
 
-    def __init__(self, workload: Workload, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        device: torch.device,
+        dtype: torch.dtype,
+        model: MMDiT | None = None,
+    ) -> None:
+        """`model` is another's, to be measured under this workload too."""
+        heads, ranks = workload.model.num_heads, workload.context
+        if heads % ranks:
+            raise UserError(
+                f"one rank's part of {ranks} is measured by its share of the {heads} heads, which "
+                f"do not divide: measure with parallel.context={math.gcd(heads, ranks)}"
+            )
         self.workload, self.device, self.dtype = workload, device, dtype
-        self.model = random_model(workload.model, device, dtype)
-        if workload.compiled:
+        self.model = model or random_model(workload.model, device, dtype)
+        if workload.compiled and model is None:
             for block in blocks(self.model):
                 block.compile()
         self.peak = peak(device, dtype)
@@ -88,6 +101,19 @@ class Bench:
             hfu=hfu(executed, seconds, self.peak),
             memory_gb=peak_memory_gb(self.device),
         )
+
+    @torch.no_grad()
+    def pass_ms(self, bucket: Bucket, rounds: int) -> float:
+        """One pass as sampling runs it, without gradients: the fastest of `rounds`."""
+        inputs, _ = self._inputs(bucket)
+        taken = []
+        for _ in range(rounds + 1):
+            self._settle()
+            began = time.perf_counter()
+            self.model(**inputs)
+            self._settle()
+            taken.append(time.perf_counter() - began)
+        return 1e3 * min(taken[1:])
 
     def step(self, bucket: Bucket) -> Callable[[], None]:
         """One forward and backward, for a profiler to watch."""

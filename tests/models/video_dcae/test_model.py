@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from vidgen.config import read_recipe
 from vidgen.errors import UserError
 from vidgen.models.video_dcae import VideoDCAE, VideoDCAEConfig, load_weights, save_weights
 from vidgen.models.video_dcae.layers import (
@@ -21,6 +22,7 @@ from vidgen.models.video_dcae.layers import (
     space_to_channels,
 )
 from vidgen.models.video_dcae.weights import published_name
+from vidgen.train.autoencoder_config import AutoencoderRecipe
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 TINY = VideoDCAEConfig(
@@ -215,7 +217,10 @@ def test_sizes_that_do_not_divide(frames: int, height: int, width: int, message:
     ("changes", "message"),
     [
         ({"tile_size": 80}, "tile_size 80 is not a multiple of 32; the nearest are 64 and 96"),
-        ({"tile_frames": 2}, "tile_frames 2 is not a multiple of 4; the nearest is 4"),
+        ({"tile_size": 8}, "tile_size 8 is not a multiple of 32; the nearest is 32"),
+        ({"tile_frames": 2}, "tile_frames 2 is not a multiple of 4 from 8 on; the nearest is 8"),
+        ({"tile_frames": 4}, "tile_frames 4 is not a multiple of 4 from 8 on; the nearest is 8"),
+        ({"tile_frames": 10}, "tile_frames 10 .* on; the nearest are 8 and 12"),
         ({"tile_overlap": 1.0}, "tile_overlap 1: expected 0 or more, below 1"),
         ({"widths": (8, 8, 16, 24, 32, 32)}, "does not divide into heads"),
         ({"latent_channels": 24}, "cannot bring 32 channels to 24"),
@@ -224,6 +229,27 @@ def test_sizes_that_do_not_divide(frames: int, height: int, width: int, message:
 def test_impossible_shapes(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         replace(TINY, **changes)
+
+
+def test_the_smallest_tiles_decode_every_frame() -> None:
+    model = tiny(tile_frames=8, tile_size=32)
+    clip = video(16, 64, 32)
+    assert model.decode(model.encode(clip)).shape == clip.shape
+
+
+def test_a_recipe_s_tiles_are_refused_in_one_line() -> None:
+    given = {
+        "kind": "autoencoder",
+        "name": "a",
+        "run_dir": "r",
+        "autoencoder": {"tile_size": 100},
+        "data": {"manifest": "m", "buckets": {}},
+    }
+    with pytest.raises(UserError) as refused:
+        read_recipe(given, [], AutoencoderRecipe)
+    text = str(refused.value)
+    assert "tile_size 100 is not a multiple of 32; the nearest are 96 and 128" in text
+    assert "\n" not in text
 
 
 def test_the_golden_file_is_the_tiny_config() -> None:

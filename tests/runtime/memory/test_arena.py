@@ -274,10 +274,14 @@ def test_fragmentation_is_counted() -> None:
 def test_an_interrupt_ends_the_wait() -> None:
     arena = Arena(256, pinned=False)
     held = arena.lease(256)
-    timer = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
+    timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
+
+    def wait() -> None:
+        timer.start()
         arena.lease(256, timeout=60)
+
+    with pytest.raises(KeyboardInterrupt):
+        wait()
     timer.join()
     held.give_back()
 

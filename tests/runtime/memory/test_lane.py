@@ -160,3 +160,22 @@ def test_there_and_back_on_cuda() -> None:
     assert torch.equal(back.read(HOST), wanted ^ 255)
     down.give_back(after=back)
     arena.close()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_large_copy_is_whole_at_any_address(threads: int) -> None:
+    """Its ends are no multiple of what vector stores write."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        lane = Lane("cpu")
+    finally:
+        torch.set_num_threads(before)
+    src = torch.randint(0, 256, ((3 << 20) + 41,), dtype=torch.uint8)
+    whole = torch.zeros(src.numel() + 64, dtype=torch.uint8)
+    for first in (0, 1, 15, 33):
+        whole.zero_()
+        part = whole[first : first + src.numel() - 7]
+        assert torch.equal(lane.copy(src[7:], part, producer=HOST, lease=None).read(HOST), src[7:])
+        assert not whole[:first].any()
+        assert not whole[first + part.numel() :].any()

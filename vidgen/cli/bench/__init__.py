@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vidgen.cli.arguments import count
+from vidgen.cli.arguments import count, read_transformer
 from vidgen.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,19 +21,21 @@ EXAMPLE = """\
   vidgen bench mfu recipes/stage1.yaml --bucket "256px x 129" --out mfu.json
   vidgen bench step recipes/stage1.yaml --bucket "256px x 129"
   vidgen bench mfu recipes/stage1.yaml model=tiny --bucket "256px x 5" --batch 1
+  vidgen bench dcae recipes/stage3.yaml --bucket "768px x 129"
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "suite",
-        choices=("ops", "mfu", "step"),
+        choices=("ops", "mfu", "step", "dcae"),
         help="ops: our operations beside eager torch and a plain copy; "
         "mfu: forward and backward of a recipe's model, beside the report's pace; "
-        "step: what takes the time of one block of it",
+        "step: what takes the time of one block of it; "
+        "dcae: how much faster it trains and samples with the Video DC-AE's latents",
     )
     parser.add_argument(
-        "recipe", metavar="RECIPE", nargs="*", help="mfu, step: a YAML file, then key=value"
+        "recipe", metavar="RECIPE", nargs="*", help="mfu, step, dcae: a YAML file, then key=value"
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument(
@@ -46,12 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ops.add_argument("--tokens", metavar="L", type=count, default=4096, help="default 4096")
     ops.add_argument("--width", metavar="D", type=count, default=3072, help="default 3072")
     ops.add_argument("--heads", metavar="H", type=count, default=24, help="default 24")
-    mfu = parser.add_argument_group("mfu and step")
+    mfu = parser.add_argument_group("mfu, step and dcae")
     mfu.add_argument(
         "--bucket",
         metavar="NAME",
         action="append",
-        help='"256px x 129", several times for several; default: all of the recipe\'s',
+        help='"256px x 129", several times for several; default: all of the recipe\'s, of which '
+        "step and dcae take the longest",
     )
     mfu.add_argument("--batch", metavar="N", type=count, help="default: the bucket's")
 
@@ -96,14 +99,14 @@ def run_ops(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtyp
 
 
 def run_model(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype") -> Suite:
-    from vidgen.cli.bench import mfu
-    from vidgen.config import read_recipe
-    from vidgen.train.config import Recipe
+    from vidgen.cli.bench import dcae, mfu
 
     if not args.recipe:
         raise UserError(f"bench {args.suite} takes a recipe, such as recipes/stage1.yaml")
-    recipe = read_recipe(args.recipe[0], args.recipe[1:], Recipe)
+    recipe = read_transformer(args.recipe[0], args.recipe[1:])
     where = (device, dtype, recipe, args.bucket, args.batch)
     if args.suite == "step":
         return mfu.measure_parts(*where), mfu.report_parts
+    if args.suite == "dcae":
+        return dcae.measure(*where, args.repeats), dcae.report
     return mfu.measure(*where, args.repeats), mfu.report

@@ -1,15 +1,14 @@
 """FLUX.1's image autoencoder: the diffusers implementation behind the autoencoder interface."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidgen.errors import UserError
-from vidgen.models.autoencoder import latent_grid, posterior_noise
+from vidgen.models.diffusers_ae import DiffusersAE, filled
 from vidgen.models.flux_ae.config import FluxAEConfig
-from vidgen.models.flux_ae.weights import load_weights
+from vidgen.models.flux_ae.weights import published_name, published_shapes
 from vidgen.models.tensor_files import PathOrTensors
 
 OVERLAP = 0.25  # tiles share one part in four
@@ -41,8 +40,8 @@ def build(config: FluxAEConfig) -> Any:
     return ae
 
 
-class FluxAE(nn.Module):
-    """Encoding samples the posterior; every frame of a video is an image of its own."""
+class FluxAE(DiffusersAE):
+    """Every frame of a video is an image of its own."""
 
     compression = (1, 8, 8)
     causal = False
@@ -56,28 +55,16 @@ class FluxAE(nn.Module):
         weights: PathOrTensors | None = None,
     ) -> None:
         """`weights` stands in for the file that `config.path` names."""
-        super().__init__()
-        self.latent_channels = config.latent_channels
-        self.scale, self.shift = config.scale, config.shift
-        self.ae = build(config)
-        nn.Module.to(self.ae, dtype)  # diffusers' own `to` warns of a case that is not here
-        load_weights(self.ae, config.path if weights is None else weights, device)
-        self.ae.eval().requires_grad_(False)
+        ae, source = build(config), config.path if weights is None else weights
+        ae = filled(ae, source, dtype, device, published_shapes(ae), published_name)
+        super().__init__(ae, config.latent_channels, config.scale, config.shift)
 
-    @torch.no_grad()
-    def encode(self, video_BCTHW: Tensor, seeds: Sequence[int]) -> Tensor:
-        """A sample of the posterior, drawn for each video from its own seed."""
-        latent_grid(self, *video_BCTHW.shape[2:])
-        posterior = self.ae.encode(_frames(video_BCTHW).to(self.ae.dtype)).latent_dist
-        mean, std = (_video(x, len(video_BCTHW)) for x in (posterior.mean, posterior.std))
-        sample = mean + std * posterior_noise(mean, seeds)
-        return ((sample - self.shift) * self.scale).to(video_BCTHW.dtype)
+    def posterior(self, video_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = super().posterior(_frames(video_BCTHW))
+        return _video(mean, len(video_BCTHW)), _video(std, len(video_BCTHW))
 
-    @torch.no_grad()
-    def decode(self, latent_BCTHW: Tensor) -> Tensor:
-        latent = latent_BCTHW.to(self.ae.dtype) / self.scale + self.shift
-        images = self.ae.decode(_frames(latent)).sample
-        return _video(images, len(latent)).to(latent_BCTHW.dtype)
+    def pixels(self, latent_BCTHW: Tensor) -> Tensor:
+        return _video(super().pixels(_frames(latent_BCTHW)), len(latent_BCTHW))
 
 
 def _frames(video_BCTHW: Tensor) -> Tensor:

@@ -1,11 +1,10 @@
-"""The published file's tensors under their own names, into the diffusers module."""
+"""The names and shapes that the published file has for the tensors of the diffusers module."""
 
 import re
 
-import torch
 from torch import nn
 
-from vidgen.models.tensor_files import PathOrTensors, Shapes, check_tensors, open_source
+from vidgen.models.tensor_files import Shapes
 
 LAYERS = {
     "conv_shortcut": "nin_shortcut",
@@ -43,17 +42,3 @@ def published_shapes(ae: nn.Module) -> Shapes:
             (published_name(name), tuple(tensor.shape)) for name, tensor in ae.state_dict().items()
         )
     }
-
-
-@torch.no_grad()
-def load_weights(ae: nn.Module, source: PathOrTensors, device: torch.device | str = "cpu") -> None:
-    """Fill the module; a wrong, missing or extra tensor is an error."""
-    with open_source(source) as tensors:
-        check_tensors(tensors, published_shapes(ae))
-        if any(param.is_meta for param in ae.parameters()):
-            ae.to_empty(device=device)
-        for name, target in ae.state_dict().items():
-            info = tensors.infos[published_name(name)]
-            whole = torch.empty(info.shape, dtype=info.dtype)
-            tensors.read(published_name(name), whole)
-            target.copy_(whole.view(target.shape))

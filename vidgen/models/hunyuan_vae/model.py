@@ -1,15 +1,12 @@
 """HunyuanVideo's VAE: the diffusers implementation behind the autoencoder interface."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from vidgen.errors import UserError
-from vidgen.models.autoencoder import latent_grid, posterior_noise
+from vidgen.models.diffusers_ae import DiffusersAE, filled
 from vidgen.models.hunyuan_vae.config import HunyuanVAEConfig
-from vidgen.models.hunyuan_vae.weights import load_weights
 from vidgen.models.tensor_files import PathOrTensors
 
 OVERLAP = 4  # tiles share one part in four
@@ -42,9 +39,7 @@ def build(config: HunyuanVAEConfig) -> Any:
     return vae
 
 
-class HunyuanVAE(nn.Module):
-    """Encoding samples the posterior; latents are scaled to about unit variance."""
-
+class HunyuanVAE(DiffusersAE):
     compression = (4, 8, 8)
     causal = True
 
@@ -57,25 +52,8 @@ class HunyuanVAE(nn.Module):
         weights: PathOrTensors | None = None,
     ) -> None:
         """`weights` stands in for the file that `config.path` names."""
-        super().__init__()
-        self.latent_channels = config.latent_channels
-        self.scale = config.scale
-        self.vae = build(config)
-        nn.Module.to(self.vae, dtype)  # diffusers' own `to` warns of a case that is not here
-        load_weights(self.vae, config.path if weights is None else weights, device)
-        self.vae.eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def encode(self, video_BCTHW: Tensor, seeds: Sequence[int]) -> Tensor:
-        """A sample of the posterior, drawn for each video from its own seed."""
-        latent_grid(self, *video_BCTHW.shape[2:])
-        posterior = self.vae.encode(video_BCTHW.to(self.vae.dtype)).latent_dist
-        noise = posterior_noise(posterior.mean, seeds)
-        sample: Tensor = posterior.mean + posterior.std * noise
-        return (sample * self.scale).to(video_BCTHW.dtype)
-
-    @torch.no_grad()
-    def decode(self, latent_BCTHW: Tensor) -> Tensor:
-        latent = latent_BCTHW.to(self.vae.dtype) / self.scale
-        video: Tensor = self.vae.decode(latent).sample
-        return video.to(latent_BCTHW.dtype)
+        vae, source = build(config), config.path if weights is None else weights
+        # The published file has the tensor names of diffusers.
+        shapes = {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
+        vae = filled(vae, source, dtype, device, shapes)
+        super().__init__(vae, config.latent_channels, config.scale)

@@ -29,14 +29,17 @@ class VideoDCAEConfig:
     tile_overlap: float = 0.25
 
     def __post_init__(self) -> None:
-        for name, size, unit in (
-            ("tile_frames", self.tile_frames, UNIT_FRAMES),
-            ("tile_size", self.tile_size, UNIT_PIXELS),
+        # A tile of one latent frame would be taken for an image.
+        for name, size, unit, least, form in (
+            ("tile_frames", self.tile_frames, UNIT_FRAMES, 2 * UNIT_FRAMES, "4 from 8 on"),
+            ("tile_size", self.tile_size, UNIT_PIXELS, UNIT_PIXELS, "32"),
         ):
-            if size % unit:
+            if size % unit or size < least:
                 low = size // unit * unit
-                near = f"nearest are {low} and {low + unit}" if low else f"nearest is {unit}"
-                raise ValueError(f"{name} {size} is not a multiple of {unit}; the {near}")
+                near = (
+                    f"nearest are {low} and {low + unit}" if low >= least else f"nearest is {least}"
+                )
+                raise ValueError(f"{name} {size} is not a multiple of {form}; the {near}")
         if not 0 <= self.tile_overlap < 1:
             raise ValueError(f"tile_overlap {self.tile_overlap:g}: expected 0 or more, below 1")
         for stage in (3, 4, 5):

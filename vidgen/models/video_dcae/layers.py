@@ -40,12 +40,14 @@ def onednn_takes(x: Tensor) -> bool:
         and x.dtype == torch.float32
         and x.numel() > 0
         and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
     )
 
 
-def conv(inputs: int, outputs: int, kernel: int, *, groups: int = 1, bias: bool = True) -> Conv3d:
+def conv(
+    inputs: int, outputs: int, kernel: int, *, groups: int = 1, bias: bool = True
+) -> nn.Conv3d:
     return Conv3d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=bias)
 
 

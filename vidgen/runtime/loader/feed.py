@@ -20,6 +20,7 @@ Plan = TypeVar("Plan")
 Result = TypeVar("Result")
 
 _LOOK_AGAIN_S = 0.002  # for room that a copy to the device takes up: its end gives no notice
+_CLOSED_S = 0.5  # for an end that the waiting thread is not told of
 
 Filling = Generator[Request, Any, Result]
 """Fills one sample: yields requests, is sent the answer of each, or `Lost` where the process that
@@ -115,7 +116,9 @@ class Feed(Generic[Plan, Result]):
                 following: Request | None = request
                 while following is not None:
                     following = self._advance(sample, following(current.sample(sample.index)))
-        current.finished.wait()
+        while not current.finished.wait(_CLOSED_S):
+            if self._closed:
+                raise RuntimeError("the feed was closed")
         if current.error is not None:
             raise current.error
         contents = self._hand_out(current)
@@ -125,13 +128,21 @@ class Feed(Generic[Plan, Result]):
             self._supervisor.ring()
         return current.job.plan, contents, current.results
 
-    def close(self) -> None:
-        """Stop the workers, whatever they are at, and give every slot back."""
+    def stop(self) -> None:
+        """Stop the workers, whatever they are at. A thread that waits in `next` is told."""
         if self._closed:
             return
         self._closed = True
         if self._supervisor is not None:
             self._supervisor.stop()
+        self._in_order.put(RuntimeError("the feed was closed"))
+
+    def close(self) -> None:
+        """Stop, and give every slot back. No thread may be in `next`."""
+        self.stop()
+        if self._supervisor is not None:
+            self._supervisor.close()
+            self._supervisor = None
         unused = [self._current]
         while not self._in_order.empty():
             unused.append(self._in_order.get())
@@ -247,6 +258,9 @@ class _Supervisor:
         self.ring()
         self._thread.join()
         self._feed._arena.tell(None)
+
+    def close(self) -> None:
+        """After `stop`, when nobody can ring any more."""
         os.close(self._bell)
 
     def _run(self) -> None:

@@ -54,7 +54,7 @@ def _cut(
     whole: nn.Conv3d, rows: Tensor | slice, columns: Tensor | slice, groups: int = 1
 ) -> nn.Conv3d:
     weight = whole.weight.detach()[rows][:, columns].clone()
-    part = nn.Conv3d(
+    part = type(whole)(
         weight.shape[1] * groups,
         weight.shape[0],
         whole.kernel_size,  # type: ignore[arg-type]
