@@ -63,6 +63,7 @@ part 40 "attention on $gpu" "$python" benchmarks/attention/bench_attention.py --
     --out "$results/attention.json"
 part 45 "the ops beside a copy and their peers" "$python" benchmarks/bench_ops.py \
     --tokens 8960 76544 --dtype bfloat16 --rounds 5 --choose
+part 15 "an optimizer step" "$python" benchmarks/bench_optim.py --rounds 5
 part 40 "activation offload, 6 blocks" "$python" benchmarks/bench_offload.py --short
 part 40 "one pass of sampling, and within 24 GB" "$python" benchmarks/bench_sampling.py \
     --shapes 256px --rounds 2

@@ -78,6 +78,16 @@ def _ops(rows: list[Row]) -> Iterator[str]:
             )
 
 
+def _optim(rows: list[Row]) -> Iterator[str]:
+    measured = [row for row in rows if "ms" in row]
+    for row in measured:
+        average = " with moving average" if row["moving_average"] else ""
+        yield (
+            f"{row['states']}{average}: {row['ms'] / row['millions']:.2f} ms a million weights, "
+            f"{row['of_in_place']:.0%} of the bandwidth of a sum in place"
+        )
+
+
 def _attention(rows: list[Row]) -> Iterator[str]:
     for row in rows:
         if "both_ms" in row:
@@ -170,6 +180,7 @@ HEADLINES: dict[str, Callable[[list[Row]], Iterator[str]]] = {
     "mfu": _mfu,
     "step": _step,
     "ops": _ops,
+    "optim": _optim,
     "attention": _attention,
     "checkpoint": _of_ruler,
     "lane": _of_ruler,

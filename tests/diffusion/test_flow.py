@@ -86,3 +86,8 @@ def test_loss_is_the_mean_over_all_tokens() -> None:
     found = flow.loss_per_sample(predicted, target, mask)
     torch.testing.assert_close(found[0], (predicted - target)[0, :2].square().mean())
     assert found[1] == 0
+    weights = torch.tensor([[1, 0.5, 0, 0, 0], [0.25, 0, 0, 0, 0]])
+    found = flow.loss_per_sample(predicted, target, weights)
+    error_BV = (predicted - target).square().mean(2)
+    torch.testing.assert_close(found[0], (error_BV[0, 0] + 0.5 * error_BV[0, 1]) / 1.5)
+    torch.testing.assert_close(found[1], error_BV[1, 0])  # of those that count, however little

@@ -12,6 +12,7 @@ from vidgen.data.buckets import Bucket
 from vidgen.data.loader import Batch
 from vidgen.diffusion import flow
 from vidgen.diffusion.config import ConditionConfig, FlowConfig
+from vidgen.errors import UserError
 from vidgen.models.block_dct.config import BlockDCTConfig
 from vidgen.models.block_dct.model import BlockDCT
 from vidgen.models.mmdit import MMDiTConfig, patchify
@@ -213,6 +214,19 @@ def test_a_given_frame_is_encoded_without_the_rest() -> None:
     first = ops.video_to_input(given.video_BTHWC[:, :1].contiguous(), 0.5, 0.5, torch.float32)
     torch.testing.assert_close(cond[:, :1].flatten(1, 3)[..., 4:], patchify(AE.encode(first), 2))
     assert not cond[:, 1:].any()
+
+
+def test_given_frames_weigh_as_the_recipe_says_in_the_loss() -> None:
+    model = replace(MODEL, cond_embed=True)
+    conditions = ConditionConfig(weights={"i2v_head": 1}, given_weight=0.25)
+    weight_BV = maker(conditions, model)(batch([0, 1])).weight_BV
+    assert weight_BV is not None
+    frames, spatial = 3, 4
+    assert weight_BV.view(2, frames, spatial)[:, 0].unique().tolist() == [0.25]
+    assert weight_BV.view(2, frames, spatial)[:, 1:].unique().tolist() == [1]
+    assert maker(replace(conditions, given_weight=1.0), model)(batch([0])).weight_BV is None
+    with pytest.raises(UserError, match=r"model\.cond_embed=true"):
+        maker(conditions)
 
 
 def test_guidance_is_given_to_a_model_that_reads_it() -> None:

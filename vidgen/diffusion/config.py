@@ -38,6 +38,9 @@ class ConditionConfig:
     suffix: bool = True  # frame rate and motion score at the end of every caption
     drop_tokens: Annotated[float, Field(ge=0, le=1)] = 0.31622777  # text tokens (T5)
     drop_pooled: Annotated[float, Field(ge=0, le=1)] = 0.31622777  # pooled text (CLIP)
+    given_weight: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Of the tokens of given frames in the loss, beside 1 for those to be generated. 1 is the
+    published objective; 0 leaves them out, and nothing is spent on frames that are known."""
 
     def __post_init__(self) -> None:
         if not sum(self.weights.values()) > 0:

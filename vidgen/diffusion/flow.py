@@ -44,9 +44,11 @@ def corrupt(config: FlowConfig, clean: Tensor, noise: Tensor, t_B: Tensor) -> tu
 
 
 def loss_per_sample(predicted: Tensor, target: Tensor, mask_BV: Tensor | None = None) -> Tensor:
-    """Mean squared error of each sample, fp32 (B,); `mask_BV` weighs tokens."""
+    """Mean squared error of each sample, fp32 (B,); `mask_BV` weighs tokens: a mean over those
+    that count, 0 for a sample of which none does."""
     error_BV = (predicted.float() - target.float()).square().mean(dim=-1)
     if mask_BV is None:
         return error_BV.mean(dim=1)
     weight = mask_BV.float()
-    return (error_BV * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+    counted = weight.sum(dim=1)
+    return (error_BV * weight).sum(dim=1) / torch.where(counted > 0, counted, 1.0)

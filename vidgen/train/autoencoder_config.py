@@ -10,6 +10,7 @@ from vidgen.data.config import DataConfig
 from vidgen.models.video_dcae.config import VideoDCAEConfig
 from vidgen.train.config import (
     CheckpointConfig,
+    LogConfig,
     OptimConfig,
     Recipe,
     RecoveryConfig,
@@ -76,6 +77,7 @@ class AutoencoderRecipe:
     parallel: CopiesConfig = CopiesConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     recovery: RecoveryConfig = RecoveryConfig()
+    log: LogConfig = LogConfig()
     validate: ReconstructConfig = ReconstructConfig()
     train: TrainConfig = TrainConfig()
 

@@ -127,6 +127,13 @@ class ValidateConfig:
 
 
 @config
+class LogConfig:
+    """metrics.jsonl, TensorBoard and the console are always written."""
+
+    wandb: str | None = None  # a project of Weights & Biases to log to as well
+
+
+@config
 class TrainConfig:
     steps: PositiveInt = 85_000
     accumulate: PositiveInt = 1  # micro-steps a step
@@ -168,6 +175,7 @@ class Recipe:
     checkpoint: CheckpointConfig = CheckpointConfig()
     recovery: RecoveryConfig = RecoveryConfig()
     validate: ValidateConfig = ValidateConfig()
+    log: LogConfig = LogConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
 

@@ -27,6 +27,7 @@ from vidgen.diffusion.conditions import (
     place_latents,
 )
 from vidgen.diffusion.config import ConditionConfig, ConditionName, FlowConfig
+from vidgen.errors import UserError
 from vidgen.models.autoencoder import Autoencoder, latent_grid
 from vidgen.models.mmdit import MMDiTConfig, patchify
 from vidgen.models.text.encoder import TextEncoder, TextFeatures
@@ -45,6 +46,7 @@ class Example:
     cond_BVD: Tensor | None
     guidance_B: Tensor | None
     grid: tuple[int, int, int]  # tokens
+    weight_BV: Tensor | None = None  # of each token in its sample's loss; None: all alike
 
 
 class ExampleMaker:
@@ -63,6 +65,12 @@ class ExampleMaker:
         dtype: torch.dtype,
         group: ContextGroup | None = None,
     ) -> None:
+        if conditions.given_weight != 1 and not model.cond_embed:
+            raise UserError(
+                f"conditions.given_weight is {conditions.given_weight:g}, but a model with "
+                "cond_embed false is given no frames: set model.cond_embed=true or "
+                "conditions.given_weight=1"
+            )
         self._model, self._ae, self._text = model, autoencoder, text
         self._group = group
         self._flow, self._conditions = flow_config, conditions
@@ -97,15 +105,24 @@ class ExampleMaker:
         noisy, target = flow.corrupt(self._flow, clean, noise, t_B)
         patch = self._model.patch_size
         guidance = torch.full_like(t_B, 4.0) if self._model.guidance_embed else None
+        # A sample's draws come in this order.
+        text = self._encode_text(batch, draws)
+        cond = self._condition(batch, video, grid, draws) if self._model.cond_embed else None
         return Example(
             noisy_BVD=patchify(noisy, patch).to(self._dtype),
             target_BVD=patchify(target, patch),
             t_B=t_B,
-            text=self._encode_text(batch, draws),
-            cond_BVD=self._condition(batch, video, grid, draws) if self._model.cond_embed else None,
+            text=text,
+            cond_BVD=cond,
             guidance_B=guidance,
             grid=(grid[0], grid[1] // patch, grid[2] // patch),
+            weight_BV=None if cond is None else self._weights(cond),
         )
+
+    def _weights(self, cond_BVD: Tensor) -> Tensor | None:
+        """From the mask, the first channel of what is given: whole frames, so whole tokens."""
+        less = 1 - self._conditions.given_weight
+        return 1 - less * cond_BVD[..., 0].float() if less else None
 
     def _encode_text(self, batch: Batch, draws: list["_Draws"]) -> TextFeatures:
         if batch.latents is not None:

@@ -1,4 +1,4 @@
-"""The log of a run: a console line a step, a progress bar, metrics.jsonl and TensorBoard."""
+"""The log of a run: a line a step, a progress bar, metrics.jsonl, TensorBoard, W&B."""
 
 import json
 import math
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vidgen.errors import UserError
 from vidgen.train.metrics import MetricsFile, Record, RunningZScore, read_metrics
+from vidgen.train.wandb_run import WandbRun, scalars
 
 __all__ = ["RunLog", "read_metrics"]
 
@@ -50,7 +51,8 @@ class RunLog:
         mfu hfu           fractions of the dense peak
         memory_gb         peak memory of the device since the run began
 
-    On a rank that does not log (`enabled=False`) every method does nothing.
+    `wandb` names a project of Weights & Biases to log to as well; `config` is what it shows of the
+    recipe. On a rank that does not log (`enabled=False`) every method does nothing.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class RunLog:
         log_every: int = 1,
         enabled: bool = True,
         stream: TextIO | None = None,
+        wandb: str | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         if log_every < 1:
             raise ValueError(f"log_every must be at least 1, not {log_every}")
@@ -75,6 +79,7 @@ class RunLog:
             return
         self._stream = stream or sys.stdout
         self._events = _open_events(Path(run_dir), resume_step) if tensorboard else None
+        self._wandb = WandbRun(wandb, Path(run_dir), config or {}) if wandb else None
         self._file = MetricsFile(Path(run_dir), resume_step)
         self._scores = {name: RunningZScore() for name in SCORED}
         for name, score in self._scores.items():
@@ -105,7 +110,10 @@ class RunLog:
                 record[name + "_z"] = z
         self._file.append(record)
         if self._events is not None:
-            _write_events(self._events, record)
+            for name, value in scalars(record).items():
+                self._events.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.step(record)
         self._pace.append((step, time.monotonic()))
         if step % self._log_every == 0 or step == self._total:
             self.line(self._console(record))
@@ -119,8 +127,9 @@ class RunLog:
         kind: Kind,
         figures: Mapping[str, float],
         sheets: Mapping[str, NDArray[np.uint8]] | None = None,
+        files: Mapping[str, Path] | None = None,
     ) -> None:
-        """Figures of held-out clips, and frames of each video side by side (HWC)."""
+        """Figures of held-out clips; of each video frames side by side (HWC), and its file."""
         if not self._enabled:
             return
         record = {"step": step, kind.key: figures}
@@ -128,11 +137,14 @@ class RunLog:
             file.write(json.dumps(record) + "\n")
         if figures:
             self.line(f"validation at step {step}: {kind.name} {kind.said(figures)}")
+        named = {f"validation/{kind.tag.format(of)}": figure for of, figure in figures.items()}
         if self._events is not None:
-            for of, figure in figures.items():
-                self._events.add_scalar(f"validation/{kind.tag.format(of)}", figure, step)
+            for name, figure in named.items():
+                self._events.add_scalar(name, figure, step)
             for title, sheet in (sheets or {}).items():
                 self._events.add_image(f"validation/{title}", sheet, step, dataformats="HWC")
+        if self._wandb is not None:
+            self._wandb.validation(step, named, files or {})
 
     def line(self, text: str) -> None:
         """Print one line, above the progress bar if there is one."""
@@ -153,6 +165,8 @@ class RunLog:
         self._file.close()
         if self._events is not None:
             self._events.close()
+        if self._wandb is not None:
+            self._wandb.close()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -207,17 +221,6 @@ def _open_events(run_dir: Path, resume_step: int) -> Any:
     # purge_step hides what an interrupted run had logged beyond the step it resumes from.
     purge = resume_step + 1 if resume_step else 0
     return SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge, flush_secs=20)
-
-
-def _write_events(events: Any, record: Record) -> None:
-    for name, value in record.items():
-        if name in ("step", "time") or isinstance(value, str):
-            continue
-        if isinstance(value, dict):
-            for key, item in value.items():
-                events.add_scalar(f"{name}/{key}", item, record["step"])
-        else:
-            events.add_scalar(f"train/{name}", value, record["step"])
 
 
 def _plain(value: Any) -> Any:

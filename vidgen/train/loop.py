@@ -330,6 +330,8 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             resume_step=self.step,
             log_every=self.recipe.train.log_every,
             enabled=self.world.rank == 0,
+            wandb=self.recipe.log.wandb,
+            config=to_dict(self.recipe),
         )
 
     def _trace(self, steps: tuple[int, int] | None) -> StepTrace:

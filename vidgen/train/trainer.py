@@ -65,7 +65,7 @@ class Trainer(TrainingLoop[Recipe]):
                 guidance=example.guidance_B,
                 seams=self.seams,
             )
-        return flow.loss_per_sample(predicted, example.target_BVD)
+        return flow.loss_per_sample(predicted, example.target_BVD, example.weight_BV)
 
     def _learned(
         self, batch: Batch, example: Example, loss_B: Tensor, figures: dict[str, Tensor]

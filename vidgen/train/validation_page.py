@@ -1,4 +1,4 @@
-"""Where a validation is shown: the log, TensorBoard, and report.html with the first one beside."""
+"""Where a validation is shown: log, TensorBoard, W&B, and report.html with the first one beside."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,8 @@ class ValidationPage:
 
     def show(self, step: int, found: Validation, log: RunLog) -> None:
         sheets = {each.title: contact_sheet(each.video_THWC) for each in found.shown}
-        log.validation(step, found.kind, found.figures, sheets)
+        files = {each.title: each.path for each in found.shown}
+        log.validation(step, found.kind, found.figures, sheets, files)
         if self._rank:
             return
         self._first = self._first or (step, found)
