@@ -182,12 +182,9 @@ def gradients_of(
     fine = (carried - coarse.to(carried.dtype)).to(out.dtype)
     nothing = coarse.new_zeros(*coarse.shape, PADDING - 2)
     ones = torch.ones_like(out[..., :2])
-    wider = Saved(
-        *(torch.nn.functional.pad(x, (0, PADDING)) for x in (q, k, v)),
-        torch.cat((out, ones, nothing), dim=-1),
-        lse,
-        rest,
-    )
+    wide_q, wide_k, wide_v = (torch.nn.functional.pad(x, (0, PADDING)) for x in (q, k, v))
+    wide_out = torch.cat((out, ones, nothing), dim=-1)
+    wider = Saved(wide_q, wide_k, wide_v, wide_out, lse, rest)
     wide_grad_out = torch.cat((grad_out, coarse[..., None], fine[..., None], nothing), dim=-1)
     grads = backend.backward(wide_grad_out, wider, scale)
     grad_q, grad_k, grad_v = (x[..., :size] for x in grads)
