@@ -102,6 +102,7 @@ class Run:
     def by_vidgen(self, workers: int) -> None:
         encode_manifest(
             replace(self.cfg, workers=workers),
+            self.manifest,
             self.codec,
             device=DEVICE,
             causal=False,

@@ -92,6 +92,25 @@ def _seeded(request: pytest.FixtureRequest) -> None:
         torch.manual_seed(seed)
 
 
+@pytest.fixture(scope="session")
+def dinov2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DINOv2 of two small layers with random weights: patches of 4 pixels, 16 features."""
+    transformers = pytest.importorskip("transformers", reason="the text extra is not installed")
+    import torch
+
+    config = transformers.Dinov2Config(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=12, patch_size=4
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.Dinov2Model(config)
+        for parameter in model.parameters():  # as it starts, layers hardly count
+            torch.nn.init.normal_(parameter, std=0.3)
+    folder = tmp_path_factory.mktemp("dinov2")
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def ranks(tmp_path: Path) -> Callable[..., list[Any]]:
     """`ranks(function, world, *arguments)`: what each rank returned; None if it was killed.

@@ -5,12 +5,15 @@ from pathlib import Path
 import pytest
 
 from vidgen.config import read_recipe
+from vidgen.data.buckets import BucketTable
 from vidgen.models.mmdit.config import OPENSORA_V2, PRESETS
+from vidgen.plan import plan
 from vidgen.train.autoencoder_config import read_any
 from vidgen.train.config import Recipe
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 STAGES = ("stage1", "stage2", "stage3")
+ADAPTATION = ("dcae_adapt", "dcae_adapt_long")
 
 # Clips a rank takes at each resolution and frame count: the report's tables 5 and 6.
 STAGE_1_AND_2 = {
@@ -95,6 +98,40 @@ def test_models_are_the_published_ones() -> None:
     assert recompute.single == OPENSORA_V2.depth_single_blocks
 
 
-@pytest.mark.parametrize("stage", STAGES)
+def test_adaptation_is_the_reports() -> None:
+    """17k steps to 32 frames, 8k to 128, image to video first, third layer, new ends."""
+    first, second = map(read, ADAPTATION)
+    assert (first.train.steps, second.train.steps) == (17_000, 8_000)
+    for recipe in (first, second):
+        assert recipe.model == PRESETS["opensora_v2_dcae"]
+        assert recipe.autoencoder.kind == "video_dcae"
+        assert recipe.autoencoder.tiling
+        assert recipe.conditions.weights == {"t2v": 1, "i2v_head": 7}
+        assert (recipe.alignment.layer, recipe.alignment.weight) == (3, 0.5)
+        assert recipe.optim.drops == {}
+    assert max(frames_of(first)) == 32
+    assert max(frames_of(second)) == 128
+    assert set(first.train.reinitialise) == {"img_in", "cond_in", "final_layer"}
+    # The second goes on from the first's last step, with everything it has learnt.
+    assert second.train.reinitialise == ()
+    assert second.train.init_from == f"{first.run_dir}/checkpoints/step-{first.train.steps:09d}"
+
+
+def frames_of(recipe: Recipe) -> set[int]:
+    table = BucketTable(recipe.data, temporal_step=4, causal=False, spatial_multiple=32)
+    found = {bucket.frames for bucket in table.buckets}
+    assert found == {1, *range(16, max(found) + 1, 4)}  # no length falls between two rows
+    return found
+
+
+@pytest.mark.parametrize("recipe", ADAPTATION)
+def test_adaptation_can_be_planned(recipe: str) -> None:
+    found = plan(read(recipe), "h200", 160)
+    assert all(row.fits for row in found.rows)
+    longest = max(row.tokens for row in found.rows)
+    assert longest == {32: 8, 128: 32}[max(frames_of(read(recipe)))] * 24 * 24 + 512
+
+
+@pytest.mark.parametrize("stage", [*STAGES, *ADAPTATION])
 def test_a_stage_can_be_made_tiny(stage: str) -> None:
     assert read(stage, "model=tiny").model == PRESETS["tiny"]

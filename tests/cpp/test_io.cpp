@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <deque>
 #include <thread>
 
 #include "check.h"
@@ -125,12 +126,13 @@ void test_faults(io::Settings settings, const std::string& what) {
 
 // The writing thread is left behind when its caller gives up; the job stays alive for it.
 void test_stuck(io::Settings settings, const std::string& what) {
+  static std::deque<Data> kept;  // threads left behind may still read it
   const Folder folder;
-  const Data data(100'000);
+  const Data& data = kept.emplace_back(100'000);
   const std::string path = folder.path + "/file";
   std::atomic<bool> open{false}, back{false};
   settings.block = 2 * kPage;
-  settings.timeout_s = 0.1;
+  settings.timeout_s = 1;  // a busy machine takes long over other writes too
   settings.hook = [&](const char* call, const std::string&, uint64_t offset, uint64_t bytes) {
     if (std::strcmp(call, "write") == 0 && offset == 0) {
       while (!open) std::this_thread::sleep_for(std::chrono::milliseconds(1));

@@ -52,10 +52,10 @@ def test_kernels_for_bf16_products_without_them():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sanitizer", ["address", "thread", "undefined"])
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_kernels_under_sanitizer(sanitizer):
     build_and_run(
-        ROOT / "build" / f"cpp_tests_{sanitizer}",
+        ROOT / "build" / f"cpp_tests_{sanitizer.replace(',', '_')}",
         f"-DVIDGEN_SANITIZE={sanitizer}",
         "-DCMAKE_BUILD_TYPE=None",
         "-DCMAKE_CXX_FLAGS=-O1",

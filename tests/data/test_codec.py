@@ -19,7 +19,7 @@ from vidgen.data.encode import encode_manifest
 from vidgen.data.entries import ABSENT, EntryRequest, Layout
 from vidgen.data.latents import LatentCache, facts_of, settings_of
 from vidgen.data.loader import Latents, Loader
-from vidgen.data.manifest import write_manifest
+from vidgen.data.manifest import Manifest, write_manifest
 from vidgen.diffusion.config import ConditionName
 from vidgen.errors import UserError
 from vidgen.models.block_dct.config import BlockDCTConfig
@@ -52,7 +52,8 @@ def encode(
     conditions: Collection[ConditionName] = (),
 ) -> str:
     cfg = config(manifest)
-    return str(encode_manifest(cfg, codec_of(cfg, folder, dtype, conditions), device="cpu"))
+    codec = codec_of(cfg, folder, dtype, conditions)
+    return str(encode_manifest(cfg, Manifest.open(manifest), codec, device="cpu"))
 
 
 class Counted(BlockDCT):

@@ -25,7 +25,7 @@ from vidgen.data.latents import (
     read_settings,
     settings_of,
 )
-from vidgen.data.manifest import write_manifest
+from vidgen.data.manifest import Manifest, write_manifest
 from vidgen.errors import UserError
 from vidgen.models.text.encoder import TextFeatures
 
@@ -83,7 +83,7 @@ def encode(
         dtype=dtype,
         conditions=changes.pop("conditions", ()),
     )
-    return encode_manifest(data, clips, device="cpu", **changes)
+    return encode_manifest(data, Manifest.open(manifest), clips, device="cpu", **changes)
 
 
 def entries(out: Path) -> list[Path]:

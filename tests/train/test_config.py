@@ -62,3 +62,17 @@ def test_refused_in_one_line(tiny: MakeRecipe, override: str, message: str) -> N
 def test_the_defaults_are_the_reports_adamw() -> None:
     optim = OptimConfig()
     assert (optim.betas, optim.eps, optim.weight_decay, optim.clip) == ((0.9, 0.999), 1e-15, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.reinitialise=[imgin]", "train.init_from=x"], "nearest is 'img_in'"),
+        (["train.reinitialise=[img_in]"], "without init_from all are new"),
+    ],
+)
+def test_layers_to_begin_anew_are_checked_with_the_recipe(
+    tiny: MakeRecipe, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny(*overrides)

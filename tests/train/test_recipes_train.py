@@ -29,7 +29,7 @@ SHRUNK = (
     "model.vec_in_dim=16",
     "model.context_in_dim=16",
     "data.buckets=!replace {'32px_ar1:1': {1: {batch: 4}, 9: {batch: 2}, 17: {batch: 2}}}",
-    *("data.workers=1", "parallel.context=1", "train.init_from=null"),
+    *("data.workers=1", "parallel.context=1", "train.init_from=null", "train.reinitialise=[]"),
     *("train.steps=2", "train.device=cpu", "checkpoint.every=1000"),
 )
 
@@ -41,7 +41,7 @@ def test_full_size_on_the_meta_device(path: Path) -> None:
         model = MMDiT(recipe.model)
     count = sum(math.prod(p.shape) for p in model.parameters())
     assert count == parameters(recipe.model)
-    if path.stem.startswith("stage"):
+    if path.stem.startswith(("stage", "dcae_adapt")):
         assert 11.8e9 < count < 12e9
 
 
@@ -72,14 +72,18 @@ def test_stage_3_shrunk_on_the_four_ranks_it_gives_a_sample(
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_two_steps_shrunk(
-    path: Path, shapes_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, shapes_manifest: Path, dinov2_folder: Path, tmp_path: Path
 ) -> None:
     tiny_model = ("model=tiny", "model.in_channels=96")
-    if not read_recipe(path, [], Recipe).model.cond_embed:
+    full = read_recipe(path, [], Recipe)
+    if not full.model.cond_embed:
         tiny_model += ("model.cond_embed=false",)
+    if full.alignment.weight:
+        tiny_model += (f"alignment.path={dinov2_folder}", "alignment.hidden=24")
     places = (f"data.manifest={shapes_manifest}", f"run_dir={tmp_path / 'run'}")
     recipe = read_recipe(path, [*tiny_model, *SHRUNK, *places], Recipe)
     assert Trainer(recipe).run() == 2
     records = read_metrics(tmp_path / "run")
     assert [record["step"] for record in records] == [1, 2]
     assert all(0.5 < record["loss"] < 5 for record in records)
+    assert all(("alignment" in record) == (full.alignment.weight > 0) for record in records)

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
 
     from vidgen.data.encode import encode_manifest
     from vidgen.data.latents import EncodeCounts
+    from vidgen.data.manifest import Manifest
     from vidgen.runtime import parallel
     from vidgen.train.encoders import build_encoders
     from vidgen.train.start import compute_dtype
@@ -53,6 +54,8 @@ def run(args: argparse.Namespace) -> None:
         parallel.start(args.device) as world,
         tqdm(unit="clip", desc="encode", disable=world.rank > 0) as bar,
     ):
+        # Ahead of the encoders and the folder, which a wrong manifest must not begin.
+        manifest = Manifest.open(recipe.data.manifest, check=recipe.data.check_files)
         dtype = compute_dtype(recipe.train.dtype, world.device)
         autoencoder, _, codec = build_encoders(recipe, world.device, dtype)
         assert codec is not None
@@ -64,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
 
         counts = encode_manifest(
             recipe.data,
+            manifest,
             codec,
             device=world.device,
             temporal_step=autoencoder.compression[0],

@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 
 def encode_manifest(
     data: DataConfig,
+    manifest: Manifest,
     codec: ClipCodec,
     *,
     device: torch.device | str,
@@ -37,7 +38,6 @@ def encode_manifest(
     What is there already is kept, so a stopped run goes on where it was. Clips are read by
     `data.workers` processes while those before them are encoded. Ranks share out the rows.
     """
-    manifest = Manifest.open(data.manifest, check=data.check_files)
     table = BucketTable(
         data, temporal_step=temporal_step, causal=causal, spatial_multiple=spatial_multiple
     )

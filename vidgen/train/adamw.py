@@ -59,7 +59,7 @@ class AdamWBF16(torch.optim.Optimizer):
                 }
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no loss is known
         if closure is not None:
             raise ValueError("this optimizer takes no closure")
         number = 0

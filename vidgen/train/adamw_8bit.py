@@ -74,7 +74,7 @@ def state_tensors_8bit(
             if key == "step" or not in_blocks(p):
                 found[f"{name}.{key}"] = value
                 continue
-            part: Any = local(value)  # torchao's, which is no plain Tensor
+            part: Any = local(value)  # torchao's tensor of codes and scales
             rows, blocks = part.shape[0], math.prod(p.shape[1:]) // _BLOCK
             if part.numel():
                 codes, scales = part.codes, part.scale.view(rows, blocks)

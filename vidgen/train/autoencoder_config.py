@@ -81,6 +81,10 @@ class AutoencoderRecipe:
     validate: ReconstructConfig = ReconstructConfig()
     train: TrainConfig = TrainConfig()
 
+    def __post_init__(self) -> None:
+        if self.train.reinitialise:
+            raise ValueError("train.reinitialise is for generators: an autoencoder loads all")
+
 
 def read_any(path: str | Path, overrides: list[str]) -> Recipe | AutoencoderRecipe:
     """A recipe of either kind: an autoencoder's says `kind: autoencoder`."""

@@ -7,8 +7,10 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from vidgen.config import Presets, config
 from vidgen.data.config import DataConfig
 from vidgen.diffusion.config import ConditionConfig, FlowConfig
+from vidgen.errors import UserError
 from vidgen.models.build import AutoencoderConfig
 from vidgen.models.mmdit.config import PRESETS, MMDiTConfig
+from vidgen.models.mmdit.detect import named_tensors
 from vidgen.models.text.config import TextConfig
 from vidgen.runtime.memory.policy import BlockMemory, arrange
 from vidgen.sample.config import SampleConfig
@@ -73,6 +75,24 @@ class OffloadConfig:
 
 
 @config
+class AlignmentConfig:
+    """An early layer learns to tell what DINOv2 sees in the frames; for latents of a new kind."""
+
+    weight: Annotated[float, Field(ge=0)] = 0.0
+    """Of minus the cosine similarity in the loss; 0: no alignment, and DINOv2 is not loaded."""
+    path: str | None = None  # folder of DINOv2's weights, such as facebook/dinov2-large's
+    layer: PositiveInt = 3  # whose video tokens; counted from 1, dual-stream blocks first
+    hidden: PositiveInt = 2048  # of the MLP from the layer's width to the features'
+
+    def __post_init__(self) -> None:
+        if self.weight and self.path is None:
+            raise ValueError(
+                f"weight is {self.weight:g} and path is not set: name the folder of DINOv2's "
+                "weights, or train without with alignment.weight=0"
+            )
+
+
+@config
 class CheckpointConfig:
     every: PositiveInt = 1000  # steps
     keep_last: PositiveInt = 3
@@ -123,6 +143,15 @@ class TrainConfig:
     compile: bool = False  # torch.compile of each block
     log_every: PositiveInt = 1
     init_from: str | None = None  # published weights or a checkpoint to start from
+    reinitialise: tuple[str, ...] = ()
+    """Layers that start anew instead, such as img_in: their shapes may differ from init_from's."""
+
+    def __post_init__(self) -> None:
+        if self.reinitialise and self.init_from is None:
+            raise ValueError(
+                f"reinitialise names layers ({', '.join(self.reinitialise)}), but without "
+                "init_from all are new: set init_from, or reinitialise to []"
+            )
 
 
 @config
@@ -137,6 +166,7 @@ class Recipe:
     flow: FlowConfig = FlowConfig()
     conditions: ConditionConfig = ConditionConfig()
     optim: OptimConfig = OptimConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
     parallel: ParallelConfig = ParallelConfig()
     recompute: Annotated[RecomputeConfig, Presets({"auto": RecomputeConfig(auto=True)})] = (
         RecomputeConfig()
@@ -157,6 +187,21 @@ class Recipe:
                 "recompute.dual, recompute.single, offload.dual and offload.single at 0 and "
                 "offload.inputs at false"
             )
+        try:
+            named_tensors(self.model, self.train.reinitialise)
+        except UserError as error:
+            raise ValueError(f"train.reinitialise: {error}") from error
+        if self.alignment.weight:
+            blocks = self.model.depth + self.model.depth_single_blocks
+            if self.alignment.layer > blocks:
+                raise ValueError(
+                    f"alignment.layer is {self.alignment.layer}: the model has {blocks} blocks"
+                )
+            if self.data.latents is not None:
+                raise ValueError(
+                    "alignment looks at the clips' frames, which data.latents does not hold: set "
+                    "data.latents=null, or alignment.weight=0"
+                )
 
     def block_memory(self) -> tuple[BlockMemory, ...] | None:
         """What each block keeps, in the order they run; None: to be chosen."""

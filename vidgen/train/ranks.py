@@ -90,13 +90,14 @@ class Ranks:
         shape = Shape(1, tokens, heads, self._model.head_dim, self._itemsize)
         return choose(shape, self.context.size, self.context.degrees, self._rates)
 
-    def shard(self, model: MMDiT, param_dtype: torch.dtype) -> None:
+    def shard(self, model: nn.Module, param_dtype: torch.dtype) -> None:
+        """A generator block by block, what is trained beside it as a whole."""
         if self.mesh is None:
             return
         copies = self.config.copies > 1
         parallel.shard(
             model,
-            blocks(model),
+            blocks(model) if isinstance(model, MMDiT) else (),
             self.mesh["copies", "shard"] if copies else self.mesh["shard"],
             zero=self.config.zero,
             param_dtype=param_dtype,

@@ -1,6 +1,7 @@
 """What a run starts from: its launch, its dtype, its first weights, parts that fit together."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,11 +11,21 @@ from vidgen.runtime import checkpoint
 from vidgen.runtime.native import cpu_has_bf16
 
 
-def load_initial(model: MMDiT, path: str) -> None:
-    """Published weights, or another run's newest or named step; an image model becomes a video
-    one."""
-    newest = checkpoint.latest(Path(path) / "checkpoints")
-    load_weights(model, newest or path, adapt=True)
+def first_weights(path: str) -> Path:
+    """Published weights, or another run's newest or named step."""
+    return checkpoint.latest(Path(path) / "checkpoints") or Path(path)
+
+
+def load_initial(model: MMDiT, path: str, reinitialise: Sequence[str], seed: int) -> None:
+    """An image model becomes a video one; the layers of `reinitialise` are drawn anew from the
+    seed, the same on every rank."""
+    load_weights(
+        model,
+        first_weights(path),
+        adapt=True,
+        reinitialise=reinitialise,
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 def launch_command(world: int) -> str:

@@ -16,6 +16,7 @@ from vidgen.models.mmdit.flops import flops, parameters
 from vidgen.models.mmdit.parallel import blocks
 from vidgen.plan.workload import workload_of
 from vidgen.runtime.attention import agree
+from vidgen.train.alignment import Alignment
 from vidgen.train.block_memory import BlockActivations
 from vidgen.train.config import Recipe
 from vidgen.train.encoders import build_encoders
@@ -23,13 +24,13 @@ from vidgen.train.examples import Example, ExampleMaker
 from vidgen.train.log import RunLog
 from vidgen.train.loop import Tensors, TrainingLoop
 from vidgen.train.ranks import Ranks
-from vidgen.train.start import load_initial
+from vidgen.train.start import first_weights, load_initial
 from vidgen.train.validate import Validator
 from vidgen.train.work import Learned
 
 
 class Trainer(TrainingLoop[Recipe]):
-    SAME = ("model", "autoencoder", "text", "flow")
+    SAME = ("model", "autoencoder", "text", "flow", "alignment")
     SCORE = "loss_by_t"
     model: MMDiT
 
@@ -40,9 +41,16 @@ class Trainer(TrainingLoop[Recipe]):
             example = self.make_example(batch)
         with self.phase("forward"):
             loss_B = self.sample_losses(example)
+        loss = loss_B.mean()
+        figures: dict[str, Tensor] = {}
+        if self.alignment is not None:
+            with self.phase("alignment"), self.autocast():
+                apart = self.alignment.losses(batch.video_BTHWC, example.grid).mean()
+            loss = loss + self.alignment.weight * apart
+            figures["alignment"] = -apart.detach()
         with self.phase("backward"):
-            (loss_B.mean() / self.recipe.train.accumulate).backward()
-        return self._learned(batch, example, loss_B.detach())
+            (loss / self.recipe.train.accumulate).backward()
+        return self._learned(batch, example, loss_B.detach(), figures)
 
     def sample_losses(self, example: Example) -> Tensor:
         """The loss of each sample, (B,)."""
@@ -59,7 +67,9 @@ class Trainer(TrainingLoop[Recipe]):
             )
         return flow.loss_per_sample(predicted, example.target_BVD, example.weight_BV)
 
-    def _learned(self, batch: Batch, example: Example, loss_B: Tensor) -> Learned:
+    def _learned(
+        self, batch: Batch, example: Example, loss_B: Tensor, figures: dict[str, Tensor]
+    ) -> Learned:
         one, videos = flops(self.recipe.model, example.grid, self.text_length), len(batch.keys)
         again = self.activations.recomputed_share
         return Learned(
@@ -69,10 +79,18 @@ class Trainer(TrainingLoop[Recipe]):
             tokens=videos * math.prod(example.grid),
             model_flops=videos * one.training,
             executed_flops=videos * round(one.training + again * one.forward),
+            figures=figures,
         )
 
     def finish_gradients(self) -> None:
         self.ranks.finish_gradients(self.named)
+        if self.alignment is not None:
+            self.alignment.finish_gradients()
+
+    def update(self) -> None:
+        super().update()
+        if self.alignment is not None:
+            self.alignment.update(float(self.optimizer.param_groups[0]["lr"]))
 
     def autocast(self) -> AbstractContextManager[Any]:
         # Sharded parameters are gathered in the compute dtype already.
@@ -91,6 +109,7 @@ class Trainer(TrainingLoop[Recipe]):
             agree()  # on attention's backends, as rank 0 has measured them
         self.ranks = Ranks(recipe.parallel, self.world, recipe.model, self.dtype)
         autoencoder, text, codec = build_encoders(recipe, self.device, self.dtype)
+        self.autoencoder = autoencoder
         check_parts_fit(recipe.model, autoencoder, text)
         self.text_length = text.length
         self.make_example = ExampleMaker(
@@ -124,6 +143,7 @@ class Trainer(TrainingLoop[Recipe]):
         recipe = self.recipe
         self.activations = BlockActivations(workload_of(recipe), self.device, self.world.world)
         self.seams = self.ranks.seams(Seams(run_block=self.activations.run_block))
+        self.alignment = self._align(resuming)
         with torch.device("meta"):
             model = MMDiT(recipe.model)
         if recipe.train.compile:
@@ -141,11 +161,32 @@ class Trainer(TrainingLoop[Recipe]):
             self.ranks.shard(model, self.dtype)
         return model
 
+    def _align(self, resuming: bool) -> Alignment | None:
+        recipe = self.recipe
+        if recipe.alignment.weight == 0:
+            return None
+        alignment = Alignment(
+            recipe.alignment,
+            recipe.optim,
+            recipe.model,
+            self.autoencoder,
+            self.ranks,
+            self.seams,
+            seed=recipe.seed,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        self.seams = alignment.seams
+        if recipe.train.init_from and not resuming:
+            alignment.begin_with(first_weights(recipe.train.init_from))
+        return alignment
+
     def _fill(self, model: MMDiT, resuming: bool) -> None:
-        if self.recipe.train.init_from and not resuming:
-            load_initial(model, self.recipe.train.init_from)
+        recipe, first = self.recipe, self.recipe.train
+        if first.init_from and not resuming:
+            load_initial(model, first.init_from, first.reinitialise, recipe.seed)
         else:
-            model.init_weights(torch.Generator().manual_seed(self.recipe.seed))
+            model.init_weights(torch.Generator().manual_seed(recipe.seed))
 
     # What the ranks share ------------------------------------------------------------------------
 
@@ -157,6 +198,10 @@ class Trainer(TrainingLoop[Recipe]):
     def parameter_count(self) -> int:
         return parameters(self.recipe.model)  # whole, whatever divides the model here
 
+    def tensors(self) -> Tensors:
+        beside = {} if self.alignment is None else self.alignment.tensors()
+        return {**super().tensors(), **beside}
+
     def stored(self, tensors: Tensors) -> Tensors:
         return self.ranks.for_checkpoint(tensors)
 
@@ -167,6 +212,8 @@ class Trainer(TrainingLoop[Recipe]):
         super().introduce(log)
         if self.world.world > 1:
             log.line(self.ranks.describe())
+        if self.alignment is not None:
+            log.line(self.alignment.describe())
         for line in self.activations.choices():
             log.line(line)
 

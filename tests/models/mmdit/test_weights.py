@@ -264,3 +264,89 @@ def test_conversion_minds_its_destination(tmp_path: Path) -> None:
         convert(source, tmp_path / "b.pt", to="flux")
     convert(source, source, to="flux", overwrite=True)
     assert "double_blocks.0.img_attn.qkv.weight" in load_file(source)
+
+
+DEEP = replace(TINY, in_channels=6, patch_size=1)  # other latents; everything inside is the same
+NEW = ("img_in", "cond_in", "final_layer")
+
+
+def drawn(config: MMDiTConfig, seed: int = 3) -> dict[str, Tensor]:
+    model = MMDiT(config)
+    model.init_weights(torch.Generator().manual_seed(seed))
+    return dict(model.state_dict())
+
+
+def load_new(model: MMDiT, source: str | Path | dict[str, Tensor], *layers: str) -> None:
+    load_weights(
+        model, source, reinitialise=layers or NEW, generator=torch.Generator().manual_seed(3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("layout", "noted"),
+    # Without its note a vidgen file is taken for FLUX's.
+    [*((layout, True) for layout in LAYOUTS), *((layout, False) for layout in PUBLISHED)],
+)
+def test_named_layers_begin_anew_and_the_rest_is_the_sources(
+    tmp_path: Path, layout: Layout, noted: bool
+) -> None:
+    source = MMDiT(TINY)
+    load_weights(source, random_tensors(TINY, layout), layout=layout)
+    file = tmp_path / "w.safetensors"
+    save_weights(source, file, layout)
+    if not noted:
+        save_file(load_file(file), file)
+    with torch.device("meta"):
+        model = MMDiT(DEEP)
+    load_new(model, file)
+    fresh, kept = drawn(DEEP), source.state_dict()
+    for name, tensor in model.state_dict().items():
+        expected = fresh if name.startswith(NEW) else kept
+        assert torch.equal(tensor, expected[name]), name
+    assert model.img_in.weight.any()
+
+
+def test_layers_the_source_lacks_can_begin_anew() -> None:
+    model = MMDiT(TINY)
+    published = random_tensors(TINY, "open-sora")
+    cut = {k: v for k, v in published.items() if not k.startswith(("cond_in", "single_blocks.1."))}
+    load_new(model, cut, "cond_in", "single_blocks.1")
+    assert not model.cond_in.weight.any()
+    assert not model.single_blocks[1].modulation.lin.weight.any()
+    assert model.single_blocks[1].linear1.weight.any()
+    assert torch.equal(model.img_in.weight, published["img_in.weight"])
+
+
+def test_only_the_named_layers_may_differ(tmp_path: Path) -> None:
+    published = random_tensors(TINY, "open-sora")
+    model = MMDiT(DEEP)
+    wrong = {**published, "txt_in.weight": torch.zeros(64, 5)}
+    with pytest.raises(UserError, match=r"tensor 'txt_in\.weight' is \[64, 5\], expected"):
+        load_new(model, wrong)
+    with pytest.raises(UserError, match=r"tensor 'img_in\.weight' is \[64, 16\], expected"):
+        load_new(model, published, "final_layer", "cond_in")
+    with pytest.raises(UserError, match=r"'final_layer\.other' .* is not part of this model"):
+        load_new(model, {**published, "final_layer.other": torch.zeros(3)})
+    with pytest.raises(UserError, match=r"'txt_in\.bias' .* is missing"):
+        load_new(model, {k: v for k, v in published.items() if k != "txt_in.bias"})
+    # A file that notes its config is refused before its shapes are looked at.
+    save_weights(MMDiT(TINY), tmp_path / "w.safetensors", "open-sora")
+    with pytest.raises(UserError, match="in_channels = 16, this model has 6"):
+        load_new(model, tmp_path / "w.safetensors", "img_in", "final_layer")
+    with pytest.raises(UserError, match="theta = 10000, this model has 5000"):
+        load_new(MMDiT(replace(DEEP, theta=5000)), tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("layer", "nearest"),
+    [
+        ("imgin", "img_in"),
+        ("final_layers", "final_layer"),
+        ("double_blocks.7.img_mlp", r"double_blocks\.\d\.img_mlp"),
+        ("img_in.weight", "img_in"),
+        ("", ".+"),
+    ],
+)
+def test_a_layer_that_is_not_there_is_refused_with_the_nearest(layer: str, nearest: str) -> None:
+    with pytest.raises(UserError, match=rf"no layer '{layer}'; the nearest is '{nearest}'"):
+        load_weights(MMDiT(DEEP), random_tensors(TINY, "flux"), reinitialise=[layer])

@@ -1,13 +1,15 @@
 """What a checkpoint is: its layout, its config, and whether it is complete."""
 
+import difflib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 
 from pydantic import TypeAdapter, ValidationError
 
 from vidgen.errors import UserError
 from vidgen.models.mmdit.config import PRESETS, MMDiTConfig
-from vidgen.models.mmdit.layouts import LAYOUTS, Layout, published_shapes
+from vidgen.models.mmdit.layouts import LAYOUTS, Layout, published_shapes, tensor_shapes
 from vidgen.models.tensor_files import TensorSource, check_tensors
 
 
@@ -115,13 +117,52 @@ def adaptation(source: TensorSource, config: MMDiTConfig) -> tuple[set[str], set
     return left_out, zeroed
 
 
+def named_tensors(config: MMDiTConfig, layers: Iterable[str]) -> set[str]:
+    """The model's tensors in the layers of these names: `img_in`, `double_blocks.0.img_mlp`."""
+    tensors = tensor_shapes(config)
+    known = dict.fromkeys(
+        ".".join(parts[:end])
+        for parts in (name.split(".") for name in tensors)
+        for end in range(1, len(parts))
+    )
+    found: set[str] = set()
+    for layer in layers:
+        if layer not in known:
+            near = difflib.get_close_matches(layer, list(known), n=1, cutoff=0.0)[0]
+            raise UserError(f"this model has no layer {layer!r}; the nearest is {near!r}")
+        found |= {name for name in tensors if name.startswith(f"{layer}.")}
+    return found
+
+
+# The layers whose shape a field of the config decides, and nothing else of the model.
+SHAPED_BY = {
+    "in_channels": ("img_in.", "cond_in.", "final_layer.linear."),
+    "patch_size": ("img_in.", "cond_in.", "final_layer.linear."),
+    "vec_in_dim": ("vector_in.in_layer.",),
+    "context_in_dim": ("txt_in.",),
+    "cond_embed": ("cond_in.",),
+}
+
+
+def free_fields(config: MMDiTConfig, fresh: set[str]) -> set[str]:
+    """Fields in which a source may differ whose tensors `fresh` are not taken from it."""
+    names = tensor_shapes(config).keys()
+    shaped = {
+        field: {name for name in names if name.startswith(layers)}
+        for field, layers in SHAPED_BY.items()
+    }
+    return {field for field, tensors in shaped.items() if tensors and tensors <= fresh}
+
+
 def check_checkpoint(
     source: TensorSource,
     config: MMDiTConfig,
     layout: Layout,
     left_out: set[str],
-    zeroed: set[str],
+    absent: set[str],
 ) -> None:
+    """`left_out` are tensors of the source that may have any shape, `absent` those of the model
+    that it need not have; both by their published names."""
     expected = published_shapes(config, layout)
     expected.update({name: source.infos[name].shape for name in left_out})
-    check_tensors(source, expected, allowed_missing=zeroed)
+    check_tensors(source, expected, allowed_missing=absent)

@@ -8,7 +8,7 @@ P half a head's width.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -324,9 +324,18 @@ class MMDiT(nn.Module):
             raise ValueError(f"cond {tuple(cond.shape)}: expected {wanted_cond}")
 
     @torch.no_grad()
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """For training from scratch: every block starts as the identity, the output as zero."""
+    def init_weights(
+        self, generator: torch.Generator | None = None, only: Collection[str] | None = None
+    ) -> None:
+        """For training from scratch: every block starts as the identity, the output as zero.
+
+        `only` names parameters whose layers are initialised; None means all of them.
+        """
         for name, module in self.named_modules():
+            if only is not None and not any(
+                f"{name}.{own}" in only for own, _ in module.named_parameters(recurse=False)
+            ):
+                continue
             if isinstance(module, nn.Linear):
                 zero = name.endswith(
                     ("mod.lin", "modulation.lin", "adaLN_modulation.1")

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -16,6 +16,8 @@ from vidgen.models.mmdit.detect import (
     adaptation,
     check_checkpoint,
     detect_layout,
+    free_fields,
+    named_tensors,
     noted_config,
     notes,
 )
@@ -48,6 +50,8 @@ def load_weights(
     *,
     layout: Layout | None = None,
     adapt: bool = False,
+    reinitialise: Sequence[str] = (),
+    generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
     group: str = "model",
     progress: Progress | None = None,
@@ -56,9 +60,11 @@ def load_weights(
 
     A wrong, missing or extra tensor is an error. `adapt` starts a video model from an image model:
     a guidance embedder the model does not have is left out, a condition embedder the source does
-    not have starts at zero. A model on the meta device is materialised on `device`. Values are
-    cast to the parameters' dtype; sharded parameters (DTensor) take their own rows. `group` says
-    which weights of a training step are meant: "model", or "ema" for the averaged ones.
+    not have starts at zero. Layers named in `reinitialise` are drawn with `generator` instead of
+    read: the source may lack them or have them in another shape. A model on the meta device is
+    materialised on `device`. Values are cast to the parameters' dtype; sharded parameters (DTensor)
+    take their own rows. `group` says which weights of a training step are meant: "model", or "ema"
+    for the averaged ones.
 
     Fused tensors that carry no note of ours are FLUX.1's; for the `state_dict()` of a model,
     whose names are the same, say layout="vidgen".
@@ -71,17 +77,22 @@ def load_weights(
     with open_source(source, group) as tensors:
         layout = layout or detect_layout(tensors)
         config = model.config
+        fresh = named_tensors(config, reinitialise)
         if (noted := noted_config(tensors)) is not None:
-            _check_config(tensors.where, noted, config, adapt)
-        left_out, zeroed = adaptation(tensors, config) if adapt else (set(), set())
-        check_checkpoint(tensors, config, layout, left_out, zeroed)
-        params = _parameters(model, device)
+            _check_config(tensors.where, noted, config, adapt, fresh)
         groups = by_internal(pieces(config, layout))
-        total = sum(info.nbytes for info in tensors.infos.values())
-        done = 0
+        left_out, zeroed = adaptation(tensors, config) if adapt else (set(), set())
+        not_read = {piece.published for name in fresh for piece in groups[name]}
+        check_checkpoint(
+            tensors, config, layout, left_out | not_read & tensors.infos.keys(), zeroed | not_read
+        )
+        params = _parameters(model, device)
         for name in zeroed:
             params[name].zero_()
-        names = [name for name in tensor_shapes(config) if name not in zeroed]
+        model.init_weights(generator, only=fresh)
+        names = [name for name in tensor_shapes(config) if name not in zeroed | fresh]
+        total = sum(_nbytes(tensors, part) for name in names for part in groups[name])
+        done = 0
 
         def read(name: str) -> Tensor | None:
             return _read(params[name].detach(), tensors, groups[name], config.head_dim)
@@ -115,11 +126,17 @@ def save_weights(
     write_tensors(path, infos, tensors, notes(config, layout))
 
 
-def _check_config(where: str, noted: MMDiTConfig, config: MMDiTConfig, adapt: bool) -> None:
-    """What shapes cannot tell (rotary axes, patch order) must agree as well."""
+def _check_config(
+    where: str, noted: MMDiTConfig, config: MMDiTConfig, adapt: bool, fresh: set[str]
+) -> None:
+    """What shapes cannot tell (rotary axes, patch order) must agree as well, but for what only the
+    `fresh` tensors depend on."""
     if adapt:
         noted = replace(noted, guidance_embed=config.guidance_embed, cond_embed=config.cond_embed)
+    free = free_fields(config, fresh)
     for field in MMDiTConfig.__dataclass_fields__:
+        if field in free:
+            continue
         found, expected = getattr(noted, field), getattr(config, field)
         if found != expected:
             raise UserError(f"{where}: was made with {field} = {found}, this model has {expected}")

@@ -6,7 +6,7 @@ To add one: write its forward and backward, say in a `Backend` what it takes, pu
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,12 +17,24 @@ HALF = frozenset({torch.bfloat16, torch.float16})
 FLOAT = HALF | {torch.float32}
 DOUBLE = FLOAT | {torch.float64}
 
-# q, k, v, mask, scale -> out (B, Lq, H, D), LSE (B, H, Lq), and what else its backward wants.
-Forward = Callable[
-    [Tensor, Tensor, Tensor, BlockMask | None, float], tuple[Tensor, Tensor, tuple[Any, ...]]
-]
-# grad_out, q, k, v, out, LSE, what else, mask, scale -> the gradients of q, k, v.
-Backward = Callable[..., tuple[Tensor, Tensor, Tensor]]
+Grads = tuple[Tensor, Tensor, Tensor]  # of q, k, v
+Forwarded = tuple[Tensor, Tensor, tuple[Any, ...]]
+
+
+class Saved(NamedTuple):
+    """What a plain forward leaves to its backward."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+    lse: Tensor
+    rest: tuple[Any, ...]
+
+
+# q, k, v, scale -> out (B, Lq, H, D), LSE (B, H, Lq), and what else its backward wants.
+Forward = Callable[[Tensor, Tensor, Tensor, float], Forwarded]
+Backward = Callable[[Tensor, Saved, float], Grads]  # from grad_out
 # q, k, v, mask, scale -> out and LSE, differentiable by torch.
 Run = Callable[[Tensor, Tensor, Tensor, BlockMask | None, float], tuple[Tensor, Tensor]]
 
@@ -52,7 +64,7 @@ class Backend:
     """One way to compute attention, over (B, L, H, D) tensors whose last dimension is contiguous.
 
     `run` is differentiable as it stands; in its place `forward` and `backward` may be given, the
-    plain functions. `missing` says what this machine lacks for it, or nothing.
+    plain functions, which know no mask. `missing` says what this machine lacks for it, or nothing.
     """
 
     name: str
@@ -99,7 +111,7 @@ class Backend:
     ) -> tuple[Tensor, Tensor]:
         if self.run is not None:
             return self.run(q, k, v, mask, scale)
-        out, lse = _Attention.apply(q, k, v, mask, scale, self)
+        out, lse = _Attention.apply(q, k, v, scale, self)
         return out, lse
 
 
@@ -116,17 +128,16 @@ class _Attention(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        mask: BlockMask | None,
         scale: float,
         backend: Backend,
     ) -> tuple[Tensor, Tensor]:
         assert backend.forward is not None
-        out, lse, rest = backend.forward(q, k, v, mask, scale)
+        out, lse, rest = backend.forward(q, k, v, scale)
         tensors = [x for x in rest if isinstance(x, Tensor)]
         ctx.save_for_backward(q, k, v, out, lse, *tensors)
         ctx.rest = [None if isinstance(x, Tensor) else x for x in rest]
         ctx.is_tensor = [isinstance(x, Tensor) for x in rest]
-        ctx.mask, ctx.scale, ctx.backend = mask, scale, backend
+        ctx.scale, ctx.backend = scale, backend
         ctx.set_materialize_grads(False)
         return out, lse
 
@@ -141,19 +152,18 @@ class _Attention(torch.autograd.Function):
         )
         if grad_out is None:
             grad_out = torch.zeros_like(out)
-        given = (q, k, v, out, lse, rest)
-        grads = gradients_of(ctx.backend, grad_out, grad_lse, given, ctx.mask, ctx.scale)
-        return (*grads, None, None, None)
+        saved_by_forward = Saved(q, k, v, out, lse, rest)
+        grads = gradients_of(ctx.backend, grad_out, grad_lse, saved_by_forward, ctx.scale)
+        return (*grads, None, None)
 
 
 def gradients_of(
     backend: Backend,
     grad_out: Tensor,
     grad_lse: Tensor | None,
-    given: tuple[Any, ...],
-    mask: BlockMask | None,
+    saved: Saved,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Grads:
     """The gradients of q, k, v by a backward that knows nothing of the LSE's.
 
     Such a backward takes from every score's gradient the row's product grad_out . out; with the
@@ -162,25 +172,21 @@ def gradients_of(
     and the rest it leaves hold twice the digits.
     """
     assert backend.backward is not None
-    q, k, v, out, lse, rest = given
+    q, k, v, out, lse, rest = saved
     grad_out = rows(grad_out.to(out.dtype))
     if grad_lse is None:
-        return backend.backward(grad_out, q, k, v, out, lse, rest, mask, scale)
+        return backend.backward(grad_out, saved, scale)
     size = q.shape[-1]
     carried = -grad_lse.transpose(1, 2)
     coarse = carried.to(out.dtype)
     fine = (carried - coarse.to(carried.dtype)).to(out.dtype)
     nothing = coarse.new_zeros(*coarse.shape, PADDING - 2)
     ones = torch.ones_like(out[..., :2])
-    grads = backend.backward(
-        torch.cat((grad_out, coarse[..., None], fine[..., None], nothing), dim=-1),
-        *(torch.nn.functional.pad(x, (0, PADDING)) for x in (q, k, v)),
-        torch.cat((out, ones, nothing), dim=-1),
-        lse,
-        rest,
-        mask,
-        scale,
-    )
+    wide_q, wide_k, wide_v = (torch.nn.functional.pad(x, (0, PADDING)) for x in (q, k, v))
+    wide_out = torch.cat((out, ones, nothing), dim=-1)
+    wider = Saved(wide_q, wide_k, wide_v, wide_out, lse, rest)
+    wide_grad_out = torch.cat((grad_out, coarse[..., None], fine[..., None], nothing), dim=-1)
+    grads = backend.backward(wide_grad_out, wider, scale)
     grad_q, grad_k, grad_v = (x[..., :size] for x in grads)
     return grad_q, grad_k, grad_v
 

@@ -3,18 +3,14 @@
 import importlib
 import importlib.util
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from vidgen.runtime.attention.backends import HALF, Backend, rows
+from vidgen.runtime.attention.backends import HALF, Backend, Forwarded, Grads, Saved, rows
 from vidgen.runtime.attention.mask import BlockMask
 
 CUDA = frozenset({"cuda"})
-
-Parts = tuple[Tensor, Tensor, tuple[Any, ...]]
-Grads = tuple[Tensor, Tensor, Tensor]
 
 
 @cache
@@ -35,6 +31,12 @@ def _why_missing(module: str, package: str, capability: tuple[int, int], top: in
             f"this GPU has {own[0]}.{own[1]}"
         )
     return ""
+
+
+def _like(saved: Saved) -> Grads:
+    """Room for the gradients of q, k and v."""
+    q, k, v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in saved[:3])
+    return q, k, v
 
 
 # ---- FlashAttention 4: CuTe DSL, compiled at the first call ----
@@ -61,28 +63,18 @@ def _flash3_missing() -> str:
     return _why_missing("flash_attn_interface", "flash_attn_3", (9, 0), 9)
 
 
-def _flash3(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, scale: float) -> Parts:
+def _flash3(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Forwarded:
     from flash_attn_interface import _flash_attn_forward
 
     out, lse, *_ = _flash_attn_forward(q, k, v, softmax_scale=scale)
     return out, lse, ()
 
 
-def _flash3_backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    rest: tuple[Any, ...],
-    mask: BlockMask | None,
-    scale: float,
-) -> Grads:
+def _flash3_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
     from flash_attn_interface import _flash_attn_backward
 
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    _flash_attn_backward(grad_out, q, k, v, out, lse, dq=dq, dk=dk, dv=dv, softmax_scale=scale)
+    dq, dk, dv = _like(saved)
+    _flash_attn_backward(grad_out, *saved[:5], dq=dq, dk=dk, dv=dv, softmax_scale=scale)
     return dq, dk, dv
 
 
@@ -93,7 +85,7 @@ def _flash2_missing() -> str:
     return _why_missing("flash_attn.flash_attn_interface", "flash-attn", (8, 0), 12)
 
 
-def _flash2(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, scale: float) -> Parts:
+def _flash2(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Forwarded:
     from flash_attn import flash_attn_func
 
     # Outside of autograd; return_attn_probs is its name for the LSE.
@@ -101,30 +93,14 @@ def _flash2(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, scale: floa
     return out, lse, ()
 
 
-def _flash2_backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    rest: tuple[Any, ...],
-    mask: BlockMask | None,
-    scale: float,
-) -> Grads:
+def _flash2_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
     from flash_attn.flash_attn_interface import _flash_attn_backward
 
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    grads = _like(saved)
     _flash_attn_backward(
         grad_out,
-        q,
-        k,
-        v,
-        out,
-        lse,
-        dq,
-        dk,
-        dv,
+        *saved[:5],
+        *grads,
         dropout_p=0.0,
         softmax_scale=scale,
         causal=False,
@@ -134,7 +110,7 @@ def _flash2_backward(
         alibi_slopes=None,
         deterministic=False,
     )
-    return dq, dk, dv
+    return grads
 
 
 # ---- SageAttention: 8-bit products, sampling only ----

@@ -6,13 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidgen.runtime.attention.backends import DOUBLE, FLOAT, HALF, Backend
+from vidgen.runtime.attention.backends import (
+    DOUBLE,
+    FLOAT,
+    HALF,
+    Backend,
+    Forwarded,
+    Grads,
+    Saved,
+)
 from vidgen.runtime.attention.mask import K_BLOCK, Q_BLOCK, BlockMask
 
 CPU, CUDA = frozenset({"cpu"}), frozenset({"cuda"})
 
-Parts = tuple[Tensor, Tensor, tuple[Any, ...]]
-Grads = tuple[Tensor, Tensor, Tensor]
 
 # aten's kernels take (B, H, L, D); the op is looked up when it is called, for not every build of
 # torch has each.
@@ -30,31 +36,22 @@ def _tokens_first(*tensors: Tensor) -> Grads:
 # ---- CPU ----
 
 
-def _flash_cpu(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, scale: float) -> Parts:
+def _flash_cpu(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Forwarded:
     op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     out, lse = op(*_heads_first(q, k, v), scale=scale)
     return out.transpose(1, 2), lse, ()
 
 
-def _flash_cpu_backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    rest: tuple[Any, ...],
-    mask: BlockMask | None,
-    scale: float,
-) -> Grads:
+def _flash_cpu_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
     op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    return _tokens_first(*op(*_heads_first(grad_out, q, k, v, out), lse, 0.0, False, scale=scale))
+    heads = _heads_first(grad_out, *saved[:4])
+    return _tokens_first(*op(*heads, saved.lse, 0.0, False, scale=scale))
 
 
 # ---- CUDA: flash ----
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, scale: float) -> Parts:
+def _flash(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Forwarded:
     op = torch.ops.aten._scaled_dot_product_flash_attention
     # Older builds round the length of the LSE up; the backward wants it as it came.
     out, lse, cum_q, cum_k, max_q, max_k, seed, offset, _ = op(*_heads_first(q, k, v), scale=scale)
@@ -62,20 +59,10 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, scale: float
     return out.transpose(1, 2), lse[..., : q.shape[1]].clone(), rest
 
 
-def _flash_backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    rest: tuple[Any, ...],
-    mask: BlockMask | None,
-    scale: float,
-) -> Grads:
-    full_lse, cum_q, cum_k, max_q, max_k, seed, offset = rest
+def _flash_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
+    full_lse, cum_q, cum_k, max_q, max_k, seed, offset = saved.rest
     op = torch.ops.aten._scaled_dot_product_flash_attention_backward
-    heads = _heads_first(grad_out, q, k, v, out)
+    heads = _heads_first(grad_out, *saved[:4])
     more = (cum_q, cum_k, max_q, max_k, 0.0, False, seed, offset)
     return _tokens_first(*op(*heads, full_lse, *more, scale=scale))
 
@@ -83,27 +70,17 @@ def _flash_backward(
 # ---- CUDA: memory-efficient ----
 
 
-def _efficient(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, scale: float) -> Parts:
+def _efficient(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Forwarded:
     op = torch.ops.aten._scaled_dot_product_efficient_attention
     # The LSE comes padded to a multiple of 32, and the backward wants the padding.
     out, lse, seed, offset = op(*_heads_first(q, k, v), None, True, scale=scale)
     return out.transpose(1, 2), lse[..., : q.shape[1]].clone(), (lse, seed, offset)
 
 
-def _efficient_backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    rest: tuple[Any, ...],
-    mask: BlockMask | None,
-    scale: float,
-) -> Grads:
-    full_lse, seed, offset = rest
+def _efficient_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
+    full_lse, seed, offset = saved.rest
     op = torch.ops.aten._scaled_dot_product_efficient_attention_backward
-    grad_out, q, k, v, out = _heads_first(grad_out, q, k, v, out)
+    grad_out, q, k, v, out = _heads_first(grad_out, *saved[:4])
     wanted = [True, True, True, False]
     grads = op(grad_out, q, k, v, None, out, full_lse, seed, offset, 0.0, wanted, scale=scale)
     return _tokens_first(*grads[:3])
@@ -112,7 +89,7 @@ def _efficient_backward(
 # ---- CUDA: cuDNN ----
 
 
-def _cudnn(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, scale: float) -> Parts:
+def _cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Forwarded:
     op = torch.ops.aten._scaled_dot_product_cudnn_attention
     out, lse, cum_q, cum_k, max_q, max_k, seed, offset, _ = op(
         *_heads_first(q, k, v), None, True, scale=scale
@@ -122,20 +99,10 @@ def _cudnn(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, scale: float
     return out.transpose(1, 2), lse.reshape(q.shape[0], q.shape[2], -1).clone(), rest
 
 
-def _cudnn_backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    rest: tuple[Any, ...],
-    mask: BlockMask | None,
-    scale: float,
-) -> Grads:
-    full_lse, cum_q, cum_k, max_q, max_k, seed, offset = rest
+def _cudnn_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
+    full_lse, cum_q, cum_k, max_q, max_k, seed, offset = saved.rest
     op = torch.ops.aten._scaled_dot_product_cudnn_attention_backward
-    heads = _heads_first(grad_out, q, k, v, out)
+    heads = _heads_first(grad_out, *saved[:4])
     more = (seed, offset, None, cum_q, cum_k, max_q, max_k, 0.0, False)
     return _tokens_first(*op(*heads, full_lse, *more, scale=scale))
 
