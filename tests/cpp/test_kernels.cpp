@@ -298,6 +298,49 @@ void test_video_to_input(const Case& c, std::mt19937& random) {
   }
 }
 
+// Moments in the case's type; those in bf16 may lie to either side of the exact ones.
+void test_adamw(const Case& c, std::mt19937& random) {
+  const std::vector<int64_t> shape{1, c.b * c.l, c.d};
+  Tensor param(shape, DType::f32, random), grad(shape, DType::f32, random);
+  Tensor first(shape, c.dtype, random), second(shape, c.dtype, random);
+  Tensor average(shape, DType::f32, random);
+  for (int64_t i = 0; i < second.elements(); ++i) second.set(i, float(std::fabs(second.at(i))));
+  const AdamwNumbers n{0.99f, 0.1f, 0.95f, 0.05f, 1e-8f, 0.01f, 1.5f, 0.2f};
+  const AdamwPlace place{{1u, 2u}, 3u, uint32_t(c.d)};
+  const auto numbers_of = [](const auto& values, DType dtype, int64_t count) {
+    TensorView view;
+    view.data = const_cast<void*>(static_cast<const void*>(&values));
+    view.dtype = dtype;
+    view.dims = 1;
+    view.size[0] = count;
+    view.stride[0] = 1;
+    return view;
+  };
+  Doubles param_after, first_after, second_after, average_after;
+  for (int64_t i = 0; i < param.elements(); ++i) {
+    const double m = first.at(i) + n.rate1 * (grad.at(i) - first.at(i));
+    const double v = n.beta2 * second.at(i) + n.rate2 * grad.at(i) * grad.at(i);
+    const double p = n.keep * param.at(i) - n.step_size * m / (std::sqrt(v) * n.root + n.eps);
+    param_after.push_back(p);
+    first_after.push_back(m);
+    second_after.push_back(v);
+    average_after.push_back(average.at(i) + n.follow * (p - average.at(i)));
+  }
+  const AdamwStep step{param.view(),
+                       grad.view(),
+                       first.view(),
+                       second.view(),
+                       average.view(),
+                       numbers_of(n, DType::f32, 8),
+                       numbers_of(place, DType::i32, 4)};
+  check(step);
+  c.variant->adamw_step(step, 3);
+  expect_close(param, param_after, c.name + " adamw param");
+  expect_close(first, first_after, c.name + " adamw exp_avg", 2);
+  expect_close(second, second_after, c.name + " adamw exp_avg_sq", 2);
+  expect_close(average, average_after, c.name + " adamw average");
+}
+
 // Every 16-bit pattern through load and store: what a number is, its rounding, NaN stays NaN.
 void test_half_precision_round_trip(const cpu::Variant& variant) {
   for (DType dtype : {DType::bf16, DType::f16}) {
@@ -388,7 +431,7 @@ int main() {
                          std::to_string(shape[2])};
         for (const auto& test :
              {test_modulate, test_gated_residual, test_gated_residual_modulate, test_gelu_tanh,
-              test_qk_norm_rope, test_copy_rows, test_video_to_input}) {
+              test_qk_norm_rope, test_copy_rows, test_video_to_input, test_adamw}) {
           test(c, random);
         }
       }
