@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vidgen.plan.encoders import Encoders, hunyuan_encode_flops
+from vidgen.models.video_dcae import VideoDCAE, VideoDCAEConfig
+from vidgen.plan.encoders import Encoders, dcae_encode_flops, hunyuan_encode_flops
 
 
 @pytest.mark.parametrize(("frames", "side"), [(1, 64), (5, 64), (9, 128)])
@@ -17,6 +18,19 @@ def test_hunyuan_flops_against_a_count(frames: int, side: int) -> None:
     assert hunyuan_encode_flops(frames, side, side) == pytest.approx(
         counter.get_total_flops(), rel=0.03
     )
+
+
+@pytest.mark.parametrize(("frames", "height", "width"), [(1, 256, 512), (64, 256, 256)])
+def test_dcae_flops_are_those_of_its_tiles(frames: int, height: int, width: int) -> None:
+    with torch.device("meta"):
+        model = VideoDCAE(VideoDCAEConfig())
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.encoder(torch.empty(1, 3, frames, height, width))
+    assert dcae_encode_flops(frames, height, width) == pytest.approx(
+        counter.get_total_flops(), rel=0.01
+    )
+    encoders = Encoders("video_dcae", "builtin", 16)
+    assert encoders.weight_bytes() == 2 * sum(p.numel() for p in model.parameters())
 
 
 def test_t5_against_its_published_size() -> None:

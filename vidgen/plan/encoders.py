@@ -1,6 +1,12 @@
 """What the frozen parts of a step cost: the autoencoder's encoder and the text encoders."""
 
 from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vidgen.models.video_dcae import VideoDCAE, VideoDCAEConfig
 
 # T5-XXL's encoder: 24 layers of width 4096, inner attention width 4096, gated FFN of 10240.
 _T5_LAYERS, _T5_WIDTH, _T5_FFN = 24, 4096, 10_240
@@ -8,7 +14,9 @@ _T5_WEIGHTS = _T5_LAYERS * (4 * _T5_WIDTH**2 + 3 * _T5_WIDTH * _T5_FFN)
 _T5_EMBEDDING = 32_128 * _T5_WIDTH
 _CLIP_L_WEIGHTS = 123_060_480  # its text tower; 77 tokens cost nothing beside T5's 512
 _HUNYUAN_WEIGHTS = 246_478_803
-_HUNYUAN_TILE = 256  # side of the squares it encodes, in pixels
+_DCAE_WEIGHTS = 459_462_147
+_TILE = 256  # side of the squares they encode, in pixels
+_DCAE_TILE_FRAMES = 32
 
 
 @dataclass(frozen=True)
@@ -21,26 +29,51 @@ class Encoders:
 
     def flops(self, frames: int, side: int) -> int:
         """Of one clip and its caption."""
-        video = hunyuan_encode_flops(frames, side, side) if self.autoencoder == _HUNYUAN else 0
+        video = 0
+        if self.autoencoder == _HUNYUAN:
+            video = hunyuan_encode_flops(frames, side, side)
+        elif self.autoencoder == _DCAE:
+            video = dcae_encode_flops(frames, side, side)
         text = 2 * self.text_len * _T5_WEIGHTS if self.text == _T5 else 0
         return video + text
 
     def weight_bytes(self) -> int:
         """Held whole on every GPU, bf16."""
-        weights = _HUNYUAN_WEIGHTS if self.autoencoder == _HUNYUAN else 0
+        weights = {_HUNYUAN: _HUNYUAN_WEIGHTS, _DCAE: _DCAE_WEIGHTS}.get(self.autoencoder, 0)
         if self.text == _T5:
             weights += _T5_WEIGHTS + _T5_EMBEDDING + _CLIP_L_WEIGHTS
         return 2 * weights
 
     def workspace_bytes(self, frames: int, side: int) -> int:
         """While one clip is encoded, tile by tile: about four feature maps at full size, bf16."""
-        if self.autoencoder != _HUNYUAN:
+        if self.autoencoder not in (_HUNYUAN, _DCAE):
             return 0
-        tile = min(side, _HUNYUAN_TILE)
+        if self.autoencoder == _DCAE:
+            frames = min(frames, _DCAE_TILE_FRAMES)
+        tile = min(side, _TILE)
         return 4 * 2 * 128 * frames * tile * tile
 
 
-_HUNYUAN, _T5 = "hunyuan_vae", "t5_clip"
+_HUNYUAN, _DCAE, _T5 = "hunyuan_vae", "video_dcae", "t5_clip"
+
+
+def dcae_encode_flops(frames: int, height: int, width: int) -> int:
+    """FLOPs of the Video DC-AE's encoder (4x32x32): convolutions and linear attention, so as many
+    for each pixel. Tiles overlap by a quarter, which is not counted."""
+    part = min(frames, _DCAE_TILE_FRAMES)
+    return round(_dcae_tile_flops(part) * (frames / part) * (height * width / _TILE**2))
+
+
+@lru_cache
+def _dcae_tile_flops(frames: int) -> int:
+    with torch.device("meta"):
+        encoder, video = (
+            VideoDCAE(VideoDCAEConfig()).encoder,
+            torch.empty(1, 3, frames, _TILE, _TILE),
+        )
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        encoder(video)
+    return counter.get_total_flops()
 
 
 def hunyuan_encode_flops(frames: int, height: int, width: int) -> int:
@@ -57,7 +90,7 @@ def hunyuan_encode_flops(frames: int, height: int, width: int) -> int:
     def conv(positions: int, d_in: int, d_out: int, count: int = 1) -> int:
         return 2 * 27 * positions * d_in * d_out * count
 
-    tile_positions = quarter * (min(_HUNYUAN_TILE, height) * min(_HUNYUAN_TILE, width)) // 64
+    tile_positions = quarter * (min(_TILE, height) * min(_TILE, width)) // 64
     return (
         conv(full, 3, 128)
         + conv(full, 128, 128, 4)
