@@ -272,6 +272,8 @@ def test_fragmentation_is_counted() -> None:
 
 
 def test_an_interrupt_ends_the_wait() -> None:
+    # Where these tests run in the background, the shell had it ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     arena = Arena(256, pinned=False)
     held = arena.lease(256)
     timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
@@ -280,9 +282,12 @@ def test_an_interrupt_ends_the_wait() -> None:
         timer.start()
         arena.lease(256, timeout=60)
 
-    with pytest.raises(KeyboardInterrupt):
-        wait()
-    timer.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            wait()
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     held.give_back()
 
 

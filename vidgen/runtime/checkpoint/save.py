@@ -127,8 +127,9 @@ def save(
     global _last
     started = time.perf_counter()
     previous, _last = _last, None
+    everyone = peers()
     if previous is not None:
-        _wait_turn(previous)
+        _wait_turn(previous, everyone.rank)
     if step < 0 or keep_last < 1 or (keep_every is not None and keep_every < 1):
         raise ValueError(f"step {step}, keep_last {keep_last}, keep_every {keep_every}")
     for name in (*tensors, *objects):
@@ -136,7 +137,6 @@ def save(
             raise ValueError(f"{name!r} cannot name a group or an object: a-z, 0-9 and _ may")
 
     turn = time.perf_counter()
-    everyone = peers()
     sources = held(tensors)
     snapshot = Snapshot(_planned(list(sources), everyone), sources)
     texts = {name: json.dumps(value, indent=1).encode() for name, value in objects.items()}
@@ -157,7 +157,7 @@ def save(
 _waits = 0  # saves that found the one before unfinished
 
 
-def _wait_turn(previous: Saving) -> None:
+def _wait_turn(previous: Saving, rank: int) -> None:
     """Until an earlier save is done: its memory is needed. An error nobody has heard is raised."""
     global _waits
     if not previous.done():
@@ -165,7 +165,7 @@ def _wait_turn(previous: Saving) -> None:
         began = time.perf_counter()
         previous._finished.wait()
         _log.log(
-            logging.WARNING if _waits == 1 else logging.INFO,
+            logging.WARNING if _waits == 1 and rank == 0 else logging.INFO,
             "waited %.2f s for %s to be written (so far %d saves had to wait): "
             "checkpoints are due faster than the disk takes them",
             time.perf_counter() - began,
