@@ -1,4 +1,4 @@
-"""`vidgen train` with a fault at the fifteenth step of rank 1, the first time it gets there."""
+"""`vidgen train` with a fault at the 25th step of rank 1, the first time it gets there."""
 
 import os
 import signal
@@ -25,15 +25,15 @@ took = deque([0.0], maxlen=10)  # seconds of the last steps
 
 
 def step_with_fault(trainer: Trainer) -> Any:
-    if here and trainer.step == 14:
+    if here and trainer.step == 24:
         if fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         if fault == "raise":
             raise ValueError("injected")
-    if here and trainer.step >= 14 and fault == "slow":
-        time.sleep(max(2.0, 10 * statistics.median(took)))  # on a busy machine too
+    if here and trainer.step >= 24 and fault == "slow":
+        time.sleep(max(3.0, 30 * statistics.median(took)))  # on a busy machine too
         return whole_step(trainer)
     start = time.monotonic()
     result = whole_step(trainer)
@@ -43,7 +43,7 @@ def step_with_fault(trainer: Trainer) -> Any:
 
 def losses_with_fault(trainer: Trainer, example: Example) -> torch.Tensor:
     losses = whole_losses(trainer, example)
-    return losses * float("nan") if here and fault == "nan" and trainer.step == 14 else losses
+    return losses * float("nan") if here and fault == "nan" and trainer.step == 24 else losses
 
 
 Trainer._train_step = step_with_fault  # type: ignore[method-assign]

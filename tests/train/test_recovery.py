@@ -20,7 +20,7 @@ from vidgen.train.recovery import Skips, position
 
 FAULTY = Path(__file__).with_name("faulty.py")
 BUCKETS = "data.buckets=!replace {'32px_ar1:1': {1: {batch: 2}, 9: {batch: 2}, 17: {batch: 1}}}"
-STEPS = 20
+STEPS = 30
 
 
 def torchrun(recipe: Path, run_dir: Path, fault: str, *more: str, restarts: int = 1) -> str:
@@ -66,7 +66,7 @@ def undisturbed(recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         ("stop", "has not moved for", ()),
         ("raise", "ValueError: injected", ()),
         ("nan", "loss nan", ()),
-        ("slow", "slow steps in a row", ("recovery.slow_factor=4", "recovery.slow_steps=2")),
+        ("slow", "slow steps in a row", ("recovery.slow_factor=10", "recovery.slow_steps=2")),
     ],
 )
 def test_recovered_losses_are_an_undisturbed_runs(
@@ -86,8 +86,8 @@ def test_recovered_losses_are_an_undisturbed_runs(
         assert f"-- rank {rank}" in text
     if fault in ("stop", "slow"):
         assert "rank 1" in text.splitlines()[1], text  # the culprit
-        # The stack of one that waits, or of the slow one.
-        assert "_train_step" in text or "step_with_fault" in text
+    if fault == "stop":
+        assert "_train_step" in text  # the stack of one that waits
     assert str(report) in shown
 
 

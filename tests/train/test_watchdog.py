@@ -55,7 +55,7 @@ def test_slow_steps_are_told_by_their_bucket() -> None:
 
     def step(done: int, ms: float, bucket: str, behind: int | None = None) -> str | None:
         records = [
-            replace(rank(r, count=10 * done - (r == behind)), done=done, ms=ms, bucket=bucket)
+            replace(rank(r, count=10 * done - (r == behind)), done=done, recent=[[bucket, ms]])
             for r in range(3)
         ]
         first = judge.look(records, now=0)
@@ -71,6 +71,18 @@ def test_slow_steps_are_told_by_their_bucket() -> None:
     assert line is not None
     assert "2 slow steps in a row, the last 1000 ms" in line
     assert line.endswith("the others waited for rank 2")
+
+
+def test_steps_quicker_than_a_look_are_all_seen() -> None:
+    judge = Judge(SLOW)
+    quick: list[list[object]] = [["short", 10.0]] * 4
+    assert judge.look([replace(rank(0), done=4, recent=quick)], now=0) is None
+    slow: list[list[object]] = [["short", 50.0], ["short", 60.0]]
+    line = judge.look([replace(rank(0), done=6, recent=[*quick, *slow])], now=0)
+    assert line == "2 slow steps in a row, the last 60 ms, 6.0 times what short takes"
+    # One in between was as usual.
+    between = [*quick, slow[0], quick[0], slow[1]]
+    assert Judge(SLOW).look([replace(rank(0), done=7, recent=between)], now=0) is None
 
 
 def test_a_report_has_every_rank(tmp_path: Path) -> None:

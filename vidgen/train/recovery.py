@@ -76,7 +76,8 @@ class Recovery:
         # The stacks' file stays: a signal may still come, and must not end what is leaving.
 
     def completed(self, step: int, ms: float, bucket: str) -> None:
-        self._write(done=step, ms=ms, bucket=bucket)
+        recent = [*self._record.recent, [bucket, ms]][-watchdog.RECENT :]
+        self._write(done=step, recent=recent)
 
     def failed(self, line: str) -> None:
         """This rank ends; its stack is written while it still has one."""

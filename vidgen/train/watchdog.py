@@ -18,12 +18,14 @@ from collections import defaultdict, deque
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-RECORD = 1024  # bytes of a rank's record on the board
+RECORD = 4096  # bytes of a rank's record on the board
 POLL_S = 0.2
 GRACE_S = 5.0  # for ranks to end themselves once one has failed
 HISTORY = 64  # steps of a bucket that a slow one is told by
 AT_LEAST = 4  # of them, before any is called slow
+RECENT = 8  # steps a record tells of: small ones take less time than a poll
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,7 @@ class Record:
     count: int = 0
     since: float = 0.0
     done: int = 0  # steps completed here
-    ms: float = 0.0  # of the last one
-    bucket: str = ""
+    recent: list[list[Any]] = field(default_factory=list)  # [bucket, ms] of the last ones
     error: str = ""
     left: bool = False
 
@@ -133,16 +134,10 @@ class Judge:
         first = records[0]
         if self.settings.slow_factor is None or first.done == self._done:
             return None
+        unseen = min(first.done - self._done, len(first.recent))
         self._done = first.done
-        times = self._times[first.bucket]
-        usual = statistics.median(times) if len(times) >= AT_LEAST else None
-        if usual is None or first.ms < self.settings.slow_factor * usual:
-            times.append(first.ms)
-            self._slow = 0
-            self._last.clear()
-            return None
-        self._slow += 1
-        self._slowest = f"{first.ms:.0f} ms, {first.ms / usual:.1f} times what {first.bucket} takes"
+        for bucket, ms in first.recent[len(first.recent) - unseen :]:
+            self._step(bucket, ms, self.settings.slow_factor)
         if self._slow < self.settings.slow_steps:
             return None
         line = f"{self._slow} slow steps in a row, the last {self._slowest}"
@@ -150,6 +145,17 @@ class Judge:
             who = max(self._last, key=lambda rank: self._last[rank])
             line += f"; the others waited for rank {who}"
         return line
+
+    def _step(self, bucket: str, ms: float, slow_factor: float) -> None:
+        times = self._times[bucket]
+        usual = statistics.median(times) if len(times) >= AT_LEAST else None
+        if usual is None or ms < slow_factor * usual:
+            times.append(ms)
+            self._slow = 0
+            self._last.clear()
+        else:
+            self._slow += 1
+            self._slowest = f"{ms:.0f} ms, {ms / usual:.1f} times what {bucket} takes"
 
 
 def alive(pid: int) -> bool:
