@@ -28,7 +28,7 @@ from hypothesis import settings
 
 LONG = (
     "tests/cpp/test_native_kernels.py",
-    "tests/train/test_recovery.py",
+    "tests/train/supervise/test_recovery.py",
     "tests/cuda_emulator/",
     "tests/cpp/test_native_memory.py",
 )

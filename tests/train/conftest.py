@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import vidgen
-from vidgen.config import read_recipe
-from vidgen.data.shapes import TRAINED, write_dataset
-from vidgen.train.config import Recipe
+from vidgen.data.synthetic.shapes import TRAINED, write_dataset
+from vidgen.recipe.reader import read_recipe
+from vidgen.recipe.schema import Recipe
 
 # 8 images, 8 clips of 9 frames and 8 of 17, 32 x 32: with these buckets an epoch is 8 steps.
 RECIPE = """\
