@@ -11,7 +11,7 @@ from vidgen.recipe.autoencoder import read_any
 from vidgen.recipe.reader import read_recipe
 from vidgen.recipe.schema import Recipe
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 STAGES = ("stage1", "stage2", "stage3")
 ADAPTATION = ("dcae_adapt", "dcae_adapt_long")
 

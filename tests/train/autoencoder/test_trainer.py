@@ -20,7 +20,7 @@ from vidgen.train.autoencoder.trainer import AutoencoderTrainer
 from vidgen.train.report.metrics import read_metrics
 from vidgen.train.supervise.recovery import Skips
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SMALL = {
     "latent_channels": 64, "widths": [8, 16, 32, 64, 64, 64], "head_dim": 16,
     "encoder_depths": [1] * 6, "decoder_depths": [1] * 6,
