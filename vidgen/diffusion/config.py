@@ -1,8 +1,8 @@
 """The flow-matching objective and the mix of conditions trained on."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
 from vidgen.config import config
 
@@ -11,12 +11,25 @@ ConditionName = Literal["t2v", "i2v_head", "i2v_tail", "i2v_loop", "v2v_head", "
 
 @config
 class FlowConfig:
-    """alpha shifts timesteps towards noise: linear in tokens a frame, times sqrt(latent frames)."""
+    """How timesteps are shifted towards noise: t -> alpha t / (1 + (alpha - 1) t)."""
 
     sigma_min: Annotated[float, Field(ge=0, lt=1)] = 1e-5
-    shift: PositiveFloat | None = None  # a fixed alpha instead of the rule below
-    shift_low: tuple[PositiveFloat, PositiveFloat] = (256, 1.0)  # (tokens a frame, alpha)
+    shift: Literal["public", "proportional"] | PositiveFloat = "public"
+    """How alpha follows from the latent's shape. "public": the rule of Open-Sora's public code,
+    linear in tokens per frame times sqrt(latent frames). "proportional": the report's, proportional
+    to latent frames x rows x columns. A number: that alpha for every shape."""
+    shift_low: tuple[PositiveFloat, PositiveFloat] = (256, 1.0)  # public: (tokens a frame, alpha)
     shift_high: tuple[PositiveFloat, PositiveFloat] = (4096, 3.0)
+    shift_reference: tuple[PositiveInt, PositiveInt, PositiveInt] = (33, 24, 42)
+    """Proportional: the latent (frames, rows, columns) with alpha `shift_at_reference`. Ours, since
+    the report gives none: stage 1's longest clips, 129 frames at 256px 16:9."""
+    shift_at_reference: PositiveFloat = 5.73
+    """Ours: the public rule's alpha at the default reference, where both rules then agree."""
+
+    @field_validator("shift", mode="before")
+    @classmethod
+    def _null_is_public(cls, value: Any) -> Any:
+        return "public" if value is None else value  # as recipes before version 0.2 say it
 
     def __post_init__(self) -> None:
         if not (self.shift_low[0] < self.shift_high[0] and self.shift_low[1] <= self.shift_high[1]):

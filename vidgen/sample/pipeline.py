@@ -20,7 +20,7 @@ from vidgen.diffusion.conditions import (
     frames_needed,
     given_latents,
 )
-from vidgen.diffusion.guidance import Branches, GuidanceConfig, plan
+from vidgen.diffusion.guidance import Branches, plan
 from vidgen.diffusion.sampler import Progress
 from vidgen.diffusion.solvers import SOLVERS
 from vidgen.errors import UserError
@@ -348,15 +348,11 @@ class Pipeline:
         """Which guidance branches each step runs; the token grid is (frames, rows, columns)."""
         if self.system.model.guidance_embed:  # a distilled model reads the scale as an input
             return [Branches({"text": 1.0})] * request.steps
-        sample = self.system.sample
-        config = GuidanceConfig(
-            text=request.guidance,
-            image=request.guidance_img,
-            oscillate_text=sample.oscillate_text,
-            oscillate_image=sample.oscillate_img,
-            oscillate_after=sample.oscillate_after,
+        config = self.system.sample.guidance_config(
+            request.guidance,
+            request.guidance_img,
             # As published: for a given image, not for a given clip.
-            dynamic_image=sample.dynamic_img and request.condition.startswith("i2v"),
+            dynamic=request.condition.startswith("i2v"),
         )
         has_image = request.condition != "t2v"
         return plan(config, request.steps, tokens, has_image=has_image, full=full)
