@@ -3,12 +3,13 @@
 A condition is a mask channel, 1 on the latent frames that are given, and the latents there.
 """
 
+import random
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from vidgen.diffusion.config import ConditionName
+from vidgen.diffusion.config import ConditionConfig, ConditionName
 from vidgen.models.autoencoder import Autoencoder
 
 Piece = tuple[str, int]  # the end of a clip it lies at ("head" or "tail"), pixel frames
@@ -38,6 +39,24 @@ def frames_needed(name: ConditionName, ae: Autoencoder) -> int:
     first = 1 if ae.causal else 0
     given = len(given_parts(name, ae)) if name.startswith("i2v") else CLIP_LATENTS + first
     return given * ae.compression[0] + (1 if ae.causal else ae.compression[0])
+
+
+def choose_condition(
+    config: ConditionConfig, frames: int, ae: Autoencoder, rng: random.Random
+) -> ConditionName:
+    """One of the conditions that a clip of so many frames is long enough for, by weight."""
+    fitting = {
+        name: weight
+        for name, weight in config.weights.items()
+        if weight and frames >= frames_needed(name, ae)
+    }
+    if not fitting:
+        return "t2v"
+    if config.drop_image is not None:
+        given = sum(fitting.values())
+        fitting = {name: (1 - config.drop_image) * w / given for name, w in fitting.items()}
+        fitting["t2v"] = config.drop_image
+    return rng.choices(list(fitting), list(fitting.values()))[0]
 
 
 def given_parts(name: ConditionName, ae: Autoencoder) -> list[Piece]:

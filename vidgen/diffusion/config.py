@@ -48,6 +48,10 @@ class ConditionConfig:
     """Weights of the conditions a training clip is given, and how often text is dropped."""
 
     weights: dict[ConditionName, NonNegativeFloat] = Field(default_factory=_text_only)
+    drop_image: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The report's image-condition dropout: the fraction of clips that are given no frames, of
+    those long enough to be given any. null: t2v's weight decides, as in the public code, where
+    the fraction grows as conditions stop fitting short clips."""
     suffix: bool = True  # frame rate and motion score at the end of every caption
     drop_tokens: Annotated[float, Field(ge=0, le=1)] = 0.31622777  # text tokens (T5)
     drop_pooled: Annotated[float, Field(ge=0, le=1)] = 0.31622777  # pooled text (CLIP)
@@ -58,3 +62,8 @@ class ConditionConfig:
     def __post_init__(self) -> None:
         if not sum(self.weights.values()) > 0:
             raise ValueError("condition weights are all zero: give at least one a weight above 0")
+        if self.drop_image is not None and self.weights.get("t2v", 0) > 0:
+            raise ValueError(
+                f"drop_image is {self.drop_image:g} and weights gives t2v a weight: both say how "
+                "many clips are given no frames; remove t2v from weights or set drop_image to null"
+            )

@@ -18,15 +18,15 @@ from vidgen.data.loader import Batch
 from vidgen.diffusion import flow
 from vidgen.diffusion.conditions import (
     caption,
+    choose_condition,
     condition_channels,
     cut_pieces,
-    frames_needed,
     given_latents,
     given_parts,
     piece_name,
     place_latents,
 )
-from vidgen.diffusion.config import ConditionConfig, ConditionName, FlowConfig
+from vidgen.diffusion.config import ConditionConfig, FlowConfig
 from vidgen.errors import UserError
 from vidgen.models.autoencoder import Autoencoder, latent_grid
 from vidgen.models.mmdit import MMDiTConfig, patchify
@@ -152,7 +152,10 @@ class ExampleMaker:
     def _condition(
         self, batch: Batch, video: Tensor | None, grid: tuple[int, int, int], draws: list["_Draws"]
     ) -> Tensor:
-        names = [self._choose(batch.bucket.frames, draw.random) for draw in draws]
+        names = [
+            choose_condition(self._conditions, batch.bucket.frames, self._ae, draw.random)
+            for draw in draws
+        ]
 
         def given(sample: int) -> tuple[Tensor, Tensor]:
             name = names[sample]
@@ -219,17 +222,6 @@ class ExampleMaker:
         else:
             part = encode(mine)
         return self._group.all_gather(part, counts)
-
-    def _choose(self, frames: int, rng: random.Random) -> ConditionName:
-        """By weight, among the conditions this clip is long enough for."""
-        fitting = {
-            name: weight
-            for name, weight in self._conditions.weights.items()
-            if weight and frames >= frames_needed(name, self._ae)
-        }
-        if not fitting:
-            return "t2v"
-        return rng.choices(list(fitting), list(fitting.values()))[0]
 
 
 class _Draws:
