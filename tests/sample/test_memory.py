@@ -145,11 +145,11 @@ def test_the_text_encoder_leaves_after_encoding(
 
     monkeypatch.setattr(BuiltinText, "encode", counted)
     small = Pipeline.from_checkpoint(run_folder, "cpu", memory=10 * GB)
-    assert small._text.built is None
-    assert small._model.built is None
+    assert small._text._built is None
+    assert small._model._built is None
     requests = make_requests(small, ["a", "b"], samples=2)
     features = small.features(requests)
-    assert small._text.built is None
+    assert small._text._built is None
     assert sorted(read) == sorted(features)
     assert len(read) == 3  # each caption once: two prompts and the empty one
     small.close()

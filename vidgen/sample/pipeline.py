@@ -30,10 +30,10 @@ from vidgen.models.mmdit import MMDiT, load_weights, patchify, unpatchify
 from vidgen.models.mmdit.model import call_block
 from vidgen.models.text.encoder import TextEncoder, TextFeatures
 from vidgen.runtime import checkpoint, parallel
+from vidgen.runtime.lazy import Lazy
 from vidgen.runtime.observe.timer import StepTimer
 from vidgen.sample.denoise import Denoiser, Grid, Inputs, normal_noise, table_bytes, token_grid
 from vidgen.sample.hooks import NO_HOOKS, Hooks, RunBlock, StateStore
-from vidgen.sample.lazy import Part
 from vidgen.sample.memory import plan_memory
 from vidgen.sample.parallel import ALONE, Team
 from vidgen.sample.references import read_references
@@ -54,9 +54,9 @@ class Pipeline:
     def __init__(
         self,
         system: System,
-        model: Part[MMDiT],
-        autoencoder: Part[Autoencoder],
-        text: Part[TextEncoder],
+        model: Lazy[MMDiT],
+        autoencoder: Lazy[Autoencoder],
+        text: Lazy[TextEncoder],
         *,
         device: torch.device,
         dtype: torch.dtype,
@@ -119,7 +119,7 @@ class Pipeline:
         device: str | torch.device,
         source: str,
         memory: int | None,
-        text: Part[TextEncoder] | None = None,
+        text: Lazy[TextEncoder] | None = None,
     ) -> "Pipeline":
         where = parallel.choose_device(device) if isinstance(device, str) else device
         dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
@@ -135,9 +135,9 @@ class Pipeline:
 
         pipeline = Pipeline(
             system,
-            Part(model),
-            Part(lambda: build_autoencoder(system.autoencoder, where, dtype)),
-            text or Part(lambda: build_text(system.text, where, dtype)),
+            Lazy(model),
+            Lazy(lambda: build_autoencoder(system.autoencoder, where, dtype)),
+            text or Lazy(lambda: build_text(system.text, where, dtype)),
             device=where,
             dtype=dtype,
             source=source,
@@ -410,7 +410,7 @@ class Pipeline:
         )
         if fitted.autoencoder != self._autoencoder_config:
             self._autoencoder_config = fitted.autoencoder
-            self._autoencoder = Part(
+            self._autoencoder = Lazy(
                 lambda: build_autoencoder(fitted.autoencoder, self.device, self.dtype)
             )
         streamed = stream.keep(fitted.block_bytes)

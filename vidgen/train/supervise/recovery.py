@@ -1,7 +1,7 @@
-"""A run that ends for a reason that may pass: seen, reported, started anew, bad batches skipped.
+"""Ending a run for a transient reason: detected, reported, restarted, bad batches skipped.
 
-A failed rank, a hang, a slow rank, a loss that is not finite or jumps: each ends all ranks with an
-error, torchrun starts them again, and they go on from the newest complete checkpoint.
+A failed rank, a hang, a slow rank, a loss that is not finite or spikes: each ends all ranks with an
+error, torchrun restarts them, and they resume from the newest complete checkpoint.
 """
 
 import faulthandler
@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from vidgen.data.loader import Batch, Loader
+from vidgen.data.loader import Loader
 from vidgen.recipe.schema import RecoveryConfig
 from vidgen.runtime import parallel
 from vidgen.runtime.parallel import flight
@@ -130,14 +130,14 @@ def _board_path() -> Path:
     return folder / f"vidgen-{launcher}-{began}-{restarts}"
 
 
-class Skips:
-    """Batches that a run passes over: those of steps that spoilt the loss, kept with the run."""
+class SkipList:
+    """Positions of batches a run skips, after a bad loss they came with; in `skip.json`."""
 
-    def __init__(self, run_dir: Path, *, known: bool = True) -> None:
-        """With `known`, those that the run directory already names."""
+    def __init__(self, run_dir: Path, *, load: bool = True) -> None:
+        """`load` reads those that the run directory already names."""
         self._path = run_dir / "skip.json"
         self.positions: set[Position] = set()
-        if known and self._path.exists():
+        if load and self._path.exists():
             self.positions = {(epoch, step) for epoch, step in json.loads(self._path.read_text())}
 
     def add(self, positions: Iterable[Position], *, write: bool) -> None:
@@ -149,15 +149,14 @@ class Skips:
         partial.write_text(json.dumps(sorted(self.positions)))
         os.replace(partial, self._path)
 
-    def next(self, loader: Loader) -> Batch:
-        """The next batch that is not among them."""
+    def advance(self, loader: Loader) -> None:
+        """Move the loader to its next step whose batches are not listed."""
         while self.positions and position(loader) in self.positions:
             loader.skip(1)
-        return next(loader)
 
 
 def position(loader: Loader) -> Position:
-    """Of the step whose batch the loader gives next."""
+    """Of the step whose batch the loader returns next."""
     state = loader.state_dict()
     if state["step"] == loader.steps_in_epoch:
         return state["epoch"] + 1, 0
