@@ -17,8 +17,9 @@ from vidgen.data.read.video import read_clip
 from vidgen.errors import UserError
 from vidgen.runtime import parallel
 from vidgen.runtime.parallel import World
-from vidgen.sample import Pipeline, Request, draw_first_frames, make_requests, write_samples
+from vidgen.sample import Pipeline, Request, draw_first_frames, make_requests, sample_to_folder
 from vidgen.sample.parallel import ALONE, Team, bounds, make_team
+from vidgen.sample.pipeline import SamplingOptions
 
 Ranks = Callable[..., list[Any]]
 
@@ -55,10 +56,11 @@ def on_ranks(
     here = World(rank, world, rank, torch.device("cpu"))
     requests = wanted(pipeline, left, short)
     team = make_team(here, len(requests), context=context, branch=branch)
-    features = pipeline.features(requests)
-    mine = requests[team.index :: team.count]
-    videos = [pipeline.video(r, features, team=team) for r in mine]
-    written = write_samples(pipeline, requests, folder / "out", team=team)
+    jobs = [pipeline.check(request) for request in requests]
+    features = pipeline.features(jobs)
+    options = SamplingOptions(team=team)
+    videos = [pipeline.video(job, features, options) for job in jobs[team.index :: team.count]]
+    written = sample_to_folder(pipeline, requests, folder / "out", team=team)
     return {
         "team": [team.index, team.count, team.leads],
         "hashes": [hashlib.sha256(v.tobytes()).hexdigest() for v in videos],
@@ -93,7 +95,7 @@ def test_the_same_bits_on_any_number_of_ranks(
     assert [v["file"] for v in summary["videos"]] == ["0000.mp4", "0001.mp4"]
     assert [v["seed"] for v in summary["videos"]] == [0, 4]
     assert len(list(out.iterdir())) == 3
-    write_samples(pipeline, requests, tmp_path / "alone")
+    sample_to_folder(pipeline, requests, tmp_path / "alone")
     for name in ("0000.mp4", "0001.mp4"):
         assert (out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
@@ -150,7 +152,7 @@ def first_frames(rank: int, world: int, folder: Path) -> list[str]:
     requests = make_requests(pipeline, ["a", "b"], frames=5, steps=2)
     team = make_team(World(rank, world, rank, torch.device("cpu")), len(requests))
     drawn = draw_first_frames(painter, requests, folder / "out", resolution="32px", team=team)
-    write_samples(pipeline, drawn, folder / "out", team=team)
+    sample_to_folder(pipeline, drawn, folder / "out", team=team)
     return [Path(r.ref[0]).name for r in drawn]
 
 

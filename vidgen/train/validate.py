@@ -13,9 +13,9 @@ from vidgen.data import open_loader
 from vidgen.models.mmdit import MMDiT
 from vidgen.recipe.schema import Recipe
 from vidgen.runtime.lazy import Lazy
-from vidgen.sample import Pipeline
+from vidgen.sample.output import write_sample
+from vidgen.sample.pipeline import Parts, Pipeline
 from vidgen.sample.request import make_requests
-from vidgen.sample.run import write_sample
 from vidgen.sample.system import System
 from vidgen.train.encoders import Encoders
 from vidgen.train.ranks import Ranks
@@ -79,9 +79,7 @@ class Validator:
             return ()
         pipeline = Pipeline(
             System.of(to_dict(self._recipe)),
-            Lazy.of(model),
-            Lazy.of(self._autoencoder),
-            Lazy.of(self._text),
+            Parts(Lazy.of(model), Lazy.of(self._autoencoder), Lazy.of(self._text)),
             device=self._world.device,
             dtype=self._dtype,
             source=f"{self._recipe.name} step {step}",
