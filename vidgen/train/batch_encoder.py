@@ -31,7 +31,7 @@ from vidgen.train.encoders import Encoders
 Grid = tuple[int, int, int]  # latent frames, rows, columns
 
 
-class SampleDraws:
+class ExampleDraws:
     """The random numbers of one sample in one epoch."""
 
     def __init__(self, seed: int, epoch: int, key: int, device: torch.device) -> None:
@@ -64,7 +64,7 @@ class BatchEncoder:
         null = self._text.encode([""])
         self._null = TextFeatures(null.tokens_BLD.to(device), null.pooled_BD.to(device))
 
-    def video(self, video_BCTHW: Tensor, draws: Sequence[SampleDraws], grid: Grid) -> Tensor:
+    def video(self, video_BCTHW: Tensor, draws: Sequence[ExampleDraws], grid: Grid) -> Tensor:
         """Latents (B, C, t, h, w), fp32."""
         seeds = [draw.encoder_seed for draw in draws]
         return self._share(
@@ -96,7 +96,7 @@ class BatchEncoder:
         tokens, pooled = both.split((tokens_LD.numel(), width), dim=1)
         return TextFeatures(tokens.unflatten(1, tokens_LD.shape), pooled)
 
-    def drop_text(self, features: TextFeatures, draws: Sequence[SampleDraws]) -> TextFeatures:
+    def drop_text(self, features: TextFeatures, draws: Sequence[ExampleDraws]) -> TextFeatures:
         """The empty caption's features in place of some samples'; tokens and pooled text apart."""
         drop_tokens = self._draw(draws, self._conditions.drop_tokens)[:, None, None]
         drop_pooled = self._draw(draws, self._conditions.drop_pooled)[:, None]
@@ -106,11 +106,11 @@ class BatchEncoder:
             torch.where(drop_pooled, null.pooled_BD, features.pooled_BD).to(self.dtype),
         )
 
-    def _draw(self, draws: Sequence[SampleDraws], probability: float) -> Tensor:
+    def _draw(self, draws: Sequence[ExampleDraws], probability: float) -> Tensor:
         return torch.tensor([d.random.random() < probability for d in draws], device=self.device)
 
     def conditions(
-        self, batch: Batch, video_BCTHW: Tensor | None, draws: Sequence[SampleDraws], grid: Grid
+        self, batch: Batch, video_BCTHW: Tensor | None, draws: Sequence[ExampleDraws], grid: Grid
     ) -> Tensor:
         """Mask and latents of the frames each sample is given, (B, 1 + C, t, h, w).
 

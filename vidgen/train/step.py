@@ -25,7 +25,7 @@ from vidgen.models.mmdit.flops import flops
 from vidgen.models.text.encoder import TextFeatures
 from vidgen.recipe.schema import Recipe
 from vidgen.runtime import ops
-from vidgen.train.batch_encoder import BatchEncoder, SampleDraws
+from vidgen.train.batch_encoder import BatchEncoder, ExampleDraws
 from vidgen.train.block_memory import BlockActivations
 from vidgen.train.objectives.alignment import Alignment
 from vidgen.train.step_result import StepResult
@@ -60,7 +60,7 @@ def make_example(
     Every random draw belongs to a sample (seed, epoch, manifest row), so a run does not change with
     the number of ranks or with the step it was resumed at.
     """
-    draws = [SampleDraws(encode.seed, batch.epoch, key, encode.device) for key in batch.keys]
+    draws = [ExampleDraws(encode.seed, batch.epoch, key, encode.device) for key in batch.keys]
     bucket, patch = batch.bucket, config.patch_size
     grid = latent_grid(encode.autoencoder, bucket.frames, bucket.height, bucket.width)
 
