@@ -143,7 +143,7 @@ def test_how_ranks_are_shared_out() -> None:
 
 
 def first_frames(rank: int, world: int, folder: Path) -> list[str]:
-    painter = small_pipeline(model={"guidance_embed": True, "cond_embed": False})
+    images = small_pipeline(model={"guidance_embed": True, "cond_embed": False})
     pipeline = small_pipeline()
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.FileStore(str(folder / "store"), world), rank=rank,
@@ -151,7 +151,7 @@ def first_frames(rank: int, world: int, folder: Path) -> list[str]:
     )  # fmt: skip
     requests = make_requests(pipeline, ["a", "b"], frames=5, steps=2)
     team = make_team(World(rank, world, rank, torch.device("cpu")), len(requests))
-    drawn = draw_first_frames(painter, requests, folder / "out", resolution="32px", team=team)
+    drawn = draw_first_frames(images, requests, folder / "out", resolution="32px", team=team)
     sample_to_folder(pipeline, drawn, folder / "out", team=team)
     return [Path(r.ref[0]).name for r in drawn]
 

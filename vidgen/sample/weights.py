@@ -1,4 +1,4 @@
-"""Where a run's weights are, and a short name for weights, whatever file and layout held them."""
+"""Where a run's weights are, and a fingerprint of weights that no file layout changes."""
 
 import hashlib
 from pathlib import Path

@@ -17,8 +17,8 @@ def first_weights(path: str) -> Path:
 
 
 def load_initial(model: MMDiT, path: str, reinitialise: Sequence[str], seed: int) -> None:
-    """An image model becomes a video one; the layers of `reinitialise` are drawn anew from the
-    seed, the same on every rank."""
+    """An image model becomes a video one; the layers of `reinitialise` are reinitialised from
+    the seed, the same on every rank."""
     load_weights(
         model,
         first_weights(path),

@@ -45,7 +45,7 @@ class ValidationPage:
         both = [self._first] if self._first[0] == step else [self._first, (step, found)]
         facts: dict[str, object] = {"step": step}
         if found.figures:
-            facts[f"validation {found.kind.name}"] = found.kind.said(found.figures)
+            facts[f"validation {found.kind.name}"] = found.kind.summarise(found.figures)
         write_report(
             self._recipe.run_dir,
             title=self._recipe.name,
