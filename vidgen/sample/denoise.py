@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from vidgen.diffusion.guidance import Branches
@@ -14,7 +13,7 @@ from vidgen.diffusion.solvers import Watch
 from vidgen.models.mmdit import MMDiT, ModulationTable, Seams
 from vidgen.models.mmdit.model import call_block
 from vidgen.sample.seams import Hooks, Moment, RunBlock, State, StateStore, hooked
-from vidgen.sample.team import Team, bounds, share_branches, split_tokens
+from vidgen.sample.team import Team, share_branches
 
 LookUp = Callable[[nn.Module, Tensor], Tensor]
 
@@ -84,11 +83,7 @@ class Denoiser:
     def _velocity(
         self, inputs: Inputs, moment: Moment, x_BVD: Tensor, modulation: LookUp
     ) -> Tensor:
-        run = hooked(self.hooks, moment, self.run_block)
-        if self.team.context is not None:
-            blocks = len(self.model.double_blocks) + len(self.model.single_blocks)
-            text = inputs.text[moment.branch].shape[1]
-            run = split_tokens(self.team.context, run, blocks, text, x_BVD.shape[1])
+        seams = Seams(run_block=hooked(self.hooks, moment, self.run_block), modulation=modulation)
         velocity: Tensor = self.model(
             x_BVD,
             grid=inputs.grid,
@@ -97,18 +92,14 @@ class Denoiser:
             t=torch.full((len(x_BVD),), moment.t, device=x_BVD.device),
             cond=inputs.cond[moment.branch],
             guidance=inputs.guidance,
-            seams=Seams(run_block=run, modulation=modulation),
+            seams=self.team.seams(seams, self.model, self.dtype.itemsize),
         )
         return velocity
 
     def _moment(
         self, inputs: Inputs, point: Point, branch: str, number: int, state: State
     ) -> Moment:
-        text = inputs.text[branch].shape[1]
-        if self.team.context is not None:
-            rank, size = dist.get_rank(self.team.context), dist.get_world_size(self.team.context)
-            starts = bounds(text, size)
-            text = starts[rank + 1] - starts[rank]
+        text = self.team.text_tokens(inputs.text[branch].shape[1], math.prod(inputs.grid))
         return Moment(
             request=number,
             number=point.number,

@@ -82,3 +82,20 @@ def seconds(shape: Shape, ranks: int, degree: int, rates: Rates) -> float:
 def choose(shape: Shape, ranks: int, degrees: Sequence[int], rates: Rates) -> int:
     """The degree that takes least; of equals the larger, which has fewer hops to wait for."""
     return min(degrees, key=lambda degree: (seconds(shape, ranks, degree, rates), -degree))
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How a context group arranges its attention: a fixed degree, or the fastest by its rates."""
+
+    ranks: int
+    degrees: Sequence[int]
+    ulysses: int | None = None
+    rates: Rates | None = None  # None only with a fixed degree
+
+    def degree(self, shape: Shape) -> int:
+        """How many neighbours exchange heads in one attention call."""
+        if self.ulysses is not None:
+            return self.ulysses
+        assert self.rates is not None
+        return choose(shape, self.ranks, self.degrees, self.rates)

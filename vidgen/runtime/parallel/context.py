@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vidgen.errors import UserError
 from vidgen.runtime.parallel import flight
+from vidgen.runtime.parallel.hops import as_bytes
 from vidgen.runtime.parallel.ring import ring_attention
 from vidgen.runtime.parallel.ulysses import (
     ring_of_ulysses_attention,
@@ -155,7 +156,7 @@ class ContextGroup:
         padded = part.new_zeros(most, *part.shape[1:])
         padded[: part.shape[0]] = part
         everyone = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(everyone, padded, group=self.group)
+        dist.all_gather([as_bytes(x) for x in everyone], as_bytes(padded), group=self.group)
         return torch.cat([rows[:count] for rows, count in zip(everyone, counts, strict=True)])
 
 

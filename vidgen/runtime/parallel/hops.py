@@ -60,11 +60,11 @@ class GroupHop:
         operations = []
         if here.numel():  # an empty shard is known to be empty on both sides
             operations.append(
-                dist.P2POp(dist.isend, _bytes(here), group=ring.group, group_peer=after)
+                dist.P2POp(dist.isend, as_bytes(here), group=ring.group, group_peer=after)
             )
         if there.numel():
             operations.append(
-                dist.P2POp(dist.irecv, _bytes(there), group=ring.group, group_peer=before)
+                dist.P2POp(dist.irecv, as_bytes(there), group=ring.group, group_peer=before)
             )
         if here.is_cuda:
             # NCCL runs what is grouped at once; apart, two ranks' exchange would go one way at a
@@ -84,8 +84,8 @@ class GroupHop:
         return self._there
 
 
-def _bytes(tensor: Tensor) -> Tensor:
-    """The same storage as bytes: not every transport knows every dtype."""
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The same storage as bytes: not every transport supports every dtype."""
     return tensor.view(-1).view(torch.uint8)
 
 

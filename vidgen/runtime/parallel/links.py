@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vidgen.runtime.parallel.block import block_kernel
-from vidgen.runtime.parallel.choose import Rates
+from vidgen.runtime.parallel.choose import Arrangement, Rates
 from vidgen.runtime.parallel.context import ContextGroup
 from vidgen.runtime.parallel.hops import Ring
 
@@ -29,6 +29,14 @@ def measure_rates(group: ContextGroup, device: torch.device, dtype: torch.dtype)
         if ulysses is not None:
             exchange[degree] = _slowest(all_to_all(ulysses, device, size), group)
     return Rates(_slowest(attention_flops(device, dtype), group), hop, exchange)
+
+
+def arrange(
+    group: ContextGroup, ulysses: int | None, device: torch.device, dtype: torch.dtype
+) -> Arrangement:
+    """A context group's arrangement of attention; its rates are measured unless it is fixed."""
+    rates = measure_rates(group, device, dtype) if ulysses is None else None
+    return Arrangement(group.size, group.degrees, ulysses, rates)
 
 
 def _slowest(rate: float, group: ContextGroup) -> float:
