@@ -61,7 +61,8 @@ class World:
             if context % degree:
                 raise UserError(
                     f"{degree} neighbours are to exchange heads in context-parallel groups of "
-                    f"{context}; set parallel.ulysses or --ulysses to one of {_listed(_divisors(context))}"
+                    f"{context}; set parallel.ulysses (or --ulysses) to one of "
+                    f"{_listed(_divisors(context))}"
                 )
             if 1 < degree < context:
                 grid = self._grid(
