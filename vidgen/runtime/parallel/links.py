@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vidgen.runtime.parallel.block import block_kernel
+from vidgen.runtime.attention.choice import choose_for_blocks
 from vidgen.runtime.parallel.choose import Arrangement, Rates
 from vidgen.runtime.parallel.context import ContextGroup
 from vidgen.runtime.parallel.hops import Ring
@@ -50,9 +50,8 @@ def attention_flops(device: torch.device, dtype: torch.dtype) -> float:
     gpu = device.type == "cuda"
     L, H, D = (8192, 24, 128) if gpu else (512, 2, 64)
     q = torch.randn(1, L, H, D, device=device).to(dtype)
-    kernel = block_kernel(q)
-    wide = q.to(kernel.dtype)
-    return 4 * L * L * H * D / best_seconds(lambda: kernel.forward(wide, wide, wide), device)
+    backend = choose_for_blocks(q, L, gradient=True)
+    return 4 * L * L * H * D / best_seconds(lambda: backend.over_block(q, q, q, D**-0.5), device)
 
 
 def ring_hop(group: Group, device: torch.device, size: int) -> float:
