@@ -34,6 +34,7 @@ CASES = [
     *((name, torch.bfloat16) for name in ("native", "sdpa_flash_cpu", "math")),
     *((name, DOUBLE) for name in ("sdpa_flash_cpu", "math")),
 ]
+NO_BACKWARD = "has no backward that takes the log-sum-exp of a whole row"
 RESULTS = ("out", "dq", "dk", "dv")
 
 
@@ -92,9 +93,8 @@ def errors(rank: int, world: int, folder: Path) -> list[list[Any]]:
             assert ours.shape == theirs.shape
             error = (ours.double() - theirs).abs().max().item() if ours.numel() else 0.0
             # The error rule, and once the result's own rounding.
-            tiny = (
-                torch.finfo(dtype).eps / 2 * truth.abs().max() + 16 * torch.finfo(WIDE[dtype]).eps
-            )
+            eps, wide = (torch.finfo(d).eps for d in (dtype, WIDE[dtype]))
+            tiny = eps / 2 * truth.abs().max() + 16 * wide
             allowed = 2 * (plain.double() - truth).abs().max() + tiny
             found.append([f"{name} {dtype} {lengths} {result}", error, allowed.item()])
     dist.destroy_process_group()
@@ -133,8 +133,7 @@ def test_a_backend_that_cannot_is_refused_by_name(ranks: Any) -> None:
         "attention backend 'flex' cannot serve this call: it runs on cuda, not cpu",
         "attention backend 'cudnn' cannot serve this call: it runs on cuda, not cpu",
         said[2],
-        "attention backend 'math' cannot serve this call: it has no backward that takes the "
-        "log-sum-exp of a whole row",
+        f"attention backend 'math' cannot serve this call: it {NO_BACKWARD}",
     ]
     assert "'mine' does not exist" in said[2]
 

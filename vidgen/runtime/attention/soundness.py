@@ -61,9 +61,7 @@ def _examine(backend: Backend, needs: Needs) -> str:
     mask = _mask(needs)
     scale = needs.head_dim**-0.5
     try:
-        found = _results(
-            backend, q, k, v, mask, scale, grad_out, grad_lse, needs.gradient, needs.blocks
-        )
+        found = _results(backend, q, k, v, mask, scale, grad_out, grad_lse, needs)
     except Exception as error:  # of a package we know nothing of
         return f"it fails: {str(error).splitlines()[0] if str(error) else repr(error)}"
     exact = by_definition(
@@ -111,12 +109,11 @@ def _results(
     scale: float,
     grad_out: Tensor,
     grad_lse: Tensor | None,
-    gradient: bool,
-    blocks: bool,
+    needs: Needs,
 ) -> list[Tensor]:
-    if blocks:
-        return _in_blocks(backend, q, k, v, scale, grad_out if gradient else None)
-    if not gradient:
+    if needs.blocks:
+        return _in_blocks(backend, q, k, v, scale, grad_out if needs.gradient else None)
+    if not needs.gradient:
         with torch.no_grad():
             return list(backend(q, k, v, mask, scale))
     with torch.enable_grad():
