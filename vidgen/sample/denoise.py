@@ -12,8 +12,8 @@ from vidgen.diffusion.sampler import Point, Progress, integrate, passes
 from vidgen.diffusion.solvers import Watch
 from vidgen.models.mmdit import MMDiT, ModulationTable, Seams
 from vidgen.models.mmdit.model import call_block
-from vidgen.sample.seams import Hooks, Moment, RunBlock, State, StateStore, hooked
-from vidgen.sample.team import Team, share_branches
+from vidgen.sample.hooks import Hooks, Moment, RunBlock, State, StateStore, hooked
+from vidgen.sample.parallel import Team, share_branches
 
 LookUp = Callable[[nn.Module, Tensor], Tensor]
 
