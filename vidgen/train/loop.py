@@ -41,8 +41,10 @@ from vidgen.train.report.log import RunLog
 from vidgen.train.run_dir import make_run_dir, set_old_run_aside
 from vidgen.train.step_result import Learned, blame, places, speed
 from vidgen.train.supervise.loss_spikes import LossByTimestep, Spikes
-from vidgen.train.supervise.recovery import Position, Recovery, Skips
+from vidgen.train.supervise.recovery import Position, Skips
 from vidgen.train.supervise.stop_signals import StopSignals
+from vidgen.train.supervise.supervision import Supervision
+from vidgen.train.supervise.watchdog import Settings
 
 Tensors = dict[str, dict[str, Tensor]]  # group, name
 AnyRecipe = TypeVar("AnyRecipe", Recipe, AutoencoderRecipe)
@@ -62,7 +64,13 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
     def __init__(self, recipe: AnyRecipe, *, fresh: bool = False) -> None:
         self.recipe: AnyRecipe = recipe
         self.run_dir = Path(recipe.run_dir)
-        self.world = parallel.start(recipe.train.device, timeout_s=recipe.parallel.timeout_s)
+        timeout_s, storage_s = recipe.parallel.timeout_s, recipe.recovery.storage_timeout_s
+        # Collectives last longer than any wait that supervision allows, so that it names the rank.
+        self.world = parallel.start(
+            recipe.train.device,
+            timeout_s=timeout_s,
+            collective_timeout_s=max(timeout_s, storage_s) + 60,
+        )
         self.device = self.world.device
         self.dtype = compute_dtype(recipe.train.dtype, self.device)
         # Ahead of the model: a wrong manifest should not wait for 12 G parameters.
@@ -136,10 +144,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         """
         recipe, last = self.recipe, min(self.recipe.train.steps, stop_after or sys.maxsize)
         with (
-            Recovery(
-                self.run_dir, self.world, recipe.recovery, recipe.parallel.timeout_s
-            ) as recovery,
-            self.world.watch(recovery.failed),
+            self._supervision() as supervision,
             self._closing(),
             rare_collections() as collect,
             self._open_log() as log,
@@ -154,7 +159,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             while self.step < last and not stopping:
                 with trace.step(self.step + 1):
                     record = self._train_step()
-                recovery.completed(self.step, record["ms"], record["bucket"])
+                supervision.completed(self.step, record["ms"], record["bucket"])
                 # Before the save, whose time counts in the step after: a step that has a
                 # checkpoint has its line of metrics too, whenever a crash comes.
                 log.step(self.step, **record)
@@ -162,7 +167,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
                     self._validate(log)
                 stopping = self._agree(stop.received is not None)
                 if self.step % recipe.checkpoint.every == 0 or self.step == last or stopping:
-                    with self.phase("checkpoint"):
+                    with self.phase("checkpoint", storage=True):
                         self._saving = self._save()
                 collect(self.step)
             self._conclude(log)
@@ -177,7 +182,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         learned: list[Learned] = []
         for micro in range(recipe.train.accumulate):
             parallel.synchronise_gradients(self.model, micro + 1 == recipe.train.accumulate)
-            with self.phase("data"):
+            with self.phase("data", storage=True):
                 batch = self.skips.next(self.loader)
             learned.append(self.learn(batch))
         with self.phase("optimizer"):
@@ -197,10 +202,23 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             "memory_gb": peak_memory_gb(self.device),
         }
 
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        """What is done next, for the step's times, a profile, and whoever waits for this rank."""
-        flight.note(name, step=self.step + 1)
+    def phase(self, name: str, *, storage: bool = False) -> AbstractContextManager[None]:
+        """What is done next, for the step's times, a profile, and whoever waits for this rank.
+
+        Of a phase that waits for `storage` the watchdog is more patient.
+        """
+        flight.note(name, step=self.step + 1, storage=storage)
         return self.timer.phase(name)
+
+    def _supervision(self) -> Supervision:
+        recovery = self.recipe.recovery
+        settings = Settings(
+            timeout_s=self.recipe.parallel.timeout_s,
+            storage_timeout_s=recovery.storage_timeout_s,
+            slow_factor=recovery.slow_factor,
+            slow_steps=recovery.slow_steps,
+        )
+        return Supervision(self.world, self.run_dir / "failures", settings)
 
     def _validate(self, log: RunLog) -> None:
         every = self.recipe.validate.every
@@ -296,6 +314,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             },
             keep_last=self.recipe.checkpoint.keep_last,
             keep_every=self.recipe.checkpoint.keep_every,
+            timeout_s=self.recipe.recovery.storage_timeout_s,
         )
 
     def _resume(self, newest: Path) -> None:
@@ -319,6 +338,8 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
 
     def _wait_for_checkpoint(self) -> None:
         """Until the one being written is committed, or has failed."""
+        if self._saving is not None and not self._saving.done():
+            flight.note("wait for the checkpoint", storage=True)
         while self._saving is not None and not self._saving.done():
             time.sleep(0.01)
 
@@ -359,6 +380,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         if self.recipe.data.latents is not None:
             log.line(f"latents: cached {self.loader.cached} / computed {self.loader.computed}")
         if self._saving is not None:
+            flight.note("wait for the last checkpoint", storage=True)
             log.line(f"checkpoint {self._saving.wait()}: {self._saving.summary}")
 
     def _end_early(self, log: RunLog, received: signal.Signals) -> None:

@@ -15,18 +15,23 @@ class Moment:
     operation: str
     count: int
     since: float  # time.monotonic()
+    storage: bool = False  # the operation waits for storage, which may be slow
 
 
 _now = Moment(0, "start", 0, time.monotonic())
 _listener: Callable[[Moment], None] | None = None
 
 
-def note(operation: str, *, step: int | None = None) -> None:
+def note(operation: str, *, step: int | None = None, storage: bool = False) -> None:
     """The operation that begins now; a step holds until another is given."""
     global _now
     before = _now
     _now = Moment(
-        before.step if step is None else step, operation, before.count + 1, time.monotonic()
+        before.step if step is None else step,
+        operation,
+        before.count + 1,
+        time.monotonic(),
+        storage,
     )
     if _listener is not None:
         _listener(_now)

@@ -1,8 +1,7 @@
 """Where a process stands in a run: its rank, its device, the meshes that join it to others."""
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -13,7 +12,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from vidgen.errors import UserError
 from vidgen.runtime.parallel.context import ContextGroup
-from vidgen.runtime.parallel.watch import Watch
 
 _LAUNCH = "torchrun --nproc-per-node=2 --no-python vidgen train ..."
 
@@ -28,14 +26,6 @@ class World:
     device: torch.device
     timeout_s: float = 600.0
     store: dist.Store | None = None  # what the ranks met at; None for a single process
-
-    def watch(
-        self, before_end: Callable[[str], None] | None = None
-    ) -> AbstractContextManager[object]:
-        """While open, a rank that is lost or stands still ends all with a line that names it."""
-        if self.store is None:
-            return nullcontext()
-        return Watch(self.store, self.rank, self.world, self.timeout_s, before_end=before_end)
 
     def mesh(self, context: int = 1, tensor: int = 1) -> DeviceMesh:
         """Ranks as (data, context, tensor), neighbours last: `context` ranks share a sample's
@@ -123,11 +113,14 @@ class World:
             )
 
 
-def start(device: str = "auto", *, timeout_s: float = 600.0) -> World:
+def start(
+    device: str = "auto", *, timeout_s: float = 600.0, collective_timeout_s: float | None = None
+) -> World:
     """Join the run that torchrun describes in the environment, or be a run of one process.
 
     `device` is auto, cpu or cuda; auto takes a GPU if there is one. A rank that waits for the
-    others longer than `timeout_s`, now or in a later collective, ends with an error.
+    others longer than `timeout_s`, now or in a later collective (`collective_timeout_s` if given),
+    ends with an error.
     """
     rank, world, local_rank = (
         _environment(name, default)
@@ -149,7 +142,7 @@ def start(device: str = "auto", *, timeout_s: float = 600.0) -> World:
                 store=dist.PrefixStore("vidgen", store),
                 rank=rank,
                 world_size=world,
-                timeout=timeout,
+                timeout=timedelta(seconds=collective_timeout_s or timeout_s),
             )
         except (dist.DistNetworkError, dist.DistStoreError) as error:
             raise _unreachable(error, address, world, timeout_s) from error
