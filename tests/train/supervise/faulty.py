@@ -17,6 +17,7 @@ from vidgen.train.examples import Example
 
 fault, arguments = sys.argv[1], sys.argv[2:]
 whole_step, whole_losses = Trainer._train_step, Trainer.sample_losses
+whole_save = Trainer._save
 first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 here = fault != "none" and first_start and os.environ["RANK"] == "1"
 
@@ -41,11 +42,18 @@ def step_with_fault(trainer: Trainer) -> Any:
     return result
 
 
+def save_with_fault(trainer: Trainer) -> Any:
+    if here and trainer.step == 24 and fault == "storage":
+        time.sleep(25)
+    return whole_save(trainer)
+
+
 def losses_with_fault(trainer: Trainer, example: Example) -> torch.Tensor:
     losses = whole_losses(trainer, example)
     return losses * float("nan") if here and fault == "nan" and trainer.step == 24 else losses
 
 
+Trainer._save = save_with_fault  # type: ignore[method-assign]
 Trainer._train_step = step_with_fault  # type: ignore[method-assign]
 Trainer.sample_losses = losses_with_fault  # type: ignore[method-assign]
 assert Path(arguments[0]).exists()

@@ -8,6 +8,7 @@ from types import TracebackType
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from vidgen.errors import UserError
@@ -26,6 +27,7 @@ class World:
     device: torch.device
     timeout_s: float = 600.0
     store: dist.Store | None = None  # what the ranks met at; None for a single process
+    collective_timeout_s: float | None = None  # of collectives, where it is not `timeout_s`
 
     def mesh(self, context: int = 1, tensor: int = 1) -> DeviceMesh:
         """Ranks as (data, context, tensor), neighbours last: `context` ranks share a sample's
@@ -72,9 +74,15 @@ class World:
 
     def _grid(self, sizes: dict[str, int]) -> DeviceMesh:
         self._ensure_group()
-        return init_device_mesh(
+        mesh = init_device_mesh(
             self.device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes)
         )
+        if self.collective_timeout_s is not None:
+            # Groups of a mesh start with torch's default, 10 minutes for NCCL.
+            timeout = timedelta(seconds=self.collective_timeout_s)
+            for group in mesh.get_all_groups():
+                distributed_c10d._set_pg_timeout(timeout, group)
+        return mesh
 
     def _check_divides(self, size: int, what: str) -> None:
         if size < 1 or self.world % size:
@@ -146,7 +154,7 @@ def start(
             )
         except (dist.DistNetworkError, dist.DistStoreError) as error:
             raise _unreachable(error, address, world, timeout_s) from error
-    return World(rank, world, local_rank, chosen, timeout_s, store)
+    return World(rank, world, local_rank, chosen, timeout_s, store, collective_timeout_s)
 
 
 def _backend(device: torch.device) -> str:

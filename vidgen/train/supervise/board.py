@@ -105,7 +105,8 @@ class Board:
     def remove(self) -> None:
         folder = private_folder()
         try:
-            os.unlink(self.name, dir_fd=folder)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.name, dir_fd=folder)
         finally:
             os.close(folder)
 
@@ -208,12 +209,12 @@ class Processes:
         self._refused: set[tuple[int, int]] = set()
         self.ended: dict[int, tuple[float, str]] = {}  # by rank: when, and its exit status
         self._tie: _Process | None = None
-        self._launcher_gone = False
+        self._launcher_end: str | None = None
         if tied:
             try:
                 self._tie = _Process(launcher)
             except ProcessLookupError:
-                self._launcher_gone = True
+                self._launcher_end = _UNKNOWN
 
     def adopt(self, rank: int, pid: int) -> None:
         """Hold a rank's process, if it is a child of the launcher."""
@@ -243,9 +244,11 @@ class Processes:
             if process.gone:
                 self.ended[rank] = now, _status(process.pid)
                 self._held.pop(rank).close()
-        if self._tie is not None and self._tie.gone:
-            self._launcher_gone = True
-        return f"(process {self._launcher}) has ended" if self._launcher_gone else None
+        if self._tie is not None and self._launcher_end is None and self._tie.gone:
+            self._launcher_end = _status(self._launcher)
+        if self._launcher_end is None:
+            return None
+        return f"(process {self._launcher}) {self._launcher_end}"
 
     @property
     def running(self) -> bool:

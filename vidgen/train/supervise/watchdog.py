@@ -195,8 +195,9 @@ def end_all(
 ) -> Path | None:
     """Write every rank's stack into a report, publish the verdict, and end this machine's ranks."""
     records = [record for record in board.read() if record is not None]
-    processes.signal(signal.SIGUSR1)  # faulthandler writes the stacks
-    time.sleep(1.0)  # it answers at once if it answers at all
+    if folder is not None:
+        processes.signal(signal.SIGUSR1)  # faulthandler writes the stacks
+        time.sleep(1.0)  # it answers at once if it answers at all
     processes.poll(0)
     report = None if folder is None else _write(folder, line, records, processes)
     where = "" if report is None else f"; report: {report}"
