@@ -34,6 +34,8 @@ def steps(rank: int, trouble: str) -> None:
         for step in range(1, 1000):
             flight.note("forward", step=step)
             bad = rank == BAD and step == STEP
+            if bad and trouble in ("dies", "stops"):
+                time.sleep(TIMEOUT / 4)  # the others hear of this step
             if bad and trouble == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
             if bad and trouble == "sleeps":

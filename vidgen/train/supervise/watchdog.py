@@ -133,6 +133,9 @@ class Judge:
         still = max(now - record.since for record in held or behind)
         if held:
             return f"{_names(held)} is stopped by a signal and has not moved for {still:.0f} s"
+        beats = SILENT_BEATS * self.settings.beat_s
+        if silent := [record for record in behind if record.seen - record.heard > beats]:
+            return _silence(silent)
         what = "storage has not answered" if storage else "has not moved"
         if len(behind) < len(records):
             who = f"{_names(behind)}: {what}" if storage else f"{_names(behind)} {what}"
