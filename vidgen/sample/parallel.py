@@ -12,10 +12,10 @@ from vidgen.errors import UserError
 from vidgen.models.mmdit import MMDiT, Seams
 from vidgen.models.mmdit.parallel import split_over
 from vidgen.runtime.parallel import ContextGroup, World, split_tokens
-from vidgen.runtime.parallel.choose import Arrangement, Shape
+from vidgen.runtime.parallel.arrangement import Arrangement, Shape
+from vidgen.runtime.parallel.bandwidth import arrange
 from vidgen.runtime.parallel.context import TextPlan
-from vidgen.runtime.parallel.hops import as_bytes
-from vidgen.runtime.parallel.links import arrange
+from vidgen.runtime.parallel.p2p import as_bytes
 
 Group = dist.ProcessGroup
 

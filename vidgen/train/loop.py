@@ -26,7 +26,7 @@ from vidgen.runtime.observe.memory import peak_memory_gb
 from vidgen.runtime.observe.mfu import peak
 from vidgen.runtime.observe.timer import StepTimer
 from vidgen.runtime.observe.trace import StepTrace
-from vidgen.runtime.parallel import flight
+from vidgen.runtime.parallel import flight_recorder
 from vidgen.train.garbage import rare_collections
 from vidgen.train.initialization import compute_dtype, launch_command
 from vidgen.train.optim.optimizer import (
@@ -207,7 +207,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
 
         Of a phase that waits for `storage` the watchdog is more patient.
         """
-        flight.note(name, step=self.step + 1, storage=storage)
+        flight_recorder.note(name, step=self.step + 1, storage=storage)
         return self.timer.phase(name)
 
     def _supervision(self) -> Supervision:
@@ -339,7 +339,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
     def _wait_for_checkpoint(self) -> None:
         """Until the one being written is committed, or has failed."""
         if self._saving is not None and not self._saving.done():
-            flight.note("wait for the checkpoint", storage=True)
+            flight_recorder.note("wait for the checkpoint", storage=True)
         while self._saving is not None and not self._saving.done():
             time.sleep(0.01)
 
@@ -380,7 +380,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         if self.recipe.data.latents is not None:
             log.line(f"latents: cached {self.loader.cached} / computed {self.loader.computed}")
         if self._saving is not None:
-            flight.note("wait for the last checkpoint", storage=True)
+            flight_recorder.note("wait for the last checkpoint", storage=True)
             log.line(f"checkpoint {self._saving.wait()}: {self._saving.summary}")
 
     def _end_early(self, log: RunLog, received: signal.Signals) -> None:

@@ -14,8 +14,8 @@ from vidgen.models.mmdit.model import Seams
 from vidgen.models.mmdit.parallel import blocks, split_over
 from vidgen.recipe.schema import ParallelConfig
 from vidgen.runtime import parallel
-from vidgen.runtime.parallel.choose import Arrangement, Shape
-from vidgen.runtime.parallel.links import arrange
+from vidgen.runtime.parallel.arrangement import Arrangement, Shape
+from vidgen.runtime.parallel.bandwidth import arrange
 
 Tensors = dict[str, dict[str, Tensor]]
 

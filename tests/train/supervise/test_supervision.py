@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from vidgen.errors import UserError
-from vidgen.runtime.parallel import World, flight, start
+from vidgen.runtime.parallel import World, flight_recorder, start
 from vidgen.train.supervise.board import Record
 from vidgen.train.supervise.supervision import ENDED, Supervision, _is_communication, _sent
 from vidgen.train.supervise.watchdog import Settings
@@ -32,7 +32,7 @@ def steps(rank: int, trouble: str) -> None:
     ):
         group = here.context_group(WORLD, degrees=[1])
         for step in range(1, 1000):
-            flight.note("forward", step=step)
+            flight_recorder.note("forward", step=step)
             bad = rank == BAD and step == STEP
             if bad and trouble in ("dies", "stops"):
                 time.sleep(TIMEOUT / 4)  # the others hear of this step
@@ -43,7 +43,7 @@ def steps(rank: int, trouble: str) -> None:
             if bad and trouble == "stops":
                 os.kill(os.getpid(), signal.SIGSTOP)
             if bad and trouble == "slow disk":
-                flight.note("checkpoint", storage=True)
+                flight_recorder.note("checkpoint", storage=True)
                 time.sleep(2 * TIMEOUT)  # no hang
             if step == STEP + 2 and trouble == "slow disk":
                 return
@@ -51,7 +51,7 @@ def steps(rank: int, trouble: str) -> None:
                 raise ValueError("a mistake of one rank")
             tokens = 5 if bad else 4
             group.agree("tokens", (tokens,))
-            flight.note("all-reduce")
+            flight_recorder.note("all-reduce")
             dist.all_reduce(torch.ones(tokens))
 
 

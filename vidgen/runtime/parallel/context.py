@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vidgen.errors import UserError
-from vidgen.runtime.parallel import flight
-from vidgen.runtime.parallel.hops import as_bytes
+from vidgen.runtime.parallel import flight_recorder
+from vidgen.runtime.parallel.p2p import as_bytes
 from vidgen.runtime.parallel.ring import ring_attention
 from vidgen.runtime.parallel.ulysses import (
     ring_of_ulysses_attention,
@@ -126,7 +126,7 @@ class ContextGroup:
 
         A collective of different shapes would hang or take bytes for what they are not.
         """
-        flight.note(f"agreeing on {what}")
+        flight_recorder.note(f"agreeing on {what}")
         mine = torch.tensor(value, dtype=torch.int64)  # on the CPU: a GPU is not waited for
         everyone = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(everyone, mine, group=self.group)
@@ -136,8 +136,8 @@ class ContextGroup:
             names = dist.get_process_group_ranks(self.group)
             different = "; ".join(f"rank {names[rank]} has {said[rank]}" for rank in odd)
             raise RanksDisagree(
-                f"step {flight.now().step}: ranks of one context-parallel group differ in {what}: "
-                f"{different}, the others {usual}; give them the same recipe, data and code"
+                f"step {flight_recorder.now().step}: ranks of one context-parallel group differ "
+                f"in {what}: {different}, the others {usual}; give them the same recipe, data and code"
             )
 
     def gather(self, part_BLD: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -151,7 +151,7 @@ class ContextGroup:
 
     def all_gather(self, part: Tensor, counts: Sequence[int]) -> Tensor:
         """Every rank's rows, `counts` of them each, in the order of ranks; no gradient."""
-        flight.note("gather in the context group")
+        flight_recorder.note("gather in the context group")
         most = max(counts)
         padded = part.new_zeros(most, *part.shape[1:])
         padded[: part.shape[0]] = part

@@ -16,7 +16,7 @@ from torch import Tensor
 from vidgen.runtime.attention import merge_
 from vidgen.runtime.attention.backends import Backend
 from vidgen.runtime.attention.choice import choose_for_blocks
-from vidgen.runtime.parallel.hops import Hop, Hops, Ring, gather_lengths
+from vidgen.runtime.parallel.p2p import Hop, Hops, Ring, gather_lengths
 
 
 def ring_attention(

@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vidgen.runtime.attention import attention
-from vidgen.runtime.parallel import flight
-from vidgen.runtime.parallel.hops import gather_lengths
+from vidgen.runtime.parallel import flight_recorder
+from vidgen.runtime.parallel.p2p import gather_lengths
 from vidgen.runtime.parallel.ring import ring_attention
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -142,7 +142,7 @@ class _AllToAll(torch.autograd.Function):
 def _all_to_all(
     sent: Tensor, sizes_out: list[int], sizes_in: list[int], group: dist.ProcessGroup | None
 ) -> Tensor:
-    flight.note(f"all-to-all of {sent.nbytes} bytes")
+    flight_recorder.note(f"all-to-all of {sent.nbytes} bytes")
     received = sent.new_empty(sum(sizes_in))
     # As bytes: not every transport knows every dtype.
     dist.all_to_all_single(

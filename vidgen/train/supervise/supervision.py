@@ -22,7 +22,7 @@ from typing import TextIO
 import torch.distributed as dist
 
 from vidgen.errors import UserError
-from vidgen.runtime.parallel import World, flight
+from vidgen.runtime.parallel import World, flight_recorder
 from vidgen.train.supervise import watchdog
 from vidgen.train.supervise.board import (
     RECENT,
@@ -88,8 +88,8 @@ class Supervision:
             self._board = Board.open(self._board_name(), self._world.world)
         except BoardError as error:
             raise UserError(str(error)) from None
-        self._hear(flight.now())
-        flight.listen(self._hear)
+        self._hear(flight_recorder.now())
+        flight_recorder.listen(self._hear)
         if self._world.rank == self._local[0]:
             self._start_watchdog()
         self._sync()  # a rank that has been here and falls silent is missed
@@ -104,7 +104,7 @@ class Supervision:
     ) -> None:
         if self._board is None:
             return
-        flight.listen(None)
+        flight_recorder.listen(None)
         self._leaving = True
         verdict = None
         if error is None or isinstance(error, KeyboardInterrupt | SystemExit):
@@ -127,7 +127,7 @@ class Supervision:
 
     # The record ---------------------------------------------------------------------------------
 
-    def _hear(self, moment: flight.Moment) -> None:
+    def _hear(self, moment: flight_recorder.Moment) -> None:
         self._write(
             step=moment.step,
             operation=moment.operation[:80],
@@ -147,7 +147,7 @@ class Supervision:
         broken = _is_communication(error)
         if self._stacks is not None:
             faulthandler.dump_traceback(self._stacks, all_threads=True)
-        moment = flight.now()
+        moment = flight_recorder.now()
         first = str(error).splitlines()[0] if str(error) else ""
         line = (
             f"rank {self._world.rank} failed in step {moment.step}, {moment.operation}: "

@@ -1,4 +1,4 @@
-"""One hop around a ring of ranks: send to the next, receive from the one before."""
+"""Point-to-point exchange around a ring: send to the next rank, receive from the previous one."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vidgen.runtime.parallel import flight
+from vidgen.runtime.parallel import flight_recorder
 
 
 class Hop(Protocol):
@@ -52,7 +52,7 @@ class GroupHop:
         assert there.is_contiguous()
         self._here, self._there = here, there
         self._works: list[dist.Work] = []
-        flight.note(f"ring hop of {here.nbytes} bytes")
+        flight_recorder.note(f"ring hop of {here.nbytes} bytes")
         if ring.size == 1:
             there.copy_(here)
             return

@@ -1,8 +1,8 @@
-"""Ring, Ulysses or both: which takes the least time, from measured rates.
+"""How a context group arranges its attention: ring, Ulysses or both, by measured rates.
 
-Each arrangement of a context group is a degree: how many neighbours exchange heads. What it costs
-per attention call, forward and backward, is compute plus the communication that compute does not
-hide. Bytes are what one rank sends.
+An arrangement is a degree: how many neighbours exchange heads. An attention call, forward and
+backward, costs its compute plus the communication that compute does not hide. Bytes are what one
+rank sends.
 """
 
 import math

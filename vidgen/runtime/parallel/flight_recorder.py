@@ -1,7 +1,7 @@
-"""What this process is doing: its step, its operation, and how many operations went before.
+"""Where this process is: its step, its operation, and how many operations came before.
 
-Every rank of a run notes the same operations in the same order, so that the rank with the lowest
-count is the one the others wait for.
+Every rank of a run records the same operations in the same order, so the rank with the lowest
+count is the one the others wait for. Hang detection (vidgen/train/supervise) reads it.
 """
 
 import time
@@ -38,7 +38,7 @@ def note(operation: str, *, step: int | None = None, storage: bool = False) -> N
 
 
 def listen(listener: Callable[[Moment], None] | None) -> None:
-    """Who else hears of every operation, in the thread that begins it; None: nobody."""
+    """Call `listener` for every operation, in the thread that begins it; None: no one."""
     global _listener
     _listener = listener
 

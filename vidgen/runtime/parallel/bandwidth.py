@@ -1,6 +1,6 @@
-"""How fast ranks talk to each other and attend: measured, agreed by all, for the choice to rest on.
+"""Measured rates: bandwidth of ring hops and collectives, and attention FLOP/s.
 
-A rate is bytes that one rank sends a second, of the slowest rank.
+A rate is bytes one rank sends per second, of the slowest rank.
 """
 
 import time
@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vidgen.runtime.attention.choice import choose_for_blocks
-from vidgen.runtime.parallel.choose import Arrangement, Rates
+from vidgen.runtime.parallel.arrangement import Arrangement, Rates
 from vidgen.runtime.parallel.context import ContextGroup
-from vidgen.runtime.parallel.hops import Ring
+from vidgen.runtime.parallel.p2p import Ring
 
 Group = dist.ProcessGroup
 
