@@ -135,9 +135,10 @@ class ContextGroup:
         if odd := [rank for rank, each in enumerate(said) if each != usual]:
             names = dist.get_process_group_ranks(self.group)
             different = "; ".join(f"rank {names[rank]} has {said[rank]}" for rank in odd)
+            step = flight_recorder.now().step
             raise RanksDisagree(
-                f"step {flight_recorder.now().step}: ranks of one context-parallel group differ "
-                f"in {what}: {different}, the others {usual}; give them the same recipe, data and code"
+                f"step {step}: ranks of one context-parallel group differ in {what}: "
+                f"{different}, the others {usual}; give them the same recipe, data and code"
             )
 
     def gather(self, part_BLD: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -88,8 +88,8 @@ class Supervision:
             self._board = Board.open(self._board_name(), self._world.world)
         except BoardError as error:
             raise UserError(str(error)) from None
-        self._hear(flight_recorder.now())
         flight_recorder.listen(self._hear)
+        flight_recorder.note("start")  # what came before does not count as a hang
         if self._world.rank == self._local[0]:
             self._start_watchdog()
         self._sync()  # a rank that has been here and falls silent is missed
