@@ -184,6 +184,7 @@ class Supervision:
                 # The main thread may never return from its collective.
                 self._closing.wait(max(2 * self._settings.beat_s, 2.0))
                 if not self._closing.is_set() and not self._leaving:
+                    self._sync()  # the other machines hear of the verdict
                     os._exit(ENDED)
 
     def _check_watchdog(self) -> None:

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-if __name__ == "__main__":  # beside this file, not from the package
-    from board import Board, Processes, Record
+if __name__ == "__main__":  # from this file's folder: importing the package takes seconds
+    sys.path.insert(0, str(Path(__file__).parent))
+    from board import Board, Processes, Record  # type: ignore[import-not-found]
 else:
     from vidgen.train.supervise.board import Board, Processes, Record
 
