@@ -202,13 +202,17 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             "memory_gb": peak_memory_gb(self.device),
         }
 
-    def phase(self, name: str, *, storage: bool = False) -> AbstractContextManager[None]:
+    @contextmanager
+    def phase(self, name: str, *, storage: bool = False) -> Iterator[None]:
         """What is done next, for the step's times, a profile, and whoever waits for this rank.
 
         Of a phase that waits for `storage` the watchdog is more patient.
         """
         flight_recorder.note(name, step=self.step + 1, storage=storage)
-        return self.timer.phase(name)
+        with self.timer.phase(name):
+            yield
+        if storage:
+            flight_recorder.note(f"after {name}")
 
     def _supervision(self) -> Supervision:
         recovery = self.recipe.recovery

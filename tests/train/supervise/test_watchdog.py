@@ -58,6 +58,9 @@ def test_storage_has_a_limit_of_its_own() -> None:
     assert Judge(NONE).look(waiting, now=101) == (
         "rank 1 (step 3, forward): storage has not answered for 101 s; the others waited for it"
     )
+    stopped = Judge(NONE).look(waiting, now=11, stopped=frozenset({1}))
+    assert stopped is not None
+    assert "is stopped by a signal" in stopped
     # All in a save; the one that waits for storage is ahead of the one that hangs.
     assert Judge(NONE).look([rank(0, storage=True), rank(1, storage=True)], now=99) is None
     line = Judge(NONE).look([rank(0, count=4), rank(1, storage=True)], now=11)

@@ -125,8 +125,9 @@ class Judge:
         storage = any(record.storage for record in behind)
 
         def limit(record: Record) -> float:
-            """Whoever waits for a rank that waits for storage has that rank's limit."""
-            patient = record.storage or storage
+            """Whoever waits for a rank that waits for storage has that rank's limit; a process
+            that is stopped does not wait for storage."""
+            patient = (record.storage or storage) and not held
             return self.settings.storage_timeout_s if patient else self.settings.timeout_s
 
         if all(now - record.since < limit(record) for record in records):
