@@ -28,11 +28,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Rates:
-    """What one rank of a group does a second, by degree where the partners differ."""
+    """What one rank of a group does per second, by degree where the partners differ."""
 
     flops: float  # of attention
     hop: Mapping[int, float]  # bytes sent along a ring of groups of this degree
-    exchange: Mapping[int, float]  # bytes sent in an all-to-all among so many neighbours
+    exchange: Mapping[int, float]  # bytes sent in an all-to-all among that many neighbours
 
 
 def ring_bytes(shape: Shape, lengths: Sequence[int], rank: int) -> tuple[int, int]:
@@ -80,7 +80,7 @@ def seconds(shape: Shape, ranks: int, degree: int, rates: Rates) -> float:
 
 
 def choose(shape: Shape, ranks: int, degrees: Sequence[int], rates: Rates) -> int:
-    """The degree that takes least; of equals the larger, which has fewer hops to wait for."""
+    """The fastest degree; of equals the larger, which has fewer hops to wait for."""
     return min(degrees, key=lambda degree: (seconds(shape, ranks, degree, rates), -degree))
 
 

@@ -19,7 +19,7 @@ Group = dist.ProcessGroup
 
 
 def measure_rates(group: ContextGroup, device: torch.device, dtype: torch.dtype) -> Rates:
-    """Of a context group's attention, ring hops and all-to-alls, by degree; a second at most."""
+    """Rates of a context group's attention, ring hops and all-to-alls by degree, within a second."""
     size = (64 if device.type == "cuda" else 1) * 2**20
     hop, exchange = {}, {}
     for degree in group.degrees:
@@ -40,7 +40,7 @@ def arrange(
 
 
 def _slowest(rate: float, group: ContextGroup) -> float:
-    """What all ranks of the group then reckon with, or they would choose differently."""
+    """The same rate on all ranks of the group, so that all choose the same arrangement."""
     slowest = torch.tensor(rate, dtype=torch.float64)  # on the CPU: gloo is always there
     dist.all_reduce(slowest, op=dist.ReduceOp.MIN, group=group.group)
     return float(slowest)
@@ -76,7 +76,7 @@ def all_reduce(group: Group, device: torch.device, size: int) -> float:
 
 
 def all_gather(group: Group, device: torch.device, size: int) -> float:
-    """`size` is that of what every rank ends with."""
+    """`size` is the bytes of the gathered tensor."""
     ranks = dist.get_world_size(group)
     here = torch.zeros(size // ranks, dtype=torch.uint8, device=device)
     there = torch.empty(size // ranks * ranks, dtype=torch.uint8, device=device)
@@ -94,7 +94,7 @@ def _buffers(device: torch.device, size: int) -> tuple[Tensor, Tensor]:
 def best_seconds(
     work: Callable[[], object], device: torch.device, group: Group | None = None, repeats: int = 5
 ) -> float:
-    """The least of some tries after one to warm up; a group's ranks begin each try together."""
+    """The shortest of several runs after a warm-up; ranks of a group begin each run together."""
 
     def once() -> float:
         if group is not None:

@@ -1,5 +1,7 @@
 """Context parallelism: a group of ranks computes one sample, each a part of its tokens.
 
+Training and sampling split tokens here.
+
 Shapes: L tokens of the whole sequence, text first.
 """
 
@@ -23,7 +25,7 @@ from vidgen.runtime.parallel.ulysses import (
 
 
 class RanksDisagree(UserError):
-    """Ranks that must do the same were about to do different things."""
+    """Ranks of a group were about to do different things."""
 
 
 TextPlan = Literal["sharded", "replicated"]
@@ -53,7 +55,7 @@ class Split:
 def split_tokens(text: int, video: int, ranks: int, plan: TextPlan = "sharded") -> Split:
     """Contiguous parts in the order of ranks, none longer than another by more than one token.
 
-    Sharded text lies with the first ranks, which hold the less video for it.
+    Sharded text lies with the first ranks, which hold less video.
     """
     if plan == "replicated":
         return Split((slice(0, text),) * ranks, _cut(shares(video, ranks), 0, video), text)
@@ -78,8 +80,8 @@ def _length(part: slice) -> int:
 class ContextGroup:
     """The ranks that compute one sample, and every way to arrange their attention.
 
-    A degree is how many neighbours exchange heads (Ulysses); groups of so many form a ring. Degree
-    1 is a ring of single ranks, the group's size is Ulysses alone.
+    A degree is how many neighbours exchange heads (Ulysses); groups of that size form a ring.
+    Degree 1 is a ring of single ranks, the group's size is Ulysses alone.
     """
 
     def __init__(
@@ -122,9 +124,9 @@ class ContextGroup:
         return attend
 
     def agree(self, what: str, value: Sequence[int]) -> None:
-        """Raise, naming ranks, if not all of the group say the same.
+        """Raise, naming ranks, unless all ranks of the group have the same value.
 
-        A collective of different shapes would hang or take bytes for what they are not.
+        A collective with different shapes would hang or misread bytes.
         """
         flight_recorder.note(f"agreeing on {what}")
         mine = torch.tensor(value, dtype=torch.int64)  # on the CPU: a GPU is not waited for
@@ -142,7 +144,7 @@ class ContextGroup:
             )
 
     def gather(self, part_BLD: Tensor, lengths: Sequence[int]) -> Tensor:
-        """All ranks' parts in one, for a loss that every rank then computes alike.
+        """All ranks' parts in one tensor, for a loss that every rank computes alike.
 
         Each rank's loss is the same function of what is gathered, and gradients are averaged over
         ranks: a part's gradient is therefore that of the sum of the group's losses.

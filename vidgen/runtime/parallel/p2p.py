@@ -11,7 +11,7 @@ from vidgen.runtime.parallel import flight_recorder
 
 
 class Hop(Protocol):
-    """A hop under way; whoever begins one waits for it before letting go of its buffers."""
+    """A hop in progress; its caller keeps the buffers alive until `wait` returns."""
 
     def wait(self) -> Tensor:
         """What has been received."""
@@ -45,7 +45,7 @@ class Ring:
 
 
 class GroupHop:
-    """It holds both buffers until `wait`: gloo reads and fills them till then."""
+    """Keeps both buffers until `wait`: gloo reads and fills them until then."""
 
     def __init__(self, ring: Ring, here: Tensor, there: Tensor) -> None:
         assert here.is_contiguous()
@@ -67,8 +67,7 @@ class GroupHop:
                 dist.P2POp(dist.irecv, as_bytes(there), group=ring.group, group_peer=before)
             )
         if here.is_cuda:
-            # NCCL runs what is grouped at once; apart, two ranks' exchange would go one way at a
-            # time.
+            # NCCL runs grouped operations together; separate ones would run one way at a time.
             self._works = dist.batch_isend_irecv(operations) if operations else []
             return
         # Neighbours take opposite orders (two even ones meet where an odd ring closes, and wait for

@@ -1,9 +1,9 @@
 """Ring attention: every rank keeps its queries while keys and values travel round the group.
 
-The sequence is cut into contiguous parts of any length, one a rank; a part may be empty. Nothing is
-padded, so nothing is masked: each hop is a dense product of the queries here with the keys that are
-passing. Tokens that every rank holds (text, replicated) stand first and do not travel. Shapes: L
-this rank's length, M the length of the part that is passing.
+The sequence is cut into contiguous parts of any length, one per rank; a part may be empty. Nothing
+is padded, so nothing is masked: each hop attends from the local queries to the keys of one part.
+Tokens that every rank holds (replicated text) come first and do not travel. Shapes: L this rank's
+length, M the length of the part that is passing.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def ring_attention(
 
     The first `replicated` tokens are the same on every rank: they count once as keys, each rank's
     copy as a query of its own, and the gradients of the copies add up to that of the tokens.
-    `lengths` are the ranks' numbers of keys besides those; without them the ranks ask each other.
+    `lengths` are the ranks' numbers of keys besides those; without them the ranks exchange them.
     `backend` is one of the attention table's that has a backward given the whole row's LSE.
     """
     if k_BLHD.shape != v_BLHD.shape or q_BLHD.shape[2:] != k_BLHD.shape[2:]:
@@ -161,7 +161,7 @@ def _pack(k: Tensor, v: Tensor) -> Tensor:
 
 
 def _pass_on(ring: Hops, here_2BMHD: Tensor, done: int) -> Hop:
-    """Begin the hop after so many hops are done, into a buffer of the size of what comes."""
+    """Begin the next hop after `done` of them, into a buffer of the incoming part's size."""
     two, B, _, H, D = here_2BMHD.shape
     M = ring.lengths[(ring.rank - done - 1) % len(ring.lengths)]
     return ring.hop(here_2BMHD, here_2BMHD.new_empty(two, B, M, H, D))
