@@ -19,7 +19,7 @@ Group = dist.ProcessGroup
 
 
 def measure_rates(group: ContextGroup, device: torch.device, dtype: torch.dtype) -> Rates:
-    """Rates of a context group's attention, ring hops and all-to-alls, by degree; takes a second."""
+    """Rates of attention, ring hops and all-to-alls of a context group, within a second."""
     size = (64 if device.type == "cuda" else 1) * 2**20
     hop, exchange = {}, {}
     for degree in group.degrees:
