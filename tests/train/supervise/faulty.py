@@ -44,7 +44,7 @@ def step_with_fault(trainer: Trainer) -> Any:
 
 def save_with_fault(trainer: Trainer) -> Any:
     if here and trainer.step == 24 and fault == "storage":
-        time.sleep(25)
+        time.sleep(40)
     return whole_save(trainer)
 
 

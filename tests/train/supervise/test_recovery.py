@@ -105,19 +105,19 @@ def test_recovered_losses_are_an_undisturbed_runs(
 
 def test_slow_storage_is_no_hang(undisturbed: Path, recipe_file: Path, tmp_path: Path) -> None:
     """A save blocked for longer than a hang's limit, while the other rank waits in a collective."""
-    shown = torchrun(recipe_file, tmp_path / "run", "storage", "parallel.timeout_s=12", restarts=0)
+    shown = torchrun(recipe_file, tmp_path / "run", "storage", "parallel.timeout_s=30", restarts=0)
     assert curve(tmp_path / "run") == curve(undisturbed)
     assert not list((tmp_path / "run" / "failures").glob("2*")), shown
 
 
 def test_storage_that_never_answers_ends_the_run(recipe_file: Path, tmp_path: Path) -> None:
     shown = torchrun(
-        *(recipe_file, tmp_path / "run", "storage", "parallel.timeout_s=6"),
-        "recovery.storage_timeout_s=12",
+        *(recipe_file, tmp_path / "run", "storage", "parallel.timeout_s=20"),
+        "recovery.storage_timeout_s=25",
     )
     (report,) = (tmp_path / "run" / "failures").glob("2*.txt")
     line = report.read_text().splitlines()[1]
-    assert "rank 1 (step 25, checkpoint): storage has not answered for 1" in line, shown
+    assert "rank 1 (step 25, checkpoint): storage has not answered for 2" in line, shown
 
 
 def test_ranks_end_with_their_launcher(recipe_file: Path, tmp_path: Path) -> None:
