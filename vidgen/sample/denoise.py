@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from vidgen.diffusion.guidance import Branches
@@ -13,7 +12,7 @@ from vidgen.diffusion.solvers import SOLVERS, evaluation_times, steps
 from vidgen.models.mmdit import MMDiT, ModulationTable, Seams
 from vidgen.models.mmdit.model import call_block
 from vidgen.sample.hooks import NO_HOOKS, Hooks, ModelPass, RunBlock, State, hooked
-from vidgen.sample.parallel import ALONE, Team, bounds, gather_branches, own_branches, split_tokens
+from vidgen.sample.parallel import ALONE, Team, gather_branches, own_branches
 
 LookUp = Callable[[nn.Module, Tensor], Tensor]
 
@@ -84,7 +83,9 @@ class Denoiser:
                         t=t,
                         branch=branch,
                         grid=inputs.grid,
-                        text_length=self._text_length(inputs.text[branch].shape[1]),
+                        text_length=self.team.text_tokens(
+                            inputs.text[branch].shape[1], math.prod(inputs.grid)
+                        ),
                         state=state,
                     )
                     velocity[branch] = self._velocity(inputs, current, x_t, modulation)
@@ -103,11 +104,10 @@ class Denoiser:
         modulation: "TabulatedModulation",
     ) -> Tensor:
         """One pass of the model; the hooks decide at each block whether it runs."""
-        run = hooked(self.hooks, current, self.run_block)
-        if self.team.context is not None:
-            blocks = len(self.model.double_blocks) + len(self.model.single_blocks)
-            text = inputs.text[current.branch].shape[1]
-            run = split_tokens(self.team.context, run, blocks, text, x_BVD.shape[1])
+        seams = Seams(
+            run_block=hooked(self.hooks, current, self.run_block),
+            modulation=modulation.of(current),
+        )
         velocity: Tensor = self.model(
             x_BVD,
             grid=inputs.grid,
@@ -116,17 +116,9 @@ class Denoiser:
             t=torch.full((len(x_BVD),), current.t, device=x_BVD.device),
             cond=inputs.cond[current.branch],
             guidance=inputs.guidance,
-            seams=Seams(run_block=run, modulation=modulation.of(current)),
+            seams=self.team.seams(seams, self.model, self.dtype.itemsize),
         )
         return velocity
-
-    def _text_length(self, text: int) -> int:
-        """Of the text tokens, those that this rank computes."""
-        if self.team.context is None:
-            return text
-        rank, size = dist.get_rank(self.team.context), dist.get_world_size(self.team.context)
-        starts = bounds(text, size)
-        return starts[rank + 1] - starts[rank]
 
 
 class TabulatedModulation:

@@ -27,7 +27,7 @@ from vidgen.runtime.observe.mfu import Peak
 from vidgen.runtime.observe.mfu import peak as device_peak
 from vidgen.runtime.observe.timer import StepTimer
 from vidgen.runtime.observe.trace import StepTrace
-from vidgen.runtime.parallel import flight
+from vidgen.runtime.parallel import flight_recorder
 from vidgen.train.garbage import collected_between_steps
 from vidgen.train.initialization import compute_dtype, launch_command
 from vidgen.train.optim.optimizer import (
@@ -43,8 +43,10 @@ from vidgen.train.report.log import RunLog
 from vidgen.train.run_dir import make_run_dir, set_old_run_aside
 from vidgen.train.step_result import StepResult, reduce_losses, throughput
 from vidgen.train.supervise.loss_check import BadLoss, LossMonitor
-from vidgen.train.supervise.recovery import Recovery, SkipList
+from vidgen.train.supervise.recovery import SkipList
 from vidgen.train.supervise.stop_signals import StopSignals
+from vidgen.train.supervise.supervision import Supervision
+from vidgen.train.supervise.watchdog import Settings
 
 Tensors = dict[str, dict[str, Tensor]]  # group, name
 AnyRecipe = TypeVar("AnyRecipe", Recipe, AutoencoderRecipe)
@@ -64,7 +66,13 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
     def __init__(self, recipe: AnyRecipe, *, fresh: bool = False) -> None:
         self.recipe: AnyRecipe = recipe
         self.run_dir = Path(recipe.run_dir)
-        self.world = parallel.start(recipe.train.device, timeout_s=recipe.parallel.timeout_s)
+        timeout_s, storage_s = recipe.parallel.timeout_s, recipe.recovery.storage_timeout_s
+        # Collectives last longer than any wait that supervision allows, so that it names the rank.
+        self.world = parallel.start(
+            recipe.train.device,
+            timeout_s=timeout_s,
+            collective_timeout_s=max(timeout_s, storage_s) + 60,
+        )
         self.device = self.world.device
         self.dtype = compute_dtype(recipe.train.dtype, self.device)
         # Before the model: a wrong manifest should not wait for 12 G parameters.
@@ -141,10 +149,8 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         `profile` names a first and a last step whose trace goes to the run directory.
         """
         recipe, last = self.recipe, min(self.recipe.train.steps, stop_after or sys.maxsize)
-        timeout_s = recipe.parallel.timeout_s
         with (
-            Recovery(self.run_dir, self.world, recipe.recovery, timeout_s) as recovery,
-            self.world.watch(recovery.failed),
+            self._supervision() as supervision,
             self._closing(),
             collected_between_steps() as collect_garbage,
             self._open_log() as log,
@@ -159,7 +165,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             while self.step < last and not stopping:
                 with trace.step(self.step + 1):
                     metrics = self.train_step()
-                recovery.completed(self.step, metrics["ms"], metrics["bucket"])
+                supervision.completed(self.step, metrics["ms"], metrics["bucket"])
                 # Before the save, whose time counts in the next step: a step that has a
                 # checkpoint has its line of metrics too, whenever a crash comes.
                 log.step(self.step, **metrics)
@@ -169,7 +175,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
                 if bad_clips > recipe.data.bad_clip_limit:
                     self._raise_too_many_bad_clips()
                 if self.step % recipe.checkpoint.every == 0 or self.step == last or stopping:
-                    with self.phase("checkpoint"):
+                    with self.phase("checkpoint", storage=True):
                         self._saving = self._save()
                 collect_garbage(self.step)
             self._log_end(log)
@@ -183,7 +189,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         lr = learning_rate(recipe.optim, self.step, recipe.train.steps)
         results: list[StepResult] = []
         for micro_step in range(accumulate):
-            with self.phase("data"):
+            with self.phase("data", storage=True):
                 if micro_step == 0:
                     self.skip_list.advance(self.loader)
                 batch = next(self.loader)
@@ -211,10 +217,27 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             "memory_gb": peak_memory_gb(self.device),
         }
 
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        """Names what runs next: for the step's times, a profile, and ranks waiting for this one."""
-        flight.note(name, step=self.step + 1)
-        return self.timer.phase(name)
+    @contextmanager
+    def phase(self, name: str, *, storage: bool = False) -> Iterator[None]:
+        """Names what runs next: for the step's times, a profile, and ranks waiting for this one.
+
+        The watchdog allows more time for a phase that waits for `storage`.
+        """
+        flight_recorder.note(name, step=self.step + 1, storage=storage)
+        with self.timer.phase(name):
+            yield
+        if storage:
+            flight_recorder.note(f"after {name}")
+
+    def _supervision(self) -> Supervision:
+        recovery = self.recipe.recovery
+        settings = Settings(
+            timeout_s=self.recipe.parallel.timeout_s,
+            storage_timeout_s=recovery.storage_timeout_s,
+            slow_factor=recovery.slow_factor,
+            slow_steps=recovery.slow_steps,
+        )
+        return Supervision(self.world, self.run_dir / "failures", settings)
 
     def _validate(self, log: RunLog) -> None:
         every = self.recipe.validate.every
@@ -302,6 +325,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             },
             keep_last=self.recipe.checkpoint.keep_last,
             keep_every=self.recipe.checkpoint.keep_every,
+            timeout_s=self.recipe.recovery.storage_timeout_s,
         )
 
     def _resume(self, newest: Path) -> None:
@@ -325,6 +349,8 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
 
     def _wait_for_checkpoint(self) -> None:
         """Until the checkpoint being written is committed, or has failed."""
+        if self._saving is not None and not self._saving.done():
+            flight_recorder.note("wait for the checkpoint", storage=True)
         while self._saving is not None and not self._saving.done():
             time.sleep(0.01)
 
@@ -364,6 +390,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         if self.recipe.data.latents is not None:
             log.line(f"latents: cached {self.loader.cached} / computed {self.loader.computed}")
         if self._saving is not None:
+            flight_recorder.note("wait for the last checkpoint", storage=True)
             log.line(f"checkpoint {self._saving.wait()}: {self._saving.summary}")
 
     @contextmanager

@@ -17,6 +17,7 @@ from vidgen.train.step_result import StepResult
 
 fault, arguments = sys.argv[1], sys.argv[2:]
 whole_step, whole_backward = Trainer.train_step, Trainer.forward_backward
+whole_save = Trainer._save
 first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 here = fault != "none" and first_start and os.environ["RANK"] == "1"
 
@@ -41,6 +42,12 @@ def step_with_fault(trainer: Trainer) -> Any:
     return result
 
 
+def save_with_fault(trainer: Trainer) -> Any:
+    if here and trainer.step == 24 and fault == "storage":
+        time.sleep(40)
+    return whole_save(trainer)
+
+
 def backward_with_fault(trainer: Trainer, batch: Batch) -> StepResult:
     result = whole_backward(trainer, batch)
     if here and trainer.step == 24 and fault == "nan":
@@ -48,6 +55,7 @@ def backward_with_fault(trainer: Trainer, batch: Batch) -> StepResult:
     return result
 
 
+Trainer._save = save_with_fault  # type: ignore[method-assign]
 Trainer.train_step = step_with_fault  # type: ignore[method-assign]
 Trainer.forward_backward = backward_with_fault  # type: ignore[method-assign]
 assert Path(arguments[0]).exists()
