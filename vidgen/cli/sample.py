@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     wanted = request(args)  # before anything is built
     from vidgen.runtime import parallel
-    from vidgen.sample import draw_first_frames, make_requests, write_samples
+    from vidgen.sample import draw_first_frames, make_requests, sample_to_folder
     from vidgen.sample.parallel import make_team
 
     with parallel.start() as world:
@@ -111,12 +111,12 @@ def run(args: argparse.Namespace) -> None:
                 painter, requests, args.out, resolution=args.image_resolution, team=team
             )
             painter.close()
-        paths = write_samples(
+        paths = sample_to_folder(
             pipeline, requests, args.out, crf=args.crf, preview=args.preview, team=team
         )
         if world.rank == 0:
-            if pipeline.memory_said:
-                print(pipeline.memory_said, file=sys.stderr)
+            if pipeline.memory_report:
+                print(pipeline.memory_report, file=sys.stderr)
             for path in paths:
                 print(path)
         pipeline.close()
