@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vidgen.errors import UserError
+from vidgen.runtime.files import replacing
 
 DTYPES = {
     "F64": torch.float64,
@@ -228,29 +229,17 @@ def _write(
     infos: Mapping[str, TensorInfo],
     tensors: Iterable[tuple[str, Tensor]],
 ) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     expected = iter(infos.items())
-    try:
-        with open(partial, "xb") as file:
-            file.write(len(head).to_bytes(8, "little"))
-            file.write(head)
-            for name, tensor in tensors:
-                given = (name, TensorInfo(tensor.dtype, tuple(tensor.shape)))
-                if given != next(expected, None):
-                    raise ValueError(f"{given} is not the tensor the header announces next")
-                file.write(_bytes_of(tensor.contiguous()))
-            if (left := next(expected, None)) is not None:
-                raise ValueError(f"{left} was announced in the header and never given")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    with replacing(path) as temporary, temporary.open("xb") as file:
+        file.write(len(head).to_bytes(8, "little"))
+        file.write(head)
+        for name, tensor in tensors:
+            given = (name, TensorInfo(tensor.dtype, tuple(tensor.shape)))
+            if given != next(expected, None):
+                raise ValueError(f"{given} is not the tensor the header announces next")
+            file.write(_bytes_of(tensor.contiguous()))
+        if (left := next(expected, None)) is not None:
+            raise ValueError(f"{left} was announced in the header and never given")
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

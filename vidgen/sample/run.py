@@ -1,7 +1,6 @@
 """Videos into files that say how they were made, and one summary a run."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import count, islice
@@ -16,6 +15,7 @@ from vidgen.data.read.video import write_image, write_video
 from vidgen.diffusion.sampler import Progress, evaluations
 from vidgen.diffusion.solvers import SOLVERS
 from vidgen.errors import UserError
+from vidgen.runtime import files
 from vidgen.runtime.observe.memory import peak_memory_gb
 from vidgen.runtime.observe.timer import StepTimer
 from vidgen.sample.parallel import ALONE, Team
@@ -131,7 +131,7 @@ class Summary:
             "seconds": _seconds(self._before),
             "videos": self._videos,
         }
-        write_text(self.path, json.dumps(record, indent=1))
+        files.write_text(self.path, json.dumps(record, indent=1))
 
 
 def write_sample(
@@ -152,31 +152,17 @@ def write_sample(
         "weights": weights,
         "vidgen_request": request.record(),
     }
-    try:
-        if request.frames == 1:
-            write_image(path, video_THWC[0], about)
-        else:
-            write_video(path, video_THWC, request.fps, crf=crf, metadata=about)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    if request.frames == 1:
+        write_image(path, video_THWC[0], about)
+    else:
+        write_video(path, video_THWC, request.fps, crf=crf, metadata=about)
 
 
 def make_folder(out: str | Path) -> Path:
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        files.remove_leftovers(folder)
     except OSError as error:
         raise UserError(f"{folder} cannot hold the videos: {error.strerror}") from None
     return folder

@@ -21,7 +21,7 @@ from vidgen.errors import UserError
 from vidgen.recipe.autoencoder import AutoencoderRecipe
 from vidgen.recipe.reader import diff, dump_yaml, read_recipe
 from vidgen.recipe.schema import Recipe
-from vidgen.runtime import checkpoint, parallel
+from vidgen.runtime import checkpoint, files, parallel
 from vidgen.runtime.observe.memory import peak_memory_gb
 from vidgen.runtime.observe.mfu import peak
 from vidgen.runtime.observe.timer import StepTimer
@@ -343,7 +343,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
     def introduce(self, log: RunLog) -> None:
         recipe = self.recipe
         if self.world.rank == 0:
-            (self.run_dir / "recipe.yaml").write_text(dump_yaml(recipe))
+            files.write_text(self.run_dir / "recipe.yaml", dump_yaml(recipe))
         self.peak = peak(self.device, self.dtype)
         log.line(
             f"{recipe.name}: {self.parameter_count / 1e6:,.1f} M parameters on "

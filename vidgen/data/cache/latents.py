@@ -5,8 +5,7 @@ import hashlib
 import json
 import logging
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,12 @@ from vidgen.data.cache.entries import DamagedEntry, read_file
 from vidgen.errors import UserError
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.text.encoder import TextEncoder
+from vidgen.runtime import files
 from vidgen.runtime.crc32c import crc32c
 
 _log = logging.getLogger(__name__)
 _VERSION = 2
 _SETTINGS = "cache.json"
-_ABANDONED_S = 3600.0  # no entry takes so long to write
 TENSORS = ("latent_CTHW", "tokens_LD", "pooled_D")
 
 
@@ -72,9 +71,7 @@ class LatentCache:
         mine = json.loads(json.dumps({"version": _VERSION, "rolling": rolling, **settings}))
         theirs = read_settings(root)
         if theirs is None:
-            self.root.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(mine, indent=1)
-            _write_whole(self.root / _SETTINGS, lambda partial: partial.write_text(text))
+            files.write_text(self.root / _SETTINGS, json.dumps(mine, indent=1))
         else:
             for name, there, here in _differences(theirs, mine):
                 raise UserError(
@@ -105,7 +102,7 @@ class LatentCache:
         return LatentEntry(latent, tokens, pooled, fields, tensors)
 
     def put(self, key: str, entry: LatentEntry) -> None:
-        """The file appears whole or not at all."""
+        """Write the entry's file, whole or not at all."""
         from safetensors.torch import save
 
         tensors = {
@@ -120,9 +117,8 @@ class LatentCache:
         record = {"fields": entry.fields, "crc32c": f"{crc32c(data):08x}"}
         # One key: of several, safetensors writes them in any order.
         content = save(tensors, {"entry": json.dumps(record)})
-        path = self.path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, lambda partial: partial.write_bytes(content))
+        # A power failure may damage it; its checksum tells, and it is computed again.
+        files.write_bytes(self.path(key), content, durable=False)
         if self.rolling_bytes is not None:
             self._written += len(content)
             if self._written > self._look_after:
@@ -148,10 +144,8 @@ class LatentCache:
 
     def sweep(self) -> None:
         """Remove what processes that were killed left half written."""
-        for path in self.root.glob("??/.*.tmp"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > _ABANDONED_S:
-                    path.unlink()
+        for folder in self.root.glob("??"):
+            files.remove_leftovers(folder)
 
 
 def log_damage(path: Path, reason: str) -> None:
@@ -205,12 +199,3 @@ def _differences(there: Any, here: Any, name: str = "") -> list[tuple[str, Any, 
             found += _differences(there.get(key), here.get(key), inner)
         return found
     return [] if there == here else [(name, there, here)]
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

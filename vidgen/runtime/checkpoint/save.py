@@ -32,6 +32,7 @@ from vidgen.runtime.checkpoint.plan import Plan, plan
 from vidgen.runtime.checkpoint.shares import Share, divide, held
 from vidgen.runtime.checkpoint.snapshot import Snapshot
 from vidgen.runtime.crc32c import crc32c
+from vidgen.runtime.files import create, sync_directory
 
 T = TypeVar("T")
 
@@ -304,9 +305,9 @@ def _write_files(job: _Job, writing: Path, method: transfer.Method) -> _Written:
         slices += parts
     if job.peers.rank == 0:
         for name, text in job.texts.items():
-            commit.write_durably(writing / object_file(name), text)
+            create(writing / object_file(name), text)
             files[object_file(name)] = FileEntry(len(text), len(text), crc32c(text))
-    commit.sync_directory(writing)
+    sync_directory(writing)
     return _Written(files, slices)
 
 

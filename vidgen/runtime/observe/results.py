@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from vidgen.runtime import files
 from vidgen.runtime.observe import hardware
 
 Row = Mapping[str, Any]
@@ -42,7 +43,6 @@ def write(
 ) -> Path:
     """Keep `rows` as profiles/results/<machine>/<suite>.json, or as `out`; returns where."""
     path = Path(out) if out else FOLDER / machine_name() / f"{suite}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     kept = {
         "suite": suite,
         "command": " ".join(["python", *map(_relative, sys.orig_argv[1:])]),
@@ -53,9 +53,7 @@ def write(
         "settings": dict(settings or {}),
         "rows": [dict(row) for row in rows],
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(kept, indent=1, default=str) + "\n")
-    os.replace(partial, path)
+    files.write_text(path, json.dumps(kept, indent=1, default=str) + "\n")
     return path
 
 

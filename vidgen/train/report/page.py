@@ -2,7 +2,6 @@
 
 import base64
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -20,6 +19,7 @@ from vidgen.page.charts import (
     smoothed,
     stacked_bars,
 )
+from vidgen.runtime import files
 from vidgen.train.report.metrics import Record, read_metrics
 from vidgen.version import __version__
 
@@ -87,9 +87,7 @@ def write_report(
         footer=f"Written by vidgen {escape(__version__)}. This file needs no network.",
     )
     path = run_dir / "report.html"
-    temporary = path.with_suffix(".html.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    files.write_text(path, page)
     return path
 
 

@@ -19,7 +19,7 @@ from typing import TextIO
 
 from vidgen.data.loader import Batch, Loader
 from vidgen.recipe.schema import RecoveryConfig
-from vidgen.runtime import parallel
+from vidgen.runtime import files, parallel
 from vidgen.runtime.parallel import flight
 from vidgen.train.supervise import watchdog
 from vidgen.train.supervise.watchdog import Board, Record, Settings
@@ -145,9 +145,7 @@ class Skips:
         self.positions |= set(positions)
         if not write:
             return
-        partial = self._path.with_suffix(".json.tmp")
-        partial.write_text(json.dumps(sorted(self.positions)))
-        os.replace(partial, self._path)
+        files.write_text(self._path, json.dumps(sorted(self.positions)))
 
     def next(self, loader: Loader) -> Batch:
         """The next batch that is not among them."""
