@@ -32,10 +32,15 @@ def test_the_mode_is_that_of_any_new_file(tmp_path: Path) -> None:
 def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_text("old")
-    with pytest.raises(KeyError), files.replacing(path) as temporary:
-        temporary.write_text("half")
-        assert temporary.parent == tmp_path
-        raise KeyError
+
+    def write() -> None:
+        with files.replacing(path) as temporary:
+            temporary.write_text("half")
+            assert temporary.parent == tmp_path
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        write()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a"]
 

@@ -13,7 +13,7 @@ from vidgen.bench.measure import Bench
 from vidgen.bench.mfu import chosen
 from vidgen.errors import UserError
 from vidgen.models.mmdit.flops import flops
-from vidgen.models.video_dcae.config import UNIT_FRAMES, UNIT_PIXELS, VideoDCAEConfig
+from vidgen.models.video_dcae.config import UNIT_PIXELS, VideoDCAEConfig
 from vidgen.plan.workload import Bucket, Workload, workload_of
 from vidgen.runtime.memory.block_memory import BlockMemory
 from vidgen.text_table import table
@@ -66,7 +66,8 @@ def with_dcae(workload: Workload, buckets: list[Bucket]) -> Workload:
         workload,
         model=replace(workload.model, in_channels=channels, patch_size=1),
         encoders=replace(workload.encoders, autoencoder="video_dcae"),
-        compression=(UNIT_FRAMES, UNIT_PIXELS, UNIT_PIXELS),
+        compression=VideoDCAEConfig.compression,
+        causal=VideoDCAEConfig.causal,
     )
 
 

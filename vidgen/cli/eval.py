@@ -89,7 +89,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
     from vidgen.data.read.packets import BadClip
     from vidgen.data.read.video import read_clip
-    from vidgen.models.autoencoder import latent_grid
+    from vidgen.models.geometry import Geometry
     from vidgen.models.perceptual import LPIPS
     from vidgen.runtime.observe.quality import psnr, ssim
     from vidgen.runtime.parallel import choose_device
@@ -99,7 +99,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     ae = open_autoencoder(args.ae, device)
     frames = args.frames or (33 if ae.causal else 32)
     try:
-        latent_grid(ae, frames, args.size, args.size)
+        Geometry.of(ae).latent_grid(frames, args.size, args.size)
     except ValueError as error:
         raise UserError(str(error)) from None
     perceptual = LPIPS(args.lpips).to(device) if args.lpips else None

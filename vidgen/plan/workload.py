@@ -5,13 +5,11 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vidgen.models.geometry import Geometry
 from vidgen.models.mmdit.config import MMDiTConfig
 from vidgen.plan.encoders import Encoders
 from vidgen.runtime.memory.block_memory import BlockMemory
 
-# Frames, rows and columns behind one latent position, by the autoencoder's kind.
-_COMPRESSION = {"video_dcae": (4, 32, 32)}
-_COMPRESSION_USUAL = (4, 8, 8)
 _STATE_BYTES = {"fp32": 8, "bf16": 4, "8bit": 2}
 
 
@@ -34,7 +32,8 @@ class Workload:
     model: MMDiTConfig
     buckets: tuple[Bucket, ...]
     encoders: Encoders
-    compression: tuple[int, int, int] = _COMPRESSION_USUAL
+    compression: tuple[int, int, int] = Geometry.compression  # of the autoencoder, as `causal`
+    causal: bool = Geometry.causal
     steps: int = 1
     accumulate: int = 1  # micro-steps a step
     zero: int = 2
@@ -49,10 +48,8 @@ class Workload:
 
     def grid(self, bucket: Bucket) -> tuple[int, int, int]:
         """Video tokens along frames, rows and columns."""
-        t, h, w = self.compression
-        patch = self.model.patch_size
-        rows, columns = (bucket.side // (c * patch) for c in (h, w))
-        return (bucket.frames - 1) // t + 1, rows, columns
+        geometry = Geometry.of(self, self.model.patch_size)
+        return geometry.token_grid(bucket.frames, bucket.side, bucket.side)
 
     def tokens(self, bucket: Bucket) -> int:
         t, h, w = self.grid(bucket)
@@ -75,7 +72,8 @@ def workload_of(recipe: Any) -> Workload:
         model=recipe.model,
         buckets=tuple(rows),
         encoders=Encoders(kind, recipe.text.kind, recipe.text.length),
-        compression=_COMPRESSION.get(kind, _COMPRESSION_USUAL),
+        compression=recipe.autoencoder.compression,
+        causal=recipe.autoencoder.causal,
         steps=recipe.train.steps,
         accumulate=recipe.train.accumulate,
         zero=recipe.parallel.zero,

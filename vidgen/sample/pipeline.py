@@ -24,8 +24,9 @@ from vidgen.diffusion.guidance import Branches, GuidanceConfig, plan
 from vidgen.diffusion.sampler import Progress
 from vidgen.diffusion.solvers import SOLVERS
 from vidgen.errors import UserError
-from vidgen.models.autoencoder import Autoencoder, latent_grid
+from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.build import build_autoencoder, build_text, check_parts_fit
+from vidgen.models.geometry import Geometry
 from vidgen.models.mmdit import MMDiT, load_weights, patchify, unpatchify
 from vidgen.models.mmdit.model import call_block
 from vidgen.models.text.encoder import TextEncoder, TextFeatures
@@ -185,6 +186,10 @@ class Pipeline:
     @property
     def autoencoder(self) -> Autoencoder:
         return self._autoencoder.get()
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry.of(self.autoencoder, self.system.model.patch_size)
 
     @property
     def weights_hash(self) -> str:
@@ -365,9 +370,7 @@ class Pipeline:
         """The request's sizes; refuses in one line what this model cannot make."""
         patch = self.system.model.patch_size
         try:
-            latent = latent_grid(
-                self.autoencoder, request.frames, request.height, request.width, patch
-            )
+            latent = self.geometry.latent_grid(request.frames, request.height, request.width)
         except ValueError as error:
             raise UserError(str(error)) from None
         if request.steps < 1:

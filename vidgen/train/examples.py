@@ -28,7 +28,8 @@ from vidgen.diffusion.conditions import (
 )
 from vidgen.diffusion.config import ConditionConfig, ConditionName, FlowConfig
 from vidgen.errors import UserError
-from vidgen.models.autoencoder import Autoencoder, latent_grid
+from vidgen.models.autoencoder import Autoencoder
+from vidgen.models.geometry import Geometry
 from vidgen.models.mmdit import MMDiTConfig, patchify
 from vidgen.models.text.encoder import TextEncoder, TextFeatures
 from vidgen.runtime import ops
@@ -83,7 +84,7 @@ class ExampleMaker:
         """`t` is the timestep of all samples; None draws each its own."""
         draws = [_Draws(self._seed, batch.epoch, key, self._device) for key in batch.keys]
         bucket = batch.bucket
-        grid = latent_grid(self._ae, bucket.frames, bucket.height, bucket.width)
+        grid = Geometry.of(self._ae).latent_grid(bucket.frames, bucket.height, bucket.width)
         if batch.latents is None:
             video = ops.video_to_input(batch.video_BTHWC, 0.5, 0.5, torch.float32)
             seeds = [d.encoder_seed for d in draws]

@@ -11,6 +11,7 @@ from vidgen.data import open_loader
 from vidgen.data.loader import Batch, Loader
 from vidgen.diffusion import flow
 from vidgen.models.build import check_parts_fit
+from vidgen.models.geometry import Geometry
 from vidgen.models.mmdit import MMDiT, Seams
 from vidgen.models.mmdit.flops import flops, parameters
 from vidgen.models.mmdit.parallel import blocks
@@ -133,9 +134,7 @@ class Trainer(TrainingLoop[Recipe]):
             world=self.ranks.data_world,
             device=self.device,
             accumulate=recipe.train.accumulate,
-            temporal_step=autoencoder.compression[0],
-            causal=autoencoder.causal,
-            spatial_multiple=autoencoder.compression[1] * recipe.model.patch_size,
+            geometry=Geometry.of(autoencoder, recipe.model.patch_size),
             codec=codec,
         )
 

@@ -7,9 +7,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from vidgen.data.cache.latents import LatentCache, LatentEntry, content_key
+from vidgen.data.cache.latents import LatentCache, LatentEntry
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.text.encoder import TextEncoder, TextFeatures
+from vidgen.runtime.work import content_key
 
 Part = TypeVar("Part")
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vidgen.data import open_loader
 from vidgen.data.loader import Batch, Loader
 from vidgen.errors import UserError
-from vidgen.models.autoencoder import latent_grid
+from vidgen.models.geometry import Geometry
 from vidgen.models.video_dcae import VideoDCAE, load_weights
 from vidgen.models.video_dcae.discriminator import PatchGAN3D
 from vidgen.models.video_dcae.losses import adaptive_weight, hinge, l1, perceptual_distance
@@ -66,7 +66,7 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
             batch,
             bin_B=torch.full((clips,), FRAMES if shape[0] == 1 else CLIPS, device=self.device),
             loss_B=(reconstruction - video).abs().mean(dim=(1, 2, 3, 4)),
-            tokens=clips * math.prod(latent_grid(self.model, *shape)),
+            tokens=clips * math.prod(Geometry.of(self.model).latent_grid(*shape)),
             model_flops=flops,
             executed_flops=flops,
             figures={name: value.detach() for name, value in losses.items()},
@@ -154,9 +154,7 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
             world=self.world.world,
             device=self.device,
             accumulate=recipe.train.accumulate,
-            temporal_step=VideoDCAE.compression[0],
-            causal=VideoDCAE.causal,
-            spatial_multiple=VideoDCAE.compression[1],
+            geometry=Geometry.of(self.recipe.autoencoder),
         )
 
     def build_model(self, resuming: bool) -> VideoDCAE:

@@ -13,6 +13,7 @@ from vidgen.data import open_loader
 from vidgen.data.loader import Batch
 from vidgen.data.read.video import write_image, write_video
 from vidgen.errors import UserError
+from vidgen.models.geometry import Geometry
 from vidgen.models.video_dcae import VideoDCAE
 from vidgen.recipe.autoencoder import AutoencoderRecipe
 from vidgen.runtime import ops, parallel
@@ -49,9 +50,7 @@ class AutoencoderValidator:
             rank=self._world.rank,
             world=self._world.world,
             device=self._world.device,
-            temporal_step=model.compression[0],
-            causal=model.causal,
-            spatial_multiple=model.compression[1],
+            geometry=Geometry.of(model),
         )
         sums: dict[str, Tensor] = {}  # by bucket: decibels, and how many frames they are of
         shown: list[Shown] = []
