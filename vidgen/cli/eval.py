@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import json
 
-    from vidgen.runtime.observe.quality import SETTINGS
+    from vidgen.metrics.fidelity import SETTINGS
     from vidgen.runtime.observe.results import table
 
     row = evaluate(args)
@@ -89,9 +89,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
     from vidgen.data.read.packets import BadClip
     from vidgen.data.read.video import read_clip
+    from vidgen.metrics.fidelity import psnr, ssim
     from vidgen.models.geometry import Geometry
     from vidgen.models.perceptual import LPIPS
-    from vidgen.runtime.observe.quality import psnr, ssim
     from vidgen.runtime.parallel import choose_device
 
     device = choose_device(args.device)

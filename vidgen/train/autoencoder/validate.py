@@ -13,11 +13,11 @@ from vidgen.data import open_loader
 from vidgen.data.loader import Batch
 from vidgen.data.read.video import write_image, write_video
 from vidgen.errors import UserError
+from vidgen.metrics.fidelity import psnr
 from vidgen.models.geometry import Geometry
 from vidgen.models.video_dcae import VideoDCAE
 from vidgen.recipe.autoencoder import AutoencoderRecipe
 from vidgen.runtime import ops, parallel
-from vidgen.runtime.observe.quality import psnr
 from vidgen.train.report.log import PSNR
 from vidgen.train.report.validation import Shown, Validation, ValidationPage, Video, step_folder
 
@@ -59,7 +59,7 @@ class AutoencoderValidator:
                 batch = next(loader)
                 video = pixels_to_input(batch)
                 again = model(video)[0].float().clamp(-1, 1)
-                decibels = psnr(video / 2, again / 2)
+                decibels = psnr(video, again, peak=2)
                 counted = torch.stack((decibels.sum(), decibels.new_tensor(decibels.numel())))
                 name = str(batch.bucket)
                 sums[name] = sums[name] + counted if name in sums else counted
