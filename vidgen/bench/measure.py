@@ -19,9 +19,9 @@ from vidgen.models.mmdit import MMDiT, MMDiTConfig, Seams
 from vidgen.models.mmdit.flops import flops
 from vidgen.models.mmdit.parallel import blocks
 from vidgen.plan.blocks import NothingFits
-from vidgen.plan.hardware import GPUS_PER_NODE
 from vidgen.plan.workload import Bucket, Workload
 from vidgen.runtime.attention import attention
+from vidgen.runtime.observe.gpus import GPUS_PER_NODE
 from vidgen.runtime.observe.memory import peak_memory_gb
 from vidgen.runtime.observe.mfu import hfu, mfu, peak
 from vidgen.train.block_memory import BlockActivations

@@ -21,7 +21,6 @@ EXAMPLE = """\
   vidgen eval reconstruction --ae hunyuan_vae:hunyuan_vae.safetensors --videos clips/
   vidgen eval reconstruction --ae flux_ae:ae.safetensors --videos clips/
 """
-SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 FILE_KINDS = ("video_dcae", "hunyuan_vae", "flux_ae")
 # Table 1 of the report, by compression and channels: autoencoder, LPIPS, PSNR, SSIM.
 REPORT = {
@@ -139,11 +138,13 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def find_videos(folder: Path) -> list[Path]:
+    from vidgen.data.read.video import VIDEO_SUFFIXES
+
     if not folder.is_dir():
         raise UserError(f"--videos {folder}: is not a folder")
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in VIDEO_SUFFIXES)
     if not files:
-        raise UserError(f"--videos {folder}: holds no video ({', '.join(SUFFIXES)})")
+        raise UserError(f"--videos {folder}: holds no video ({', '.join(VIDEO_SUFFIXES)})")
     return files
 
 

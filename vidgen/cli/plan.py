@@ -110,8 +110,8 @@ def run(args: argparse.Namespace) -> None:
     from vidgen.plan import plan
     from vidgen.plan.cost import REPORT, Efficiency
     from vidgen.plan.failures import Reliability, best_interval, effective_fraction
-    from vidgen.plan.hardware import gpu_named
     from vidgen.plan.measured import gpu_measured, with_links
+    from vidgen.runtime.observe.gpus import gpu_named
 
     recipe = read_transformer(args.recipe, args.overrides)
     if args.search:

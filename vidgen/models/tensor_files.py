@@ -15,23 +15,10 @@ import torch
 from torch import Tensor
 
 from vidgen.errors import UserError
+from vidgen.runtime import dtypes
 from vidgen.runtime.files import replacing
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DTYPES, DTYPE_NAMES = dtypes.by_name(), dtypes.names()
 READ_CHUNK = 256 << 20  # bytes a system call; Linux stops a little short of 2 GiB
 PathOrTensors = str | os.PathLike[str] | Mapping[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]

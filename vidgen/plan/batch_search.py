@@ -6,8 +6,8 @@ from dataclasses import replace
 from vidgen.errors import UserError
 from vidgen.plan.blocks import NothingFits
 from vidgen.plan.cost import Efficiency, StepTime, kept, memory, step_time
-from vidgen.plan.hardware import Gpu
 from vidgen.plan.workload import Bucket, Workload
+from vidgen.runtime.observe.gpus import Gpu
 
 _LARGEST = 4096  # clips: no table goes that far, so a search that does is wrong
 

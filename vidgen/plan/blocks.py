@@ -1,9 +1,9 @@
 """What a model's blocks keep for the backward pass, and which way of keeping costs least."""
 
 from vidgen.errors import UserError
-from vidgen.plan.hardware import Gpu
 from vidgen.plan.workload import Bucket, Workload
 from vidgen.runtime.memory.block_memory import BlockCost, BlockMemory, Choice, choose, weigh
+from vidgen.runtime.observe.gpus import Gpu
 
 BF16 = 2
 

@@ -18,9 +18,9 @@ from vidgen.plan.cost import (
     mfu,
     step_time,
 )
-from vidgen.plan.hardware import GPUS_PER_NODE, Gpu, gpu_named
 from vidgen.plan.workload import Bucket, Workload, workload_of
 from vidgen.runtime.memory.block_memory import Choice
+from vidgen.runtime.observe.gpus import GPUS_PER_NODE, Gpu, gpu_named
 
 
 @dataclass(frozen=True)

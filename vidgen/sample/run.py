@@ -11,7 +11,7 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from vidgen.data.read.video import write_image, write_video
+from vidgen.data.read.video import write_image, write_video, written_suffix
 from vidgen.diffusion.sampler import Progress, evaluations
 from vidgen.diffusion.solvers import SOLVERS
 from vidgen.errors import UserError
@@ -47,7 +47,7 @@ def write_samples(
     for request in requests:  # all of them, before the first takes its time
         pipeline.check(request)
         check_references(request.condition, request.ref, pipeline.autoencoder)
-    paths = agreed(free_names(folder, [_suffix(r) for r in requests]))
+    paths = agreed(free_names(folder, [written_suffix(r.frames) for r in requests]))
     mine = list(zip(requests, paths, strict=True))[team.index :: team.count]
 
     timer = StepTimer(pipeline.device)
@@ -185,10 +185,6 @@ def agreed(paths: list[Path]) -> list[Path]:
     told = [paths]
     dist.broadcast_object_list(told, src=0)
     return told[0]
-
-
-def _suffix(request: Request) -> str:
-    return ".png" if request.frames == 1 else ".mp4"
 
 
 def _costs(pipeline: Pipeline, request: Request) -> list[int]:

@@ -23,12 +23,10 @@ from vidgen.errors import UserError
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.geometry import Geometry
 from vidgen.models.text.encoder import TextEncoder
-from vidgen.runtime import ops
+from vidgen.runtime import dtypes, ops
 from vidgen.runtime.loader.feed import Filling
 from vidgen.runtime.loader.processes import Lost
 from vidgen.runtime.work import content_key, log_damage
-
-_DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class ClipCodec:
         }
 
     def layout(self, bucket: Bucket) -> Layout:
-        ae, text, dtype = self._autoencoder, self._text, _DTYPES[self._dtype]
+        ae, text, dtype = self._autoencoder, self._text, dtypes.names()[self._dtype]
         geometry = Geometry.of(ae)
         grid = geometry.latent_grid(bucket.frames, bucket.height, bucket.width)
         shapes = (

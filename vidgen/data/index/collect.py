@@ -13,12 +13,10 @@ from typing import Any
 
 from vidgen.data.packages import pyarrow, pyav
 from vidgen.data.read.packets import BadClip
-from vidgen.data.read.video import probe
+from vidgen.data.read.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, probe
 from vidgen.errors import UserError
 from vidgen.runtime import files
 
-VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 _MOTION = ("motion", "score_vmafmotion")
 
 
@@ -105,11 +103,13 @@ def _look(clip: Listed) -> dict[str, Any] | str:
 
 
 def _from_folder(folder: Path) -> list[Listed]:
-    clips = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (*VIDEOS, *IMAGES))
+    clips = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
+    )
     if not clips:
-        raise UserError(
-            f"{folder} holds no clips: files that end in {', '.join((*VIDEOS, *IMAGES))}"
-        )
+        raise UserError(f"{folder} holds no clips: files that end in {', '.join(suffixes)}")
     silent = [path for path in clips if not path.with_suffix(".txt").is_file()]
     if silent:
         raise UserError(

@@ -21,6 +21,9 @@ from vidgen.runtime import files
 
 Decoder = Literal["pyav", "torchcodec"]
 
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -247,6 +250,11 @@ def write_image(
     packets = [*encoder.encode(frame), *encoder.encode(None)]
     whole = b"".join(bytes(packet) for packet in packets)
     files.write_bytes(path, png.with_text(whole, metadata or {}))
+
+
+def written_suffix(frames: int) -> str:
+    """What we write: a single frame as a picture, more as a video."""
+    return ".png" if frames == 1 else ".mp4"
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:

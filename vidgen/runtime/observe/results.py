@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from vidgen import text_table
 from vidgen.runtime import files
 from vidgen.runtime.observe import hardware
 
@@ -61,11 +62,8 @@ def table(rows: Iterable[Row]) -> str:
     """Rows under one heading of every key, numbers to three digits."""
     rows = [{key: _shown(value) for key, value in row.items()} for row in rows]
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    widths = {key: max(len(key), *(len(row.get(key, "")) for row in rows)) for key in keys}
-    lines = [{key: key for key in keys}, *rows]
-    return "\n".join(
-        "  ".join(line.get(key, "").ljust(widths[key]) for key in keys).rstrip() for line in lines
-    )
+    cells = [keys, *([row.get(key, "") for key in keys] for row in rows)]
+    return "\n".join(text_table.table(cells, numbers=False))
 
 
 def _shown(value: Any) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vidgen.data import open_loader
 from vidgen.data.loader import Batch
-from vidgen.data.read.video import write_image, write_video
+from vidgen.data.read.video import write_image, write_video, written_suffix
 from vidgen.errors import UserError
 from vidgen.metrics.fidelity import psnr
 from vidgen.models.geometry import Geometry
@@ -87,7 +87,7 @@ class AutoencoderValidator:
             still = len(pixels) == 1
             number = begin + i
             path = step_folder(self._recipe.run_dir, step) / f"{number:04d}"
-            path = path.with_suffix(".png" if still else ".mp4")
+            path = path.with_suffix(written_suffix(len(pixels)))
             if still:
                 write_image(path, pixels[0])
             else:
