@@ -103,11 +103,8 @@ def _look(clip: Listed) -> dict[str, Any] | str:
 
 
 def _from_folder(folder: Path) -> list[Listed]:
-    clips = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
-    )
+    suffixes = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
+    clips = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
     if not clips:
         raise UserError(f"{folder} holds no clips: files that end in {', '.join(suffixes)}")
     silent = [path for path in clips if not path.with_suffix(".txt").is_file()]
