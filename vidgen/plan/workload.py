@@ -14,7 +14,7 @@ _STATE_BYTES = {"fp32": 8, "bf16": 4, "8bit": 2}
 
 
 @dataclass(frozen=True)
-class Bucket:
+class PlannedBucket:
     """One row of a recipe's table, taken at its longest frame count and at 1:1."""
 
     resolution: str
@@ -30,7 +30,7 @@ class Bucket:
 @dataclass(frozen=True)
 class Workload:
     model: MMDiTConfig
-    buckets: tuple[Bucket, ...]
+    buckets: tuple[PlannedBucket, ...]
     encoders: Encoders
     compression: tuple[int, int, int] = Geometry.compression  # of the autoencoder, as `causal`
     causal: bool = Geometry.causal
@@ -46,16 +46,16 @@ class Workload:
     state_bytes: int = 8  # of a parameter's two moments
     ema: bool = True
 
-    def grid(self, bucket: Bucket) -> tuple[int, int, int]:
+    def grid(self, bucket: PlannedBucket) -> tuple[int, int, int]:
         """Video tokens along frames, rows and columns."""
         geometry = Geometry.of(self, self.model.patch_size)
         return geometry.token_grid(bucket.frames, bucket.side, bucket.side)
 
-    def tokens(self, bucket: Bucket) -> int:
+    def tokens(self, bucket: PlannedBucket) -> int:
         t, h, w = self.grid(bucket)
         return t * h * w + self.encoders.text_len
 
-    def with_batches(self, batches: dict[Bucket, int]) -> "Workload":
+    def with_batches(self, batches: dict[PlannedBucket, int]) -> "Workload":
         buckets = (replace(b, batch=batches.get(b, b.batch)) for b in self.buckets)
         return replace(self, buckets=tuple(buckets))
 
@@ -64,7 +64,7 @@ def workload_of(recipe: Any) -> Workload:
     """From a training recipe (vidgen.recipe.schema.Recipe, which this layer may not import)."""
     kind = recipe.autoencoder.kind
     rows = {
-        Bucket(name, int(frames.split("-")[-1]), _side(name), row.batch or 1): row
+        PlannedBucket(name, int(frames.split("-")[-1]), _side(name), row.batch or 1): row
         for name, table in recipe.data.buckets.items()
         for frames, row in table.items()
     }

@@ -53,7 +53,7 @@ def write_samples(
     timer = StepTimer(pipeline.device)
     with timer.phase("text"):
         features = pipeline.features([request for request, _ in mine])
-    report = Summary(pipeline, paths[0] if paths else folder / "none", timer.lap())
+    report = RunSummary(pipeline, paths[0] if paths else folder / "none", timer.lap())
     projection = Projection.fit(pipeline.autoencoder, pipeline.device) if preview else None
     costs = [_costs(pipeline, request) for request, _ in mine]
     total = sum(map(sum, costs))
@@ -90,7 +90,7 @@ def write_samples(
     return paths
 
 
-class Summary:
+class RunSummary:
     """What a run made and how long each part of it took, in a file of its own."""
 
     def __init__(self, pipeline: Pipeline, first: Path, before: dict[str, float]) -> None:
