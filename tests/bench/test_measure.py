@@ -9,14 +9,14 @@ from vidgen.bench.measure import Bench, Measured, search
 from vidgen.models.mmdit.config import PRESETS
 from vidgen.models.mmdit.flops import flops
 from vidgen.plan.encoders import Encoders
-from vidgen.plan.workload import Bucket, Workload
+from vidgen.plan.workload import PlannedBucket, Workload
 from vidgen.runtime.memory.block_memory import BlockMemory
 
 
 def workload(context: int) -> Workload:
     return Workload(
         model=PRESETS["tiny"],
-        buckets=(Bucket("64px", 5, 64, 1),),
+        buckets=(PlannedBucket("64px", 5, 64, 1),),
         encoders=Encoders("block_dct", "builtin", 32),
         context=context,
         blocks=(BlockMemory.KEEP,) * 3,
@@ -64,7 +64,9 @@ def test_largest_batch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     for most in (0, 1, 2, 3, 12, 45, 64):
         tried: list[int] = []
 
-        def fits(bucket: Bucket, batch: int, most: int = most, tried: list[int] = tried) -> bool:
+        def fits(
+            bucket: PlannedBucket, batch: int, most: int = most, tried: list[int] = tried
+        ) -> bool:
             tried.append(batch)
             return batch <= most
 
@@ -75,10 +77,14 @@ def test_largest_batch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_search_stays_within_the_longest_buckets_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for 40 frames; a frame takes 1 ms forward and 2 backward, an image 3 ms backward."""
-    buckets = (Bucket("64px", 1, 64, 1), Bucket("64px", 5, 64, 1), Bucket("64px", 17, 64, 1))
+    buckets = (
+        PlannedBucket("64px", 1, 64, 1),
+        PlannedBucket("64px", 5, 64, 1),
+        PlannedBucket("64px", 17, 64, 1),
+    )
     bench = Bench(replace(workload(1), buckets=buckets), torch.device("cpu"), torch.float32)
 
-    def measure(bucket: Bucket, rounds: int) -> Measured:
+    def measure(bucket: PlannedBucket, rounds: int) -> Measured:
         frames = bucket.frames * bucket.batch
         backward = 3.0 if bucket.frames == 1 else 2.0
         return Measured(bucket.name, 1, bucket.batch, frames, backward * frames, 0, 0, 0, 0, frames)

@@ -18,7 +18,7 @@ from vidgen.models.mmdit.model import Stream
 from vidgen.runtime import parallel
 from vidgen.runtime.parallel import World
 from vidgen.sample import Pipeline, Request, draw_first_frames, make_requests, sample_to_folder
-from vidgen.sample.hooks import Hooks
+from vidgen.sample.hooks import Hooks, ModelPass
 from vidgen.sample.parallel import ALONE, Team, make_team
 from vidgen.sample.pipeline import SamplingOptions
 

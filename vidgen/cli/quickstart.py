@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vidgen.cli.arguments import count
 from vidgen.errors import UserError
 from vidgen.recipe.reader import dump_yaml, read_recipe
+from vidgen.runtime import files
 from vidgen.version import __version__
 
 if TYPE_CHECKING:
@@ -131,8 +132,7 @@ class Quickstart:
                 print(f"{manifest} is there already{'' if made else '; it is used as it is'}")
                 return
             manifest.unlink()
-        manifest.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(asked))
+        files.write_text(note, json.dumps(asked))
         clips = ((17, self.clips), (33, max(1, self.clips // 5)))
         total = (len(SCENES) - len(HELD_OUT)) * sum(n for _, n in clips)
         with tqdm(total=total, unit="clip", desc="write clips") as bar:
@@ -280,7 +280,7 @@ class Quickstart:
             "peak_memory_gib": round(max(peaks), 2),
             "environment": environment(),
         }
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=1))
+        files.write_text(self.folder / "summary.json", json.dumps(summary, indent=1))
         return summary
 
     def report(self, summary: dict[str, Any], results: dict[str, list["Judged"]]) -> None:

@@ -8,7 +8,8 @@ from vidgen.diffusion.conditions import frames_needed
 from vidgen.diffusion.guidance import Branches, GuidanceConfig, plan
 from vidgen.diffusion.solvers import SOLVERS, passes_per_step
 from vidgen.errors import UserError
-from vidgen.models.autoencoder import Autoencoder, latent_grid
+from vidgen.models.autoencoder import Autoencoder
+from vidgen.models.geometry import Geometry
 from vidgen.sample.references import check_references
 from vidgen.sample.request import Request
 from vidgen.sample.system import System
@@ -41,7 +42,7 @@ def check(system: System, ae: Autoencoder, request: Request) -> Job:
     """Refuses in one line what this model cannot make."""
     patch = system.model.patch_size
     try:
-        latent = latent_grid(ae, request.frames, request.height, request.width, patch)
+        latent = Geometry.of(ae, patch).latent_grid(request.frames, request.height, request.width)
     except ValueError as error:
         raise UserError(str(error)) from None
     if request.steps < 1:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vidgen.config import to_dict
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.build import build_autoencoder, build_text, check_parts_fit
+from vidgen.models.geometry import Geometry
 from vidgen.models.mmdit import MMDiT, load_weights, patchify, unpatchify
 from vidgen.models.mmdit.model import call_block
 from vidgen.models.text.encoder import TextEncoder
@@ -198,6 +199,10 @@ class Pipeline:
     @property
     def autoencoder(self) -> Autoencoder:
         return self._autoencoder.get()
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry.of(self.autoencoder, self.system.model.patch_size)
 
     @property
     def weights_hash(self) -> str:

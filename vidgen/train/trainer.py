@@ -8,6 +8,7 @@ import torch
 from vidgen.data import open_loader
 from vidgen.data.loader import Batch, Loader
 from vidgen.models.build import check_parts_fit
+from vidgen.models.geometry import Geometry
 from vidgen.models.mmdit import MMDiT, Seams
 from vidgen.models.mmdit.flops import parameters
 from vidgen.models.mmdit.parallel import blocks
@@ -80,9 +81,7 @@ class Trainer(TrainingLoop[Recipe]):
             world=self.ranks.data_world,
             device=self.device,
             accumulate=recipe.train.accumulate,
-            temporal_step=autoencoder.compression[0],
-            causal=autoencoder.causal,
-            spatial_multiple=autoencoder.compression[1] * recipe.model.patch_size,
+            geometry=Geometry.of(autoencoder, recipe.model.patch_size),
             codec=self.encoders.codec,
         )
 

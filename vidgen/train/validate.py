@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from vidgen.config import to_dict
 from vidgen.data import open_loader
+from vidgen.models.geometry import Geometry
 from vidgen.models.mmdit import MMDiT
 from vidgen.recipe.schema import Recipe
 from vidgen.runtime.lazy import Lazy
@@ -55,9 +56,7 @@ class Validator:
             rank=self._ranks.data_rank,
             world=self._ranks.data_world,
             device=self._world.device,
-            temporal_step=self._autoencoder.compression[0],
-            causal=self._autoencoder.causal,
-            spatial_multiple=self._autoencoder.compression[1] * recipe.model.patch_size,
+            geometry=Geometry.of(self._autoencoder, recipe.model.patch_size),
         )
         try:
             for _ in range(config.batches):

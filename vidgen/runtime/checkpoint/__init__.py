@@ -14,7 +14,7 @@ from vidgen.runtime.checkpoint.load import (
     verify,
 )
 from vidgen.runtime.checkpoint.reader import GroupReader
-from vidgen.runtime.checkpoint.save import Saving, Summary, save
+from vidgen.runtime.checkpoint.save import SaveSummary, Saving, save
 from vidgen.runtime.checkpoint.staging import reserve
 from vidgen.runtime.checkpoint.transfer import writer
 
@@ -35,7 +35,7 @@ __all__ = [
     "writer",
     "GroupReader",
     "Saving",
-    "Summary",
+    "SaveSummary",
     "LoadReport",
     "About",
 ]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.dinov2 import DINOv2
+from vidgen.models.geometry import Geometry
 from vidgen.models.mmdit import MMDiTConfig, Seams
 from vidgen.models.mmdit.capture import Capture
 from vidgen.recipe.schema import AlignmentConfig, OptimConfig
@@ -61,7 +62,7 @@ class Alignment:
         dtype: torch.dtype,
     ) -> None:
         assert config.path is not None
-        self._ae, self._config, self._clip = autoencoder, config, optim.clip
+        self._geometry, self._config, self._clip = Geometry.of(autoencoder), config, optim.clip
         self.weight, self._initial = config.weight, "new"
         self._features = DINOv2(config.path, device=device, dtype=dtype)
         self._capture = Capture(seams, config.layer)
@@ -110,7 +111,8 @@ class Alignment:
                 len(frames_BTHWC), 0, self._features.width, device=frames_BTHWC.device
             )
         first, last = tokens.start // size, -(-tokens.stop // size)
-        spans = [frames_behind(self._ae, at, frames_BTHWC.shape[1]) for at in range(first, last)]
+        count = frames_BTHWC.shape[1]
+        spans = [self._geometry.frames_behind(at, count) for at in range(first, last)]
         begin = spans[0].start
         frames = frames_BTHWC[:, begin : spans[-1].stop]
         found = self._features(frames.flatten(0, 1), rows, columns)
@@ -133,13 +135,3 @@ class Alignment:
             GROUP: {name: p.detach() for name, p in self._named.items()},
             f"{GROUP}_optim": state_tensors(self._named, self._optimizer),
         }
-
-
-def frames_behind(ae: Autoencoder, latent: int, frames: int) -> slice:
-    """The pixel frames, of `frames`, that a latent frame stands for."""
-    step = ae.compression[0]
-    if frames == 1:
-        return slice(0, 1)
-    if not ae.causal:
-        return slice(latent * step, (latent + 1) * step)
-    return slice(max(0, (latent - 1) * step + 1), latent * step + 1)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vidgen.runtime.observe.quality import psnr, ssim
+from vidgen.metrics.fidelity import psnr, ssim
 
 
 def test_psnr_of_a_known_error() -> None:
@@ -44,3 +44,18 @@ def test_ssim_of_one_window_is_the_formula() -> None:
 def test_frames_smaller_than_the_window_are_refused() -> None:
     with pytest.raises(ValueError, match="11 x 11"):
         ssim(torch.rand(1, 3, 1, 8, 32), torch.rand(1, 3, 1, 8, 32))
+
+
+def test_frames_and_batches_of_pixels_agree() -> None:
+    generator = torch.Generator().manual_seed(0)
+    video, other = (
+        torch.randint(0, 256, (3, 12, 16, 3), generator=generator, dtype=torch.uint8)
+        for _ in range(2)
+    )
+    x, y = ((v.double() / 255).permute(3, 0, 1, 2)[None] for v in (video, other))
+    for measure in (psnr, ssim):
+        found = measure(video, other)
+        assert found.shape == (3,)
+        assert torch.equal(found, measure(x, y)[0])
+        assert torch.equal(found, measure(video.numpy(), other.numpy()))
+    torch.testing.assert_close(psnr(x * 2 - 1, y * 2 - 1, peak=2), psnr(x, y))
