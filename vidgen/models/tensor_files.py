@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vidgen.errors import UserError
+from vidgen.runtime.checkpoint import find_step
 
 DTYPES = {
     "F64": torch.float64,
@@ -171,13 +172,16 @@ def check_tensors(
 def open_source(
     source: PathOrTensors, group: str = "model"
 ) -> AbstractContextManager[TensorSource]:
-    """`group` says which weights of a training checkpoint are meant: model or ema."""
+    """Tensors, published weights, or a training run or one of its steps.
+
+    `group` says which weights of a training checkpoint to read: model or ema.
+    """
     if isinstance(source, Mapping):
         return nullcontext(TensorDict(source))
-    if (Path(source) / "manifest.json").is_file():
+    if (step := find_step(source)) is not None:
         from vidgen.models.trained_weights import TrainedWeights
 
-        return TrainedWeights(Path(source), group)
+        return TrainedWeights(step, group)
     return TensorFiles(source)
 
 

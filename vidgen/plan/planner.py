@@ -20,6 +20,7 @@ from vidgen.plan.cost import (
 )
 from vidgen.plan.hardware import GPUS_PER_NODE, Gpu, gpu_named
 from vidgen.plan.workload import Bucket, Workload, workload_of
+from vidgen.recipe.schema import Recipe
 from vidgen.runtime.memory.block_memory import Choice
 
 
@@ -82,7 +83,7 @@ class Plan:
 
 
 def plan(
-    recipe: Any,
+    recipe: Recipe | Workload,
     gpu: str | Gpu = "h200",
     gpus: int = 8,
     efficiency: Efficiency = REPORT,
@@ -91,7 +92,7 @@ def plan(
     longest_batch: int | None = None,
     dollars_per_hour: float | None = None,
 ) -> Plan:
-    """`recipe` is a training recipe or a Workload; `fit_batches` finds every batch size anew."""
+    """`fit_batches` replaces the recipe's batch sizes by the largest that fit."""
     workload = recipe if isinstance(recipe, Workload) else workload_of(recipe)
     machine = gpu if isinstance(gpu, Gpu) else gpu_named(gpu)
     _check_gpus(workload, gpus)

@@ -53,6 +53,6 @@ def draw_first_frames(
 def _picture(painter: Pipeline, request: Request, resolution: str, guidance: float) -> Request:
     """The video's prompt, seed and aspect ratio."""
     area, _ = parse_resolution(resolution)
-    unit = painter.autoencoder.compression[1] * painter.system.model.patch_size
+    unit = painter.autoencoder.compression[1] * painter.recipe.model.patch_size
     height, width = shape_of(area, request.width / request.height, unit)
     return replace(request, frames=1, height=height, width=width, guidance=guidance)

@@ -29,6 +29,7 @@ from vidgen.models.build import build_autoencoder, build_text, check_parts_fit
 from vidgen.models.mmdit import MMDiT, load_weights, patchify, unpatchify
 from vidgen.models.mmdit.model import call_block
 from vidgen.models.text.encoder import TextEncoder, TextFeatures
+from vidgen.recipe import Recipe, for_sampling
 from vidgen.runtime import checkpoint, parallel
 from vidgen.runtime.observe.timer import StepTimer
 from vidgen.sample.denoise import Denoiser, Grid, Inputs, normal_noise, table_bytes, token_grid
@@ -39,8 +40,7 @@ from vidgen.sample.parallel import ALONE, Team
 from vidgen.sample.references import read_references
 from vidgen.sample.request import Request
 from vidgen.sample.streaming import BlockStream
-from vidgen.sample.system import System
-from vidgen.sample.weights import find_step, fingerprint
+from vidgen.sample.weights import fingerprint
 
 Video = NDArray[np.uint8]  # (T, H, W, 3)
 # Told after each step: steps done, and the latents (C, t, h, w) the video would end at from there.
@@ -53,7 +53,7 @@ class Pipeline:
 
     def __init__(
         self,
-        system: System,
+        recipe: Recipe,
         model: Part[MMDiT],
         autoencoder: Part[Autoencoder],
         text: Part[TextEncoder],
@@ -65,15 +65,15 @@ class Pipeline:
         hooks: Hooks = NO_HOOKS,
     ) -> None:
         """`memory` is the most bytes of the device to use; parts then take turns in it."""
-        check_parts_fit(system.model, autoencoder.get(), system.text)
-        self.system = system
+        check_parts_fit(recipe.model, autoencoder.get(), recipe.text)
+        self.recipe = recipe
         self._model, self._autoencoder, self._text = model, autoencoder, text
         self.device, self.dtype, self.source = device, dtype, source
         self.memory, self.hooks = memory, hooks
         self.states = StateStore()
         self.stream: BlockStream | None = None
         self.memory_said = ""  # what was done to stay within it
-        self._autoencoder_config = system.autoencoder
+        self._autoencoder_config = recipe.autoencoder
         self._weights_hash = ""
 
     @staticmethod
@@ -88,32 +88,37 @@ class Pipeline:
         The moving average of the weights is used where the run kept one. `memory` is the most
         bytes of the device to use.
         """
-        step = find_step(Path(path))
-        system = System.of(checkpoint.read_objects(step)["recipe"])
+        step = checkpoint.find_step(path)
+        if step is None:
+            raise UserError(
+                f"{path} is no run and no checkpoint: expected a run directory (with checkpoints/"
+                "step-...) or one step's directory; for published weights add --recipe stage3"
+            )
+        recipe = for_sampling(checkpoint.read_objects(step)["recipe"])
         group = "ema" if "ema" in checkpoint.groups(step) else "model"
-        return Pipeline._build(
-            system, str(step), group, device, f"{system.name} {step.name}", memory
-        )
+        source = f"{recipe.name} {step.name}"
+        return Pipeline._build(recipe, str(step), group, device, source, memory)
 
     @staticmethod
     def from_weights(
         path: str | Path,
-        recipe: Mapping[str, Any],
+        recipe: Recipe | Mapping[str, Any],
         device: str | torch.device = "auto",
         *,
         memory: int | None = None,
     ) -> "Pipeline":
         """Published weights (a file or a folder), and the recipe that names the other parts.
 
-        The recipe is given as plain mappings: `to_dict(read_recipe("stage2.yaml", [], Recipe))`.
+        The recipe is `read_recipe("stage2")`, or plain mappings with the same keys.
         """
-        system = System.of(recipe)
-        source = f"{system.name} {Path(path).name}"
-        return Pipeline._build(system, str(path), "model", device, source, memory)
+        if not isinstance(recipe, Recipe):
+            recipe = for_sampling(recipe)
+        source = f"{recipe.name} {Path(path).name}"
+        return Pipeline._build(recipe, str(path), "model", device, source, memory)
 
     @staticmethod
     def _build(
-        system: System,
+        recipe: Recipe,
         weights: str,
         group: str,
         device: str | torch.device,
@@ -126,7 +131,7 @@ class Pipeline:
 
         def model() -> MMDiT:
             with torch.device("meta"):
-                found = MMDiT(system.model)
+                found = MMDiT(recipe.model)
             found.to(dtype)
             if memory is not None:
                 pipeline.stream = BlockStream(found, where, dtype)
@@ -134,10 +139,10 @@ class Pipeline:
             return found.eval().requires_grad_(False)
 
         pipeline = Pipeline(
-            system,
+            recipe,
             Part(model),
-            Part(lambda: build_autoencoder(system.autoencoder, where, dtype)),
-            text or Part(lambda: build_text(system.text, where, dtype)),
+            Part(lambda: build_autoencoder(recipe.autoencoder, where, dtype)),
+            text or Part(lambda: build_text(recipe.text, where, dtype)),
             device=where,
             dtype=dtype,
             source=source,
@@ -152,8 +157,8 @@ class Pipeline:
 
         `autoencoder` is as in a recipe: {"kind": "flux_ae", "path": "ae.safetensors"}.
         """
-        own = to_dict(self.system)
-        recipe = {
+        own = to_dict(self.recipe)
+        flux = {
             **{key: own[key] for key in ("text", "data", "flow")},
             "name": "flux",
             "model": "flux_dev",
@@ -161,7 +166,7 @@ class Pipeline:
             "conditions": {"suffix": False},  # an image has no frame rate
         }
         return Pipeline._build(
-            System.of(recipe),
+            for_sampling(flux),
             str(weights),
             "model",
             self.device,
@@ -288,7 +293,7 @@ class Pipeline:
                 self.states,
                 self._fit(one, grid) or call_block,
             )
-        patch = self.system.model.patch_size
+        patch = self.recipe.model.patch_size
 
         def watch(done: int, t: float, x: Tensor, v: Tensor) -> None:
             if preview is not None:
@@ -316,7 +321,7 @@ class Pipeline:
         features: Features,
         full: bool,
     ) -> Inputs:
-        config, one = self.system.model, requests[0]
+        config, one = self.recipe.model, requests[0]
         captions = [self._captions(request) for request in requests]
         said, unsaid = ([features[c] for c in column] for column in zip(*captions, strict=True))
         by_branch = {"text": said, "image": unsaid, "none": unsaid}
@@ -333,7 +338,7 @@ class Pipeline:
             scale = torch.full((len(requests),), one.guidance, device=self.device)
         return Inputs(
             grid=grid.tokens,
-            times=flow.timesteps(one.steps, flow.shift_alpha(self.system.flow, grid.latent)),
+            times=flow.timesteps(one.steps, flow.shift_alpha(self.recipe.flow, grid.latent)),
             branches=self.branches(one, grid.tokens, full=full),
             solver=one.solver,
             text={name: placed([f.tokens_BLD for f in fs]) for name, fs in by_branch.items()},
@@ -346,9 +351,9 @@ class Pipeline:
         self, request: Request, tokens: tuple[int, int, int], *, full: bool = False
     ) -> list[Branches]:
         """Which guidance branches each step runs; the token grid is (frames, rows, columns)."""
-        if self.system.model.guidance_embed:  # a distilled model reads the scale as an input
+        if self.recipe.model.guidance_embed:  # a distilled model reads the scale as an input
             return [Branches({"text": 1.0})] * request.steps
-        sample = self.system.sample
+        sample = self.recipe.sample
         config = GuidanceConfig(
             text=request.guidance,
             image=request.guidance_img,
@@ -363,7 +368,7 @@ class Pipeline:
 
     def check(self, request: Request) -> Grid:
         """The request's sizes; refuses in one line what this model cannot make."""
-        patch = self.system.model.patch_size
+        patch = self.recipe.model.patch_size
         try:
             latent = latent_grid(
                 self.autoencoder, request.frames, request.height, request.width, patch
@@ -377,7 +382,7 @@ class Pipeline:
         if request.solver not in SOLVERS:
             raise UserError(f"solver {request.solver!r}: there are {', '.join(SOLVERS)}")
         if request.condition != "t2v":
-            if not self.system.model.cond_embed:
+            if not self.recipe.model.cond_embed:
                 raise UserError(
                     f"this model takes no image or video (model.cond_embed is false), so it "
                     f"cannot sample {request.condition}; leave --condition out"
@@ -399,10 +404,10 @@ class Pipeline:
         around = stream.around_bytes + sum(p.nbytes for part in parts for p in part.parameters())
         fitted = plan_memory(
             self.memory,
-            self.system.model,
-            self.system.autoencoder,
+            self.recipe.model,
+            self.recipe.autoencoder,
             grid=grid.tokens,
-            text_length=self.system.text.length,
+            text_length=self.recipe.text.length,
             video=(request.frames, request.height, request.width),
             around_bytes=around,
             table_bytes=table_bytes(model, request.steps, self.dtype.itemsize),
@@ -431,7 +436,7 @@ class Pipeline:
         """What the model is asked for, and what it is to move away from."""
 
         def full(text: str) -> str:
-            if not text or not self.system.conditions.suffix:
+            if not text or not self.recipe.conditions.suffix:
                 return text
             return caption(text, request.fps, request.motion_score)
 

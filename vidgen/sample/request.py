@@ -83,7 +83,7 @@ def _request(
     **given: Any,
 ) -> Request:
     longest, *size = largest_bucket(pipeline)
-    defaults = pipeline.system.sample
+    defaults = pipeline.recipe.sample
     settings = {
         "steps": defaults.steps,
         "guidance": defaults.guidance,
@@ -122,7 +122,7 @@ def _shape(
         ratio = named or ratio
     if aspect is not None:
         ratio = parse_aspect(aspect)
-    unit = pipeline.autoencoder.compression[1] * pipeline.system.model.patch_size
+    unit = pipeline.autoencoder.compression[1] * pipeline.recipe.model.patch_size
     return shape_of(area, ratio, unit)
 
 
@@ -130,10 +130,10 @@ def largest_bucket(pipeline: "Pipeline") -> tuple[int, int, int]:
     """Frames, height and width of the longest and largest videos trained on, nearest to 16:9."""
     ae = pipeline.autoencoder
     table = BucketTable(
-        pipeline.system.data,
+        pipeline.recipe.data,
         temporal_step=ae.compression[0],
         causal=ae.causal,
-        spatial_multiple=ae.compression[1] * pipeline.system.model.patch_size,
+        spatial_multiple=ae.compression[1] * pipeline.recipe.model.patch_size,
     )
     frames = max(bucket.frames for bucket in table.buckets)
     shelf = next(shelf for shelf in table.shelves if frames in shelf.frames)  # by falling area

@@ -20,7 +20,7 @@ from vidgen.runtime.attention import agree
 from vidgen.train.block_memory import BlockActivations
 from vidgen.train.encoders import build_encoders
 from vidgen.train.examples import Example, ExampleMaker
-from vidgen.train.initialization import first_weights, load_initial
+from vidgen.train.initialization import load_initial
 from vidgen.train.loop import Tensors, TrainingLoop
 from vidgen.train.objectives.alignment import Alignment
 from vidgen.train.ranks import Ranks
@@ -178,7 +178,7 @@ class Trainer(TrainingLoop[Recipe]):
         )
         self.seams = alignment.seams
         if recipe.train.init_from and not resuming:
-            alignment.begin_with(first_weights(recipe.train.init_from))
+            alignment.begin_with(recipe.train.init_from)
         return alignment
 
     def _fill(self, model: MMDiT, resuming: bool) -> None:

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vidgen.config import to_dict
 from vidgen.data import open_loader
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.mmdit import MMDiT
@@ -21,7 +20,6 @@ from vidgen.sample import Pipeline
 from vidgen.sample.lazy import Part
 from vidgen.sample.request import make_requests
 from vidgen.sample.run import write_sample
-from vidgen.sample.system import System
 from vidgen.train.examples import Example, ExampleMaker
 from vidgen.train.ranks import Ranks
 from vidgen.train.report.log import LOSS
@@ -92,7 +90,7 @@ class Validator:
         if not config.prompts:
             return ()
         pipeline = Pipeline(
-            System.of(to_dict(self._recipe)),
+            self._recipe,
             Part.of(model),
             Part.of(self._autoencoder),
             Part.of(self._text),

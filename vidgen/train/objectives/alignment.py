@@ -5,8 +5,6 @@ features of the frames and the square of pixels behind the token. Latents of ano
 generator was trained on are understood sooner that way.
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -75,11 +73,12 @@ class Alignment:
         self._named = dict(self.projection.named_parameters())
         self._optimizer = build_optimizer(self._named.values(), optim)
 
-    def begin_with(self, weights: Path) -> None:
-        """Go on with the projection of the run that these weights are of, if it has one."""
-        if (weights / "manifest.json").is_file() and GROUP in checkpoint.groups(weights):
-            checkpoint.load(weights, {GROUP: self.tensors()[GROUP]})
-            self._begun_with = f"from {weights}"
+    def begin_with(self, weights: str) -> None:
+        """Continue with the projection of the run that these weights are from, if it has one."""
+        step = checkpoint.find_step(weights)
+        if step is not None and GROUP in checkpoint.groups(step):
+            checkpoint.load(step, {GROUP: self.tensors()[GROUP]})
+            self._begun_with = f"from {step}"
 
     def describe(self) -> str:
         config = self._config
