@@ -51,6 +51,7 @@ def peek(path: str | Path, key: str) -> Any:
     inherited = (
         peek(library.find(base, path.parent), key)
         for base in (reversed(bases) if isinstance(bases, list) else [bases])
+        if isinstance(base, str)
     )
     return own[key] if key in own else next((v for v in inherited if v is not None), None)
 
