@@ -37,7 +37,11 @@ def sources() -> Iterator[Path]:
         ('os.environ.get("VIDGEN_OPS", "x")', ".py", {"VIDGEN_OPS"}),
         ('cmake("-DVIDGEN_TESTS=ON")', ".py", set()),
         ('std::getenv("VIDGEN_X"); VIDGEN_MACRO(1)', ".cpp", {"VIDGEN_X"}),
-        ('a=${VIDGEN_A:-1} "$VIDGEN_B"\nVIDGEN_C=all x', ".sh", {"VIDGEN_A", "VIDGEN_B", "VIDGEN_C"}),
+        (
+            'a=${VIDGEN_A:-1} "$VIDGEN_B"\nVIDGEN_C=all x',
+            ".sh",
+            {"VIDGEN_A", "VIDGEN_B", "VIDGEN_C"},
+        ),
         ("PY := $(or $(VIDGEN_PYTHON),x)", "", {"VIDGEN_PYTHON"}),
     ],
 )

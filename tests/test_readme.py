@@ -79,7 +79,7 @@ def after_module(words: list[str]) -> list[str]:
 def check_pip(arguments: list[str]) -> None:
     assert arguments[0] == "install"
     target = next(a for a in arguments[1:] if not a.startswith("-"))
-    extras = re.fullmatch(r"(?:\.|vidgen)\[([\w,]+)\]", target)
+    extras = re.fullmatch(r"(?:\.|vidgen)\[([\w,-]+)\]", target)
     assert extras, f"{target!r} is not this project with some of its extras"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert set(extras[1].split(",")) <= set(project["optional-dependencies"])

@@ -90,7 +90,9 @@ def test_the_wheel_holds_what_it_should_and_nothing_else(wheel: Path) -> None:
 
 
 def test_it_is_the_installed_one_with_every_variant_of_the_kernels(installed: Run) -> None:
-    code = "import vidgen, vidgen._native as n; print(vidgen.__file__, *n.cpu_variants(), sep='\\n')"
+    code = (
+        "import vidgen, vidgen._native as n; print(vidgen.__file__, *n.cpu_variants(), sep='\\n')"
+    )
     shown = installed("python", "-c", code)
     assert shown.returncode == 0, shown.stderr
     file, *variants = shown.stdout.splitlines()
