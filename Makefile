@@ -8,7 +8,7 @@ PY := $(or $(VIDGEN_PYTHON),.venv/bin/python)
 # More arguments for a target's command: make quickstart ARGS="seed=1", make test ARGS="-k flow".
 ARGS ?=
 
-.PHONY: help quickstart test lint format gpu-check clean
+.PHONY: help quickstart test lint format wheel gpu-check clean
 
 help: ## list these commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -28,6 +28,10 @@ lint: ## ruff, mypy, clang-format: check, change nothing
 format: ## let ruff and clang-format rewrite what they can
 	@tools/bootstrap.sh dev
 	@PY="$(PY)" tools/lint.sh fix
+
+wheel: ## build dist/*.whl for this Python and any supported torch; VIDGEN_CUDA_ARCHS="80;90a" adds CUDA
+	@tools/bootstrap.sh dev
+	@PY="$(PY)" tools/wheel.sh
 
 gpu-check: ## on a GPU machine: build for CUDA, run the GPU tests and short benchmarks
 	@tools/gpu_check.sh

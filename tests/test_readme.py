@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vidgen.cli.main import parse
-from vidgen.recipe.autoencoder import read_any
+from vidgen.recipe import library, read_any
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
@@ -57,6 +57,8 @@ def check_vidgen(arguments: list[str]) -> None:
     recipes = [text for text in arguments[1:] if text.endswith(".yaml")]
     overrides = [text for text in getattr(args, "overrides", None) or arguments if "=" in text]
     overrides = [text for text in overrides if not text.startswith("-")]
+    for name in set(arguments[1:]) & set(library.names()):
+        read_any(name, overrides)
     for pattern in recipes:
         found = sorted(ROOT.glob(pattern))
         assert found, f"there is no {pattern}"
@@ -77,7 +79,7 @@ def after_module(words: list[str]) -> list[str]:
 def check_pip(arguments: list[str]) -> None:
     assert arguments[0] == "install"
     target = next(a for a in arguments[1:] if not a.startswith("-"))
-    extras = re.fullmatch(r"(?:\.|vidgen)\[([\w,]+)\]", target)
+    extras = re.fullmatch(r"(?:\.|vidgen)\[([\w,-]+)\]", target)
     assert extras, f"{target!r} is not this project with some of its extras"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert set(extras[1].split(",")) <= set(project["optional-dependencies"])

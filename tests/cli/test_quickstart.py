@@ -183,4 +183,4 @@ def test_ctrl_c_waits_for_the_child_and_says_how_to_go_on(
 def test_a_recipe_that_is_not_there(vidgen: Callable[..., tuple[int, str, str]]) -> None:
     status, _, said = vidgen("quickstart", "--recipe", "no.yaml")
     assert status == 2
-    assert said.startswith("vidgen: error: no.yaml: there is no such file")
+    assert said.startswith("vidgen: error: there is no recipe 'no.yaml'")

@@ -15,6 +15,7 @@ from vidgen.errors import UserError
 from vidgen.models.mmdit.flops import flops
 from vidgen.models.video_dcae.config import UNIT_PIXELS, VideoDCAEConfig
 from vidgen.plan.workload import PlannedBucket, Workload, workload_of
+from vidgen.recipe.schema import Recipe
 from vidgen.runtime.memory.block_memory import BlockMemory
 from vidgen.text_table import table
 
@@ -26,7 +27,7 @@ OURS = "Video DC-AE"
 def measure(
     device: torch.device,
     dtype: torch.dtype,
-    recipe: Any,
+    recipe: Recipe,
     names: list[str] | None,
     batch: int | None,
     repeats: int,

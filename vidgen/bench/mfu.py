@@ -14,6 +14,7 @@ from vidgen.bench.measure import Bench
 from vidgen.errors import UserError
 from vidgen.plan.tables import report_rate
 from vidgen.plan.workload import PlannedBucket, Workload, workload_of
+from vidgen.recipe.schema import Recipe
 from vidgen.runtime.memory.block_memory import BlockMemory
 from vidgen.text_table import table
 
@@ -21,7 +22,7 @@ from vidgen.text_table import table
 def measure(
     device: torch.device,
     dtype: torch.dtype,
-    recipe: Any,
+    recipe: Recipe,
     names: list[str] | None,
     batch: int | None,
     repeats: int,
@@ -52,7 +53,7 @@ def _measured(bench: Bench, bucket: PlannedBucket, repeats: int) -> dict[str, An
 def measure_parts(
     device: torch.device,
     dtype: torch.dtype,
-    recipe: Any,
+    recipe: Recipe,
     names: list[str] | None,
     batch: int | None,
 ) -> dict[str, Any]:

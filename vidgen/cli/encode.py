@@ -7,9 +7,9 @@ from vidgen.cli.arguments import add_recipe
 from vidgen.recipe.reader import read_recipe
 
 EXAMPLE = """\
-  vidgen encode recipes/stage1.yaml data.manifest=clips.parquet --out latents/
-  torchrun --nproc-per-node 8 -m vidgen encode recipes/stage1.yaml --out latents/
-  vidgen train recipes/stage1.yaml data.manifest=clips.parquet data.latents=latents/
+  vidgen encode stage1 data.manifest=clips.parquet --out latents/
+  torchrun --nproc-per-node 8 -m vidgen encode stage1 --out latents/
+  vidgen train stage1 data.manifest=clips.parquet data.latents=latents/
 """
 ABOUT = """\
 Computes latents and text features once, so that training runs without the encoders.
@@ -35,9 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from vidgen.data.config import LatentsConfig
-    from vidgen.recipe.schema import Recipe
 
-    recipe = read_recipe(args.recipe, args.overrides, Recipe)
+    recipe = read_recipe(args.recipe, args.overrides)
     from tqdm import tqdm
 
     from vidgen.data.cache.encode import encode_manifest

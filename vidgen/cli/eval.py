@@ -154,20 +154,19 @@ def open_autoencoder(name: str, device: "torch.device") -> "Autoencoder":
 
     from vidgen.models.build import build_autoencoder
     from vidgen.models.video_dcae import VideoDCAE
-    from vidgen.recipe.autoencoder import AutoencoderRecipe, read_any
-    from vidgen.recipe.reader import read_recipe
+    from vidgen.recipe import AutoencoderRecipe, library, read_any, read_recipe
     from vidgen.runtime import checkpoint
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     kind, _, file = name.partition(":")
     if file and not Path(name).exists():
         return build_autoencoder(published(kind, file), device, dtype)
-    path = Path(name)
+    path = Path(name) if Path(name).exists() else library.find(name)
     if path.suffix in (".yaml", ".yml"):
         return build_autoencoder(read_any(path, []).autoencoder, device, dtype)
     if path.suffix == ".safetensors":
         return build_autoencoder(published("video_dcae", name), device, dtype)
-    step = path if (path / "manifest.json").is_file() else checkpoint.latest(path / "checkpoints")
+    step = checkpoint.find_step(path)
     if step is None:
         raise UserError(
             f"--ae {name}: is no recipe (.yaml), no weights (.safetensors, or video_dcae:FILE, "

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from vidgen.recipe.schema import Recipe
 
 EXAMPLE = """\
-  vidgen plan recipes/stage1.yaml --gpu h200 --gpus 224
-  vidgen plan recipes/stage1.yaml --gpu b200 --gpus 64 --fit-batches --price 4.5
-  vidgen plan recipes/stage1.yaml --gpus 10000 parallel.copies=1250 recompute=auto
+  vidgen plan stage1 --gpu h200 --gpus 224
+  vidgen plan stage1 --gpu b200 --gpus 64 --fit-batches --price 4.5
+  vidgen plan stage1 --gpus 10000 parallel.copies=1250 recompute=auto
 """
 
 

@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", help="values of the recipe to replace"
     )
-    parser.add_argument("--recipe", default="recipes/quickstart.yaml", metavar="YAML")
+    parser.add_argument(
+        "--recipe", default="quickstart", metavar="RECIPE", help="a name or a YAML file"
+    )
     parser.add_argument(
         "--clips", metavar="N", type=count, default=16, help="17-frame clips of each scene"
     )
@@ -55,14 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if not Path(args.recipe).is_file():
-        raise UserError(
-            f"{args.recipe}: there is no such file; run this in a checkout of vidgen, or name the "
-            "recipe with --recipe"
-        )
-    from vidgen.recipe.schema import Recipe
-
-    recipe = read_recipe(args.recipe, args.overrides, Recipe)
+    recipe = read_recipe(args.recipe, args.overrides)
     Quickstart(recipe, args.recipe, args.overrides, args.clips, args.fresh).run()
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vidgen.errors import UserError
 from vidgen.runtime import dtypes
+from vidgen.runtime.checkpoint import find_step
 from vidgen.runtime.files import replacing
 
 DTYPES, DTYPE_NAMES = dtypes.by_name(), dtypes.names()
@@ -159,13 +160,16 @@ def check_tensors(
 def open_source(
     source: PathOrTensors, group: str = "model"
 ) -> AbstractContextManager[TensorSource]:
-    """`group` says which weights of a training checkpoint are meant: model or ema."""
+    """Tensors, published weights, or a training run or one of its steps.
+
+    `group` says which weights of a training checkpoint to read: model or ema.
+    """
     if isinstance(source, Mapping):
         return nullcontext(TensorDict(source))
-    if (Path(source) / "manifest.json").is_file():
+    if (step := find_step(source)) is not None:
         from vidgen.models.trained_weights import TrainedWeights
 
-        return TrainedWeights(Path(source), group)
+        return TrainedWeights(step, group)
     return TensorFiles(source)
 
 

@@ -19,6 +19,7 @@ from vidgen.plan.cost import (
     step_time,
 )
 from vidgen.plan.workload import PlannedBucket, Workload, workload_of
+from vidgen.recipe.schema import Recipe
 from vidgen.runtime.memory.block_memory import Choice
 from vidgen.runtime.observe.gpus import GPUS_PER_NODE, Gpu, gpu_named
 
@@ -82,7 +83,7 @@ class TrainingPlan:
 
 
 def plan(
-    recipe: Any,
+    recipe: Recipe | Workload,
     gpu: str | Gpu = "h200",
     gpus: int = 8,
     efficiency: Efficiency = REPORT,
@@ -91,7 +92,7 @@ def plan(
     longest_batch: int | None = None,
     dollars_per_hour: float | None = None,
 ) -> TrainingPlan:
-    """`recipe` is a training recipe or a Workload; `fit_batches` finds every batch size anew."""
+    """`fit_batches` replaces the recipe's batch sizes by the largest that fit."""
     workload = recipe if isinstance(recipe, Workload) else workload_of(recipe)
     machine = gpu if isinstance(gpu, Gpu) else gpu_named(gpu)
     _check_gpus(workload, gpus)

@@ -3,11 +3,11 @@
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import Any
 
 from vidgen.models.geometry import Geometry
 from vidgen.models.mmdit.config import MMDiTConfig
 from vidgen.plan.encoders import Encoders
+from vidgen.recipe.schema import Recipe
 from vidgen.runtime.memory.block_memory import BlockMemory
 
 _STATE_BYTES = {"fp32": 8, "bf16": 4, "8bit": 2}
@@ -60,8 +60,8 @@ class Workload:
         return replace(self, buckets=tuple(buckets))
 
 
-def workload_of(recipe: Any) -> Workload:
-    """From a training recipe (vidgen.recipe.schema.Recipe, which this layer may not import)."""
+def workload_of(recipe: Recipe) -> Workload:
+    """What a recipe trains."""
     kind = recipe.autoencoder.kind
     rows = {
         PlannedBucket(name, int(frames.split("-")[-1]), _side(name), row.batch or 1): row

@@ -83,7 +83,7 @@ def _request(
     **given: Any,
 ) -> Request:
     longest, *size = largest_bucket(pipeline)
-    defaults = pipeline.system.sample
+    defaults = pipeline.recipe.sample
     settings = {
         "steps": defaults.steps,
         "guidance": defaults.guidance,
@@ -127,7 +127,7 @@ def _shape(
 
 def largest_bucket(pipeline: "Pipeline") -> tuple[int, int, int]:
     """Frames, height and width of the longest and largest videos trained on, nearest to 16:9."""
-    table = BucketTable(pipeline.system.data, pipeline.geometry)
+    table = BucketTable(pipeline.recipe.data, pipeline.geometry)
     frames = max(bucket.frames for bucket in table.buckets)
     shelf = next(shelf for shelf in table.shelves if frames in shelf.frames)  # by falling area
     height, width = min(shelf.shapes, key=lambda s: abs(math.log(s[1] / s[0] * 9 / 16)))

@@ -18,7 +18,7 @@ from vidgen.runtime.attention import agree
 from vidgen.train.batch_encoder import BatchEncoder
 from vidgen.train.block_memory import BlockActivations
 from vidgen.train.encoders import build_encoders
-from vidgen.train.initialization import first_weights, load_initial
+from vidgen.train.initialization import load_initial
 from vidgen.train.loop import Tensors, TrainingLoop
 from vidgen.train.objectives.alignment import Alignment
 from vidgen.train.ranks import Ranks
@@ -135,7 +135,7 @@ class Trainer(TrainingLoop[Recipe]):
         )
         self.seams = alignment.seams
         if recipe.train.init_from and not resuming:
-            alignment.load_projection(first_weights(recipe.train.init_from))
+            alignment.load_projection(recipe.train.init_from)
         return alignment
 
     def _load_or_init(self, model: MMDiT, resuming: bool) -> None:

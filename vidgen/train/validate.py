@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from vidgen.config import to_dict
 from vidgen.data import open_loader
 from vidgen.models.geometry import Geometry
 from vidgen.models.mmdit import MMDiT
@@ -17,7 +16,6 @@ from vidgen.runtime.lazy import Lazy
 from vidgen.sample.output import write_sample
 from vidgen.sample.pipeline import Parts, Pipeline
 from vidgen.sample.request import make_requests
-from vidgen.sample.system import System
 from vidgen.train.encoders import Encoders
 from vidgen.train.ranks import Ranks
 from vidgen.train.report.log import LOSS
@@ -77,7 +75,7 @@ class Validator:
         if not config.prompts:
             return ()
         pipeline = Pipeline(
-            System.of(to_dict(self._recipe)),
+            self._recipe,
             Parts(Lazy.of(model), Lazy.of(self._autoencoder), Lazy.of(self._text)),
             device=self._world.device,
             dtype=self._dtype,

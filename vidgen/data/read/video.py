@@ -165,7 +165,7 @@ def _opened(path: str | os.PathLike[str], probe: bool = True) -> Iterator[tuple[
             raise BadClip("is an empty file")
         how: dict[str, Any] = {}
         if not probe and _has_header(path):
-            how = {"options": {"probesize": "32"}, "stream_options": [{"skip_frame": "all"}] * 8}
+            how = {"options": {"probesize": "32", "skip_frame": "all"}}
         with av.open(str(path), **how) as container:
             stream = next((s for s in container.streams.video), None)
             if stream is None:

@@ -1,6 +1,12 @@
 """Checkpoints: sharded, checked, and on disk either whole or not at all."""
 
-from vidgen.runtime.checkpoint.commit import latest, leftovers, steps
+from vidgen.runtime.checkpoint.commit import (
+    find_step,
+    latest,
+    leftovers,
+    steps,
+    steps_folder,
+)
 from vidgen.runtime.checkpoint.compare import differences
 from vidgen.runtime.checkpoint.layout import held_bytes
 from vidgen.runtime.checkpoint.load import (
@@ -21,8 +27,10 @@ from vidgen.runtime.checkpoint.transfer import writer
 __all__ = [
     "save",
     "load",
+    "find_step",
     "latest",
     "steps",
+    "steps_folder",
     "leftovers",
     "describe",
     "differences",

@@ -61,6 +61,22 @@ def latest(root: str | os.PathLike[str]) -> Path | None:
     return next(reversed(complete(Path(root)).values()), None)
 
 
+def steps_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder of steps that a path means: a run's checkpoints/, or the path itself."""
+    inside = Path(path) / "checkpoints"
+    return inside if inside.is_dir() else Path(path)
+
+
+def find_step(path: str | os.PathLike[str]) -> Path | None:
+    """The step that a path means: itself, or the newest of a run or of a folder of steps.
+
+    None where the path is none of these, such as published weights.
+    """
+    if (Path(path) / MANIFEST).is_file():
+        return Path(path)
+    return latest(steps_folder(path))
+
+
 def leftovers(root: str | os.PathLike[str]) -> list[Path]:
     """What crashes have left under root, which the next save cleans."""
     root = Path(root)

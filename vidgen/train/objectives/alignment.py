@@ -5,8 +5,6 @@ features of the frames and the square of pixels behind the token. Latents of ano
 generator was trained on are understood sooner that way.
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -76,11 +74,12 @@ class Alignment:
         self._named = dict(self.projection.named_parameters())
         self._optimizer = build_optimizer(self._named.values(), optim)
 
-    def load_projection(self, weights: Path) -> None:
-        """From the checkpoint these weights are in, if it has one."""
-        if (weights / "manifest.json").is_file() and GROUP in checkpoint.groups(weights):
-            checkpoint.load(weights, {GROUP: self.tensors()[GROUP]})
-            self._initial = f"from {weights}"
+    def load_projection(self, weights: str) -> None:
+        """From the checkpoint of the run these weights are from, if it has one."""
+        step = checkpoint.find_step(weights)
+        if step is not None and GROUP in checkpoint.groups(step):
+            checkpoint.load(step, {GROUP: self.tensors()[GROUP]})
+            self._initial = f"from {step}"
 
     def describe(self) -> str:
         config = self._config
