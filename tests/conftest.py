@@ -34,10 +34,13 @@ LONG = (
     "tests/cpp/test_native_memory.py",
 )
 NOT_RUN = pytest.StashKey[dict[str, int]]()  # tests of each reason
+# What starts several processes or compiles much.
+SLOW_FIXTURES = {"ranks", "start", "start_ranks", "emulator_path"}
 SEED = int(os.environ.get("VIDGEN_TEST_SEED", "0"))
 
 # A busy machine is no failure, and the same commit gives the same verdict: no deadline, no luck.
 settings.register_profile("vidgen", deadline=None, derandomize=True, database=None)
+settings.register_profile("soak", deadline=None, max_examples=300, database=None)  # make soak
 settings.load_profile("vidgen")
 
 
@@ -66,6 +69,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[NOT_RUN] = {}
     if terminal := config.pluginmanager.get_plugin("terminalreporter"):
         config.pluginmanager.register(ToldAtOnce(terminal))
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if not SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+        item.add_marker("slow")
 
 
 def cannot_run(item: pytest.Item) -> str | None:

@@ -23,6 +23,9 @@ BUCKETS = "data.buckets=!replace {'32px_ar1:1': {1: {batch: 2}, 9: {batch: 2}, 1
 STEPS = 30
 
 
+pytestmark = pytest.mark.slow
+
+
 def torchrun(recipe: Path, run_dir: Path, fault: str, *more: str, restarts: int = 1) -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
