@@ -85,6 +85,19 @@ def check_pip(arguments: list[str]) -> None:
     assert set(extras[1].split(",")) <= set(project["optional-dependencies"])
 
 
+def check_script(script: Path, arguments: list[str]) -> None:
+    """The script exists, and it or a module it imports from beside it declares every option."""
+    assert script.is_file(), f"there is no {script}"
+    texts = [script.read_text("utf-8")]
+    for node in ast.walk(ast.parse(texts[0])):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            relative = Path(*node.module.split(".")).with_suffix(".py")
+            found = [root / relative for root in (script.parent, ROOT)]
+            texts += [path.read_text("utf-8") for path in found if path.is_file()]
+    for flag in (word.partition("=")[0] for word in arguments if word.startswith("--")):
+        assert any(f'"{flag}"' in text for text in texts), f"{script.name} takes no {flag}"
+
+
 @pytest.mark.parametrize("words", ALL_COMMANDS)
 def test_a_command_can_be_typed(words: list[str]) -> None:
     match words:
@@ -95,8 +108,6 @@ def test_a_command_can_be_typed(words: list[str]) -> None:
             check_vidgen(arguments)
         case ["torchrun", *_]:
             check_vidgen(after_module(words))
-        case ["python", script, *_] if script.endswith(".py"):
-            assert (ROOT / script).is_file()
         case ["launch/torchrun.sh", *arguments]:
             assert (ROOT / words[0]).exists()
             check_vidgen(["train", *arguments])
@@ -106,9 +117,7 @@ def test_a_command_can_be_typed(words: list[str]) -> None:
         case ["pip", *arguments]:
             check_pip(arguments)
         case ["python", script, *arguments]:
-            flags = {word.partition("=")[0] for word in arguments if word.startswith("--")}
-            text = (ROOT / script).read_text("utf-8")
-            assert all(f'"{flag}"' in text for flag in flags)
+            check_script(ROOT / script, arguments)
         case _:
             pytest.fail(f"nothing here knows how to check {words[0]!r}")
 
