@@ -94,8 +94,8 @@ def test_a_variant_that_cannot_run_is_refused():
             native._select(module, name, "")
         assert message in str(refused.value)
         assert "\n" not in str(refused.value)
-    with pytest.raises(UserError, match="VIDGEN_CPU=avx2, but vidgen._native is not built"):
-        native._select(None, "avx2", "vidgen._native is not built")
+    with pytest.raises(UserError, match="VIDGEN_CPU=avx2, but it is not built"):
+        native._select(None, "avx2", "it is not built")
     with pytest.raises(ValueError, match="no compiled variant avx3 runs"):
         module.select_cpu_variant("avx3")
 

@@ -110,9 +110,7 @@ def report(found: dict[str, Any]) -> list[str]:
     built = [("vidgen._native", ("yes: " if native["available"] else "no: ") + native["reason"])]
     if native["available"]:
         variants = ", ".join(native["cpu_variants"])
-        built.append(
-            ("cpu kernels", f"{native['cpu_variant']} of {variants} (VIDGEN_CPU selects)")
-        )
+        built.append(("cpu kernels", f"{native['cpu_variant']} of {variants} (VIDGEN_CPU selects)"))
         built.append(("cuda kernels", native["cuda_architectures"] or "not built"))
     section("compiled module", built)
     cpu, memory = found["cpu"], found["memory"]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vidgen.runtime.ops import dispatch, kernels
+from vidgen.runtime.ops.copy_rows import launch as copy_rows
 from vidgen.runtime.ops.registry import define
 
 
@@ -25,7 +26,7 @@ def _join(attended: Tensor, packed: Tensor, mlp: Tensor) -> Tensor:
     out = _empty_join(attended, packed, mlp)
     heads, width = attended.shape[2:]
     left, right = out.split((heads * width, mlp.shape[-1]), dim=-1)
-    kernels.copy_rows(attended, left.unflatten(-1, (heads, width)))
+    copy_rows(attended, left.unflatten(-1, (heads, width)))
     if right.numel():
         hidden = kernels.rows(packed)[..., 3 * heads * width :]
         kernels.run("gelu_tanh", "forward", hidden, right)
