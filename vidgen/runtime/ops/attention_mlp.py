@@ -17,9 +17,13 @@ def attention_mlp(attended_BLHD: Tensor, packed_BLP: Tensor, mlp_BLM: Tensor) ->
     `mlp_BLM` is what `qkv_mlp` promised of the same `packed_BLP`.
     """
     if dispatch.choose("attention_mlp", packed_BLP) == "reference":
-        return torch.cat((attended_BLHD.flatten(2), mlp_BLM), dim=-1)
+        return reference(attended_BLHD, mlp_BLM)
     out: Tensor = torch.ops.vidgen.attention_mlp(attended_BLHD, packed_BLP, mlp_BLM)
     return out
+
+
+def reference(attended_BLHD: Tensor, mlp_BLM: Tensor) -> Tensor:
+    return torch.cat((attended_BLHD.flatten(2), mlp_BLM), dim=-1)
 
 
 def _join(attended: Tensor, packed: Tensor, mlp: Tensor) -> Tensor:

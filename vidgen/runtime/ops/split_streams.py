@@ -16,10 +16,14 @@ def split_streams(joint_BLHD: Tensor, text: int) -> tuple[Tensor, Tensor]:
     Of one sample they are views. Their gradients are written side by side, without padding.
     """
     if dispatch.choose("split_streams", joint_BLHD) == "reference":
-        joint_BLC = joint_BLHD.flatten(2)
-        return joint_BLC[:, :text], joint_BLC[:, text:]
+        return reference(joint_BLHD, text)
     txt, img = _Streams.apply(joint_BLHD, text)
     return txt, img
+
+
+def reference(joint_BLHD: Tensor, text: int) -> tuple[Tensor, Tensor]:
+    joint_BLC = joint_BLHD.flatten(2)
+    return joint_BLC[:, :text], joint_BLC[:, text:]
 
 
 class _Streams(torch.autograd.Function):
