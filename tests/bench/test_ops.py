@@ -77,7 +77,7 @@ def test_a_group_is_ruler_ours_and_peers(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "found.json").read_text())["benchmarks"]
     assert len({b["group"] for b in found}) == 1
     rows = [b["extra_info"] for b in found]
-    assert [row["implementation"] for row in rows][0] == "copy"
+    assert rows[0]["implementation"] == "copy"
     assert {row["implementation"] for row in rows} >= {"copy", "compiled", "eager"}
     assert all("fraction_of_copy" in row for row in rows[1:])
 
