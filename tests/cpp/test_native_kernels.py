@@ -64,14 +64,14 @@ def test_kernels_for_bf16_products_without_them():
 
 
 @pytest.mark.parametrize(
-    "variants", ["widest", pytest.param("every", marks=pytest.mark.long)], ids=str
+    "variants", ["best", pytest.param("runnable", marks=pytest.mark.long)], ids=str
 )
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_kernels_under_sanitizer(sanitizer, variants):
     """The variants are one source: the widest vectors show most of what there is to see."""
     folder = f"cpp_tests_{sanitizer.replace(',', '_')}"
     build_and_run(
-        ROOT / "build" / (folder if variants == "widest" else f"{folder}_{variants}"),
+        ROOT / "build" / (folder if variants == "best" else f"{folder}_{variants}"),
         f"-DVIDGEN_SANITIZE={sanitizer}",
         "-DCMAKE_BUILD_TYPE=None",
         "-DCMAKE_CXX_FLAGS=-O1",

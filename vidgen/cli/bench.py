@@ -17,19 +17,11 @@ if TYPE_CHECKING:
 Suite = tuple[dict[str, Any], Callable[[dict[str, Any]], list[str]]]
 
 EXAMPLE = """\
-<<<<<<< HEAD:vidgen/cli/bench/__init__.py
-  vidgen bench ops --tokens 8960
+  vidgen bench ops --tokens 8960 --op modulate gelu_tanh --peer eager torch.compile
   vidgen bench mfu stage1 --bucket "256px x 129" --out mfu.json
   vidgen bench step stage1 --bucket "256px x 129"
   vidgen bench mfu stage1 model=tiny --bucket "256px x 5" --batch 1
   vidgen bench dcae stage3 --bucket "768px x 129"
-=======
-  vidgen bench ops --tokens 8960 --op modulate gelu_tanh --peer eager torch.compile
-  vidgen bench mfu recipes/stage1.yaml --bucket "256px x 129" --out mfu.json
-  vidgen bench step recipes/stage1.yaml --bucket "256px x 129"
-  vidgen bench mfu recipes/stage1.yaml model=tiny --bucket "256px x 5" --batch 1
-  vidgen bench dcae recipes/stage3.yaml --bucket "768px x 129"
->>>>>>> ops-list:vidgen/cli/bench.py
 """
 
 

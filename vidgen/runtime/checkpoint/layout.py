@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -185,7 +186,7 @@ def _entry_from_json(entry: dict[str, Any]) -> TensorEntry:
             file=s["file"],
             offset=s["offset"],
             box=Box(tuple(s["start"]), tuple(s["shape"])),
-            crcs=tuple(int(s["crc32c"][i : i + 8], 16) for i in range(0, len(s["crc32c"]), 8)),
+            crcs=tuple(np.frombuffer(bytes.fromhex(s["crc32c"]), ">u4").tolist()),
         )
         for s in entry["slices"]
     )

@@ -28,6 +28,8 @@ _ADVICE = "restore it from a copy or load another step"
 
 def runs(shape: tuple[int, ...], box: Box) -> tuple[np.ndarray, int]:
     """Where a box lies in a contiguous tensor: the first elements of its runs, and their length."""
+    if box.shape == shape:
+        return np.zeros(1, dtype=np.int64), box.numel
     # Walk in from the last dimension: what is taken whole, and one dimension more, is contiguous.
     outer = len(shape)
     run = 1

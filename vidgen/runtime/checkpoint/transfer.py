@@ -143,8 +143,8 @@ def _job(span: ReadSpan, file: int) -> tuple[object, ...]:
 
 @cache
 def _read_threads() -> int:
-    """More than cores: most of them wait for the disk."""
-    return min(16, max(4, 2 * len(os.sched_getaffinity(0))))
+    """More than cores: a disk needs this many requests under way to reach its speed."""
+    return min(16, max(8, 2 * len(os.sched_getaffinity(0))))
 
 
 def copy(pairs: Sequence[tuple[Tensor, Tensor]], threads: int) -> None:
