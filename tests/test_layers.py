@@ -46,7 +46,7 @@ INTERFACES = {
 SHELL_OUTS: dict[str, str] = {
     "vidgen/runtime/loader/processes.py": "workers without torch, or the locks a fork would copy",
     "vidgen/cli/quickstart.py": "kills a training process and starts it again, as a crash would",
-    "vidgen/train/supervise/recovery.py": "the watchdog must outlive the ranks it ends",
+    "vidgen/train/supervise/supervision.py": "the watchdog must outlive the ranks it ends",
 }
 STARTERS = {"os.system", "os.popen", "os.fork", "pty.spawn"}
 STARTER_PREFIXES = ("subprocess", "os.exec", "os.spawn", "os.posix_spawn", "pty")

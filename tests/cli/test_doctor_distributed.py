@@ -13,7 +13,7 @@ import pytest
 import vidgen as package
 from vidgen.cli.doctor_distributed import read_mesh, report
 from vidgen.errors import UserError
-from vidgen.runtime.parallel.survey import _slow
+from vidgen.runtime.parallel.cluster_check import _slow
 
 
 def test_four_ranks_on_a_mesh_of_two_axes() -> None:

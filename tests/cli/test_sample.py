@@ -109,7 +109,7 @@ def test_the_paths_of_the_videos_are_printed(
         calls.append((str(pipeline), given))
         return [f"request for {prompt}" for prompt in prompts]
 
-    def write_samples(
+    def sample_to_folder(
         pipeline: "Pipeline", requests: list[str], out: str, **more: Any
     ) -> list[Path]:
         more.pop("team")
@@ -123,7 +123,7 @@ def test_the_paths_of_the_videos_are_printed(
         return [f"{request} from its picture" for request in requests]
 
     class Pipeline:
-        memory_said = "within 24 GB: all stays"
+        memory_report = "within 24 GB: all stays"
 
         def __init__(self, name: str) -> None:
             self.name = name
@@ -151,7 +151,7 @@ def test_the_paths_of_the_videos_are_printed(
         ) -> "Pipeline":
             return Pipeline(f"weights {source} for {recipe['name']} {memory}")
 
-    for stand_in in (make_requests, write_samples, draw_first_frames, Pipeline):
+    for stand_in in (make_requests, sample_to_folder, draw_first_frames, Pipeline):
         assert hasattr(package, stand_in.__name__)
         monkeypatch.setattr(package, stand_in.__name__, stand_in)
     recipe = Path(__file__).parents[2] / "recipes" / "stage2.yaml"

@@ -11,8 +11,8 @@ import torch
 from vidgen.data.read.video import write_image, write_video
 from vidgen.models.build import build_autoencoder, build_text
 from vidgen.models.mmdit import MMDiT
-from vidgen.sample import Pipeline
-from vidgen.sample.lazy import Part
+from vidgen.runtime.lazy import Lazy
+from vidgen.sample.pipeline import Parts, Pipeline
 from vidgen.sample.system import System
 
 RECIPE: dict[str, Any] = {
@@ -62,9 +62,11 @@ def small_pipeline(**changes: Any) -> Pipeline:
     cpu = torch.device("cpu")
     return Pipeline(
         system,
-        Part.of(model.eval().requires_grad_(False)),
-        Part.of(build_autoencoder(system.autoencoder, cpu, torch.float32)),
-        Part.of(build_text(system.text, cpu, torch.float32)),
+        Parts(
+            Lazy.of(model.eval().requires_grad_(False)),
+            Lazy.of(build_autoencoder(system.autoencoder, cpu, torch.float32)),
+            Lazy.of(build_text(system.text, cpu, torch.float32)),
+        ),
         device=cpu,
         dtype=torch.float32,
         source="small step-000000007",

@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> None:
         # Ahead of the encoders and the folder, which a wrong manifest must not begin.
         manifest = Manifest.open(recipe.data.manifest, check=recipe.data.check_files)
         dtype = compute_dtype(recipe.train.dtype, world.device)
-        autoencoder, _, codec = build_encoders(recipe, world.device, dtype)
+        encoders = build_encoders(recipe, world.device, dtype)
+        autoencoder, codec = encoders.autoencoder, encoders.codec
         assert codec is not None
 
         def show(progress: Progress) -> None:

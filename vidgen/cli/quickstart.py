@@ -234,7 +234,7 @@ class Quickstart:
 
         from vidgen.data.synthetic.judge import judge
         from vidgen.sample import make_requests
-        from vidgen.sample.run import write_sample
+        from vidgen.sample.output import write_sample
 
         requests = [
             make_requests(pipeline, [prompt], seed=number, frames=FRAMES)[0]

@@ -68,6 +68,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--memory", metavar="SIZE", help="the most to use of a GPU, such as 24GB")
     where.add_argument("--context", metavar="N", type=count, help="ranks that share one video")
     where.add_argument("--branch", metavar="N", type=count, help="ranks that share its branches")
+    where.add_argument(
+        "--ulysses", metavar="N", type=count,
+        help="of the ranks that share a video, how many exchange heads (1: a ring; default: the "
+        "fastest by measured bandwidth)",
+    )  # fmt: skip
+    where.add_argument(
+        "--context-text", choices=("sharded", "replicated"), default="sharded",
+        help="text tokens of ranks that share a video: a part each, or all on every rank",
+    )  # fmt: skip
     add("--preview", action="store_true", help="a rough picture beside each video as it forms")
     add("--crf", type=crf, default=18, help="H.264 quality, 0 to 51, lower is better (default 18)")
     add("--out", metavar="DIR", default="samples", help="default: samples/")
@@ -76,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     wanted = request(args)  # before anything is built
     from vidgen.runtime import parallel
-    from vidgen.sample import draw_first_frames, make_requests, write_samples
+    from vidgen.sample import draw_first_frames, make_requests, sample_to_folder
     from vidgen.sample.parallel import make_team
 
     with parallel.start() as world:
@@ -84,7 +93,15 @@ def run(args: argparse.Namespace) -> None:
         if args.like and world.rank == 0:
             compare_weights(args.like, pipeline)
         requests = make_requests(pipeline, **wanted)
-        team = make_team(world, len(requests), context=args.context, branch=args.branch)
+        team = make_team(
+            world,
+            len(requests),
+            context=args.context,
+            branch=args.branch,
+            ulysses=args.ulysses,
+            text=args.context_text,
+            dtype=pipeline.dtype,
+        )
         if args.image_model:
             for one in requests:
                 pipeline.check(one)
@@ -94,12 +111,12 @@ def run(args: argparse.Namespace) -> None:
                 painter, requests, args.out, resolution=args.image_resolution, team=team
             )
             painter.close()
-        paths = write_samples(
+        paths = sample_to_folder(
             pipeline, requests, args.out, crf=args.crf, preview=args.preview, team=team
         )
         if world.rank == 0:
-            if pipeline.memory_said:
-                print(pipeline.memory_said, file=sys.stderr)
+            if pipeline.memory_report:
+                print(pipeline.memory_report, file=sys.stderr)
             for path in paths:
                 print(path)
         pipeline.close()

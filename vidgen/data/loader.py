@@ -19,7 +19,7 @@ from vidgen.data.index.buckets import Bucket, BucketTable
 from vidgen.data.index.manifest import Manifest
 from vidgen.data.index.order import EpochOrder
 from vidgen.data.packages import pyav, torchcodec
-from vidgen.data.prefetch import Ahead
+from vidgen.data.prefetch import Prefetcher
 from vidgen.data.read.samples import BatchPlan, EntryReader, Reader, Sample, too_many_bad
 from vidgen.errors import UserError
 from vidgen.models.text.encoder import TextFeatures
@@ -186,9 +186,9 @@ class Loader:
         if latents is None or not latents.ahead:
             self._close_feed = weakref.finalize(self, feed.close)
             return make
-        ahead = Ahead(make, lambda ready: ready[1].tensors(), latents.ahead, self._device)
-        self._close_feed = weakref.finalize(self, _close_both, ahead, feed)
-        return ahead.next
+        prefetcher = Prefetcher(make, lambda ready: ready[1].tensors(), latents.ahead, self._device)
+        self._close_feed = weakref.finalize(self, _close_both, prefetcher, feed)
+        return prefetcher.next
 
     def check_bad_clips(self, bad: dict[int, str]) -> None:
         """Raise where these are more than the recipe allows. One rank's own are checked with every
@@ -329,9 +329,9 @@ def _with_latents(
     return plan, latents, samples
 
 
-def _close_both(ahead: Ahead[Any], feed: Feed[Any, Any]) -> None:
+def _close_both(prefetcher: Prefetcher[Any], feed: Feed[Any, Any]) -> None:
     feed.stop()
-    ahead.close()
+    prefetcher.close()
     feed.close()
 
 

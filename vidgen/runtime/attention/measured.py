@@ -45,6 +45,7 @@ def case(needs: Needs, shape: tuple[int, int, int, int]) -> str:
 def _kind(needs: Needs) -> str:
     wants = ["forward and backward" if needs.gradient else "forward"]
     wants += ["lse"] if needs.lse else []
+    wants += ["blocks"] if needs.blocks else []
     wants += [f"{kind} mask" for kind in sorted(needs.mask)]
     dtype = str(needs.dtype).removeprefix("torch.")
     return f"{dtype}, head dim {needs.head_dim}, {', '.join(wants)}"
@@ -130,7 +131,11 @@ def milliseconds(
     for attempt in range(rounds + 1):  # the first compiles and warms up
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        if needs.gradient:
+        if needs.blocks:
+            out, lse = backend.over_block(q, k, v, scale)
+            if needs.gradient:
+                backend.block_gradients(out, q, k, v, out, lse, scale)
+        elif needs.gradient:
             with torch.enable_grad():
                 leaves = [x.detach().requires_grad_() for x in (q, k, v)]
                 out, lse = backend(leaves[0], leaves[1], leaves[2], mask, scale)

@@ -115,6 +115,7 @@ def save(
     keep_last: int = 3,
     keep_every: int | None = None,
     background: bool = True,
+    timeout_s: float | None = None,
 ) -> Saving:
     """Save a step's state as root/step-N; every rank of the run calls this.
 
@@ -123,12 +124,15 @@ def save(
     to anything JSON takes; rank 0's count. When this returns, tensors and objects may be changed.
     Afterwards only the newest `keep_last` checkpoints stay, and multiples of `keep_every`.
 
+    A rank waits at most `timeout_s` for one system call of the storage (an hour by default), and a
+    minute longer for another rank that does.
+
     An earlier save still under way is waited for; if it failed, its error is raised here.
     """
     global _last
     started = time.perf_counter()
     previous, _last = _last, None
-    everyone = peers()
+    everyone = peers(timeout_s or transfer.TIMEOUT_S)
     if previous is not None:
         _wait_turn(previous, everyone.rank)
     if step < 0 or keep_last < 1 or (keep_every is not None and keep_every < 1):
@@ -142,7 +146,17 @@ def save(
     snapshot = Snapshot(_planned(list(sources), everyone), sources)
     texts = {name: json.dumps(value, indent=1).encode() for name, value in objects.items()}
     times = (turn - started, time.perf_counter() - turn)
-    job = _Job(Path(root).absolute(), step, snapshot, texts, everyone, keep_last, keep_every, times)
+    job = _Job(
+        Path(root).absolute(),
+        step,
+        snapshot,
+        texts,
+        everyone,
+        keep_last,
+        keep_every,
+        times,
+        timeout_s,
+    )
     saving = Saving(commit.step_directory(job.root, step))
     if background:
         # Not a daemon: a checkpoint begun before the interpreter's end is finished.
@@ -208,6 +222,7 @@ class _Job:
     keep_last: int
     keep_every: int | None
     times: tuple[float, float]  # seconds the caller waited for its turn, and for the snapshot
+    timeout_s: float | None  # for one system call
 
 
 @dataclass(frozen=True)
@@ -299,7 +314,7 @@ def _write_files(job: _Job, writing: Path, method: transfer.Method) -> _Written:
     outputs = [
         OutputFile(writing / f.name, job.snapshot.data(f), f.size, f.checked) for f in planned
     ]
-    crcs, _ = transfer.write_files(outputs, method)
+    crcs, _ = transfer.write_files(outputs, method, job.timeout_s)
     for file, found in zip(planned, crcs, strict=True):
         files[file.name], parts = file.entries(found)
         slices += parts

@@ -63,7 +63,7 @@ class Alignment:
     ) -> None:
         assert config.path is not None
         self._geometry, self._config, self._clip = Geometry.of(autoencoder), config, optim.clip
-        self.weight, self._begun_with = config.weight, "new"
+        self.weight, self._initial = config.weight, "new"
         self._features = DINOv2(config.path, device=device, dtype=dtype)
         self._capture = Capture(seams, config.layer)
         self.seams = self._capture.seams
@@ -76,17 +76,17 @@ class Alignment:
         self._named = dict(self.projection.named_parameters())
         self._optimizer = build_optimizer(self._named.values(), optim)
 
-    def begin_with(self, weights: Path) -> None:
-        """Go on with the projection of the run that these weights are of, if it has one."""
+    def load_projection(self, weights: Path) -> None:
+        """From the checkpoint these weights are in, if it has one."""
         if (weights / "manifest.json").is_file() and GROUP in checkpoint.groups(weights):
             checkpoint.load(weights, {GROUP: self.tensors()[GROUP]})
-            self._begun_with = f"from {weights}"
+            self._initial = f"from {weights}"
 
     def describe(self) -> str:
         config = self._config
         return (
             f"alignment: {config.weight:g} x minus the cosine of layer {config.layer} to the "
-            f"{self._features.width} features of {config.path}; projection {self._begun_with}"
+            f"{self._features.width} features of {config.path}; projection {self._initial}"
         )
 
     def losses(self, frames_BTHWC: Tensor, grid: tuple[int, int, int]) -> Tensor:

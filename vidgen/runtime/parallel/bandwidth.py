@@ -1,6 +1,6 @@
-"""How fast ranks talk to each other and attend: measured, agreed by all, for the choice to rest on.
+"""Measured rates: bandwidth of ring hops and collectives, and attention FLOP/s.
 
-A rate is bytes that one rank sends a second, of the slowest rank.
+A rate is bytes one rank sends per second, of the slowest rank.
 """
 
 import time
@@ -10,16 +10,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vidgen.runtime.parallel.block import block_kernel
-from vidgen.runtime.parallel.choose import Rates
+from vidgen.runtime.attention.choice import choose_for_blocks
+from vidgen.runtime.parallel.arrangement import Arrangement, Rates
 from vidgen.runtime.parallel.context import ContextGroup
-from vidgen.runtime.parallel.hops import Ring
+from vidgen.runtime.parallel.p2p import Ring
 
 Group = dist.ProcessGroup
 
 
 def measure_rates(group: ContextGroup, device: torch.device, dtype: torch.dtype) -> Rates:
-    """Of a context group's attention, ring hops and all-to-alls, by degree; a second at most."""
+    """Rates of attention, ring hops and all-to-alls of a context group, within a second."""
     size = (64 if device.type == "cuda" else 1) * 2**20
     hop, exchange = {}, {}
     for degree in group.degrees:
@@ -31,8 +31,16 @@ def measure_rates(group: ContextGroup, device: torch.device, dtype: torch.dtype)
     return Rates(_slowest(attention_flops(device, dtype), group), hop, exchange)
 
 
+def arrange(
+    group: ContextGroup, ulysses: int | None, device: torch.device, dtype: torch.dtype
+) -> Arrangement:
+    """A context group's arrangement of attention; its rates are measured unless it is fixed."""
+    rates = measure_rates(group, device, dtype) if ulysses is None else None
+    return Arrangement(group.size, group.degrees, ulysses, rates)
+
+
 def _slowest(rate: float, group: ContextGroup) -> float:
-    """What all ranks of the group then reckon with, or they would choose differently."""
+    """The same rate on all ranks of the group, so that all choose the same arrangement."""
     slowest = torch.tensor(rate, dtype=torch.float64)  # on the CPU: gloo is always there
     dist.all_reduce(slowest, op=dist.ReduceOp.MIN, group=group.group)
     return float(slowest)
@@ -42,9 +50,8 @@ def attention_flops(device: torch.device, dtype: torch.dtype) -> float:
     gpu = device.type == "cuda"
     L, H, D = (8192, 24, 128) if gpu else (512, 2, 64)
     q = torch.randn(1, L, H, D, device=device).to(dtype)
-    kernel = block_kernel(q)
-    wide = q.to(kernel.dtype)
-    return 4 * L * L * H * D / best_seconds(lambda: kernel.forward(wide, wide, wide), device)
+    backend = choose_for_blocks(q, L, gradient=True)
+    return 4 * L * L * H * D / best_seconds(lambda: backend.over_block(q, q, q, D**-0.5), device)
 
 
 def ring_hop(group: Group, device: torch.device, size: int) -> float:
@@ -69,7 +76,7 @@ def all_reduce(group: Group, device: torch.device, size: int) -> float:
 
 
 def all_gather(group: Group, device: torch.device, size: int) -> float:
-    """`size` is that of what every rank ends with."""
+    """`size` is the bytes of the gathered tensor."""
     ranks = dist.get_world_size(group)
     here = torch.zeros(size // ranks, dtype=torch.uint8, device=device)
     there = torch.empty(size // ranks * ranks, dtype=torch.uint8, device=device)
@@ -87,7 +94,7 @@ def _buffers(device: torch.device, size: int) -> tuple[Tensor, Tensor]:
 def best_seconds(
     work: Callable[[], object], device: torch.device, group: Group | None = None, repeats: int = 5
 ) -> float:
-    """The least of some tries after one to warm up; a group's ranks begin each try together."""
+    """The shortest of several runs after a warm-up; ranks of a group begin each run together."""
 
     def once() -> float:
         if group is not None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vidgen.runtime.parallel.choose import Rates, Shape, choose, seconds
+from vidgen.runtime.parallel.arrangement import Rates, Shape, choose, seconds
 
 STAGE_3 = Shape(1, 76_544, 24, 128, 2)
 FLOPS = 600e12

@@ -1,4 +1,4 @@
-"""One hop around a ring of ranks: send to the next, receive from the one before."""
+"""Point-to-point exchange around a ring: send to the next rank, receive from the previous one."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,11 +7,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vidgen.runtime.parallel import flight
+from vidgen.runtime.parallel import flight_recorder
 
 
 class Hop(Protocol):
-    """A hop under way; whoever begins one waits for it before letting go of its buffers."""
+    """A hop in progress; its caller keeps the buffers alive until `wait` returns."""
 
     def wait(self) -> Tensor:
         """What has been received."""
@@ -45,14 +45,14 @@ class Ring:
 
 
 class GroupHop:
-    """It holds both buffers until `wait`: gloo reads and fills them till then."""
+    """Keeps both buffers until `wait`: gloo reads and fills them until then."""
 
     def __init__(self, ring: Ring, here: Tensor, there: Tensor) -> None:
         assert here.is_contiguous()
         assert there.is_contiguous()
         self._here, self._there = here, there
         self._works: list[dist.Work] = []
-        flight.note(f"ring hop of {here.nbytes} bytes")
+        flight_recorder.note(f"ring hop of {here.nbytes} bytes")
         if ring.size == 1:
             there.copy_(here)
             return
@@ -60,15 +60,14 @@ class GroupHop:
         operations = []
         if here.numel():  # an empty shard is known to be empty on both sides
             operations.append(
-                dist.P2POp(dist.isend, _bytes(here), group=ring.group, group_peer=after)
+                dist.P2POp(dist.isend, as_bytes(here), group=ring.group, group_peer=after)
             )
         if there.numel():
             operations.append(
-                dist.P2POp(dist.irecv, _bytes(there), group=ring.group, group_peer=before)
+                dist.P2POp(dist.irecv, as_bytes(there), group=ring.group, group_peer=before)
             )
         if here.is_cuda:
-            # NCCL runs what is grouped at once; apart, two ranks' exchange would go one way at a
-            # time.
+            # NCCL runs grouped operations together; separate ones would run one way at a time.
             self._works = dist.batch_isend_irecv(operations) if operations else []
             return
         # Neighbours take opposite orders (two even ones meet where an odd ring closes, and wait for
@@ -84,8 +83,8 @@ class GroupHop:
         return self._there
 
 
-def _bytes(tensor: Tensor) -> Tensor:
-    """The same storage as bytes: not every transport knows every dtype."""
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The same storage as bytes: not every transport supports every dtype."""
     return tensor.view(-1).view(torch.uint8)
 
 

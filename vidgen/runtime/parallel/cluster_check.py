@@ -1,6 +1,6 @@
-"""What the ranks of a run can do: every collective along every axis, every link, every rank.
+"""Rates of a cluster: every collective along every axis, every link, every rank's attention.
 
-A slow one is named: alone it sets the pace of all, and in an average it does not show.
+A slow one is named: it sets the pace of all, and an average does not show it.
 """
 
 import os
@@ -13,20 +13,20 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from vidgen.errors import UserError
-from vidgen.runtime.parallel import links
+from vidgen.runtime.parallel import bandwidth
 from vidgen.runtime.parallel.mesh import World
 
 SLOW = 0.7  # of the median of its kind
 
 _COLLECTIVES = {
-    "all-reduce": links.all_reduce,
-    "all-gather": links.all_gather,
-    "ring hop": links.ring_hop,
-    "all-to-all": links.all_to_all,
+    "all-reduce": bandwidth.all_reduce,
+    "all-gather": bandwidth.all_gather,
+    "ring hop": bandwidth.ring_hop,
+    "all-to-all": bandwidth.all_to_all,
 }
 
 
-def survey(world: World, axes: dict[str, int], size: int) -> dict[str, Any]:
+def check_cluster(world: World, axes: dict[str, int], size: int) -> dict[str, Any]:
     """Rates in bytes a rank sends a second, collectively measured; the same on every rank.
 
     `axes` are the mesh's, outermost first; with more than one, all ranks together are measured
@@ -38,7 +38,7 @@ def survey(world: World, axes: dict[str, int], size: int) -> dict[str, Any]:
         for axis, group in groups.items()
     }
     members = {axis: dist.get_process_group_ranks(group) for axis, group in groups.items()}
-    flops = links.attention_flops(world.device, _dtype(world.device))
+    flops = bandwidth.attention_flops(world.device, _dtype(world.device))
     found = _link_rates(world, size)
     everyone: list[Any] = [None] * world.world
     host = socket.gethostname()
@@ -103,7 +103,7 @@ def _send_seconds(buffer: torch.Tensor, source: int, target: int, world: World) 
             dist.recv(buffer, source)
             dist.send(receipt, source)
 
-    return links.best_seconds(round_trip, world.device)
+    return bandwidth.best_seconds(round_trip, world.device)
 
 
 def _by_group(everyone: list[Any]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """What a batch becomes: noise, targets, dropped text, conditions; draws belong to samples."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +20,11 @@ from vidgen.models.mmdit import MMDiTConfig, patchify
 from vidgen.models.text.builtin import BuiltinText
 from vidgen.models.text.config import TextConfig
 from vidgen.models.text.encoder import TextFeatures
+from vidgen.recipe.schema import Recipe
 from vidgen.runtime import ops
-from vidgen.train.examples import Example, ExampleMaker
+from vidgen.train.batch_encoder import BatchEncoder
+from vidgen.train.encoders import Encoders
+from vidgen.train.step import Example, make_example
 
 MODEL = MMDiTConfig(
     in_channels=96,
@@ -62,19 +66,20 @@ def batch(keys: list[int], frames: int = 9, epoch: int = 0, **changes: Any) -> B
     return replace(made, **changes)
 
 
+Make = Callable[[Batch], Example]
+
+
 def maker(
     conditions: ConditionConfig = PLAIN, model: MMDiTConfig = MODEL, seed: int = 0, text: Any = TEXT
-) -> ExampleMaker:
-    return ExampleMaker(
-        model,
-        AE,
-        text,
-        FlowConfig(),
+) -> Make:
+    encode = BatchEncoder(
+        Encoders(AE, text),
         conditions,
         seed=seed,
         device=torch.device("cpu"),
         dtype=torch.float32,
     )
+    return lambda batch: make_example(batch, encode, model, FlowConfig())
 
 
 def tensors(example: Example) -> list[Tensor]:
@@ -225,8 +230,11 @@ def test_given_frames_weigh_as_the_recipe_says_in_the_loss() -> None:
     assert weight_BV.view(2, frames, spatial)[:, 0].unique().tolist() == [0.25]
     assert weight_BV.view(2, frames, spatial)[:, 1:].unique().tolist() == [1]
     assert maker(replace(conditions, given_weight=1.0), model)(batch([0])).weight_BV is None
+
+
+def test_a_model_without_conditions_cannot_weigh_given_frames(tiny: Callable[..., Recipe]) -> None:
     with pytest.raises(UserError, match=r"model\.cond_embed=true"):
-        maker(conditions)
+        tiny("model.cond_embed=false", "conditions.given_weight=0.25")
 
 
 def test_guidance_is_given_to_a_model_that_reads_it() -> None:

@@ -1,8 +1,8 @@
-"""Ring, Ulysses or both: which takes the least time, from measured rates.
+"""How a context group arranges its attention: ring, Ulysses or both, by measured rates.
 
-Each arrangement of a context group is a degree: how many neighbours exchange heads. What it costs
-per attention call, forward and backward, is compute plus the communication that compute does not
-hide. Bytes are what one rank sends.
+An arrangement is a degree: how many neighbours exchange heads. An attention call, forward and
+backward, costs its compute plus the communication that compute does not hide. Bytes are what one
+rank sends.
 """
 
 import math
@@ -28,11 +28,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Rates:
-    """What one rank of a group does a second, by degree where the partners differ."""
+    """What one rank of a group does per second, by degree where the partners differ."""
 
     flops: float  # of attention
     hop: Mapping[int, float]  # bytes sent along a ring of groups of this degree
-    exchange: Mapping[int, float]  # bytes sent in an all-to-all among so many neighbours
+    exchange: Mapping[int, float]  # bytes sent in an all-to-all among that many neighbours
 
 
 def ring_bytes(shape: Shape, lengths: Sequence[int], rank: int) -> tuple[int, int]:
@@ -80,5 +80,22 @@ def seconds(shape: Shape, ranks: int, degree: int, rates: Rates) -> float:
 
 
 def choose(shape: Shape, ranks: int, degrees: Sequence[int], rates: Rates) -> int:
-    """The degree that takes least; of equals the larger, which has fewer hops to wait for."""
+    """The fastest degree; of equals the larger, which has fewer hops to wait for."""
     return min(degrees, key=lambda degree: (seconds(shape, ranks, degree, rates), -degree))
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How a context group arranges its attention: a fixed degree, or the fastest by its rates."""
+
+    ranks: int
+    degrees: Sequence[int]
+    ulysses: int | None = None
+    rates: Rates | None = None  # None only with a fixed degree
+
+    def degree(self, shape: Shape) -> int:
+        """How many neighbours exchange heads in one attention call."""
+        if self.ulysses is not None:
+            return self.ulysses
+        assert self.rates is not None
+        return choose(shape, self.ranks, self.degrees, self.rates)
