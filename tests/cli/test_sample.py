@@ -146,10 +146,8 @@ def test_the_paths_of_the_videos_are_printed(
             return Pipeline(f"checkpoint {source} {memory}")
 
         @staticmethod
-        def from_weights(
-            source: str, recipe: dict[str, Any], device: Any, memory: int | None
-        ) -> "Pipeline":
-            return Pipeline(f"weights {source} for {recipe['name']} {memory}")
+        def from_weights(source: str, recipe: Any, device: Any, memory: int | None) -> "Pipeline":
+            return Pipeline(f"weights {source} for {recipe.name} {memory}")
 
     for stand_in in (make_requests, sample_to_folder, draw_first_frames, Pipeline):
         assert hasattr(package, stand_in.__name__)

@@ -15,7 +15,7 @@ from vidgen.sample import Pipeline, draw_first_frames, make_requests, sample_to_
 @pytest.fixture
 def flux(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An image model in FLUX's layout, of the size of the small video model."""
-    config = replace(pipeline.system.model, guidance_embed=True, cond_embed=False)
+    config = replace(pipeline.recipe.model, guidance_embed=True, cond_embed=False)
     monkeypatch.setitem(PRESETS, "flux_dev", config)
     model = MMDiT(config).requires_grad_(False)
     for param in model.parameters():

@@ -78,7 +78,7 @@ def pipeline(make_pipeline: Callable[..., Pipeline]) -> Pipeline:
 
 @pytest.fixture
 def run_folder(tmp_path: Path, pipeline: Pipeline) -> Path:
-    recipe = {**to_dict(pipeline.system), "seed": 1}
+    recipe = {**to_dict(pipeline.recipe), "seed": 1}
     state = dict(pipeline.model.state_dict())
     root = tmp_path / "checkpoints"
     checkpoint.save(root, 7, {"model": state}, {"recipe": recipe}, background=False).wait()

@@ -151,7 +151,7 @@ def test_planned_guidance_equals_the_full(make_pipeline: Make, files: Any, name:
 def test_the_defaults_run_80_and_110_branches_in_50_steps(make_pipeline: Make, files: Any) -> None:
     defaults = SampleConfig()
     pipeline = make_pipeline(sample={"oscillate_after": defaults.oscillate_after})
-    assert replace(pipeline.system.sample, steps=50) == defaults
+    assert replace(pipeline.recipe.sample, steps=50) == defaults
     default = replace(
         ONE, steps=50, guidance=defaults.guidance, guidance_img=defaults.guidance_img, frames=5
     )
@@ -191,7 +191,7 @@ def test_an_image_given_is_not_a_clip_given(pipeline: Pipeline) -> None:
     """The image scale rises over frames for images alone, as published."""
     for name, per_token in (("i2v_tail", True), ("v2v_tail", False)):
         request = replace(ONE, condition=name)  # type: ignore[arg-type]
-        (first, *_) = guidance_branches(pipeline.system, request, (3, 1, 1))
+        (first, *_) = guidance_branches(pipeline.recipe, request, (3, 1, 1))
         assert isinstance(first.weights["image"], torch.Tensor) == per_token
 
 
@@ -257,7 +257,7 @@ def save_run(folder: Path, pipeline: Pipeline, *, averaged: bool) -> Path:
     groups = {"model": state}
     if averaged:
         groups = {"model": {k: torch.zeros_like(v) for k, v in state.items()}, "ema": state}
-    recipe = {**to_dict(pipeline.system), "seed": 1}
+    recipe = {**to_dict(pipeline.recipe), "seed": 1}
     root = folder / "checkpoints"
     checkpoint.save(root, 7, groups, {"recipe": recipe}, background=False).wait()
     step = checkpoint.latest(root)

@@ -51,6 +51,5 @@ def draw_first_frames(
 def _picture(images: Pipeline, request: Request, resolution: str, guidance: float) -> Request:
     """The video's prompt, seed and aspect ratio."""
     area, _ = parse_resolution(resolution)
-    unit = images.autoencoder.compression[1] * images.system.model.patch_size
-    height, width = shape_of(area, request.width / request.height, unit)
+    height, width = shape_of(area, request.width / request.height, images.geometry.side)
     return replace(request, frames=1, height=height, width=width, guidance=guidance)

@@ -11,11 +11,11 @@ from vidgen.diffusion.conditions import caption, condition_channels, given_laten
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.mmdit import patchify
 from vidgen.models.text.encoder import TextEncoder, TextFeatures
+from vidgen.recipe import Recipe
 from vidgen.sample.denoise import Inputs
 from vidgen.sample.job import Job
 from vidgen.sample.references import read_references
 from vidgen.sample.request import Request
-from vidgen.sample.system import System
 
 Features = Mapping[str, TextFeatures]  # by caption, in host memory, a batch of one each
 
@@ -32,21 +32,21 @@ class Given:
         return torch.where(self.mask.bool(), self.latents, latents)
 
 
-def captions(system: System, request: Request) -> tuple[str, str]:
+def captions(recipe: Recipe, request: Request) -> tuple[str, str]:
     """The prompt and the negative prompt as the model is trained to read them."""
 
     def full(text: str) -> str:
-        if not text or not system.conditions.suffix:
+        if not text or not recipe.conditions.suffix:
             return text
         return caption(text, request.fps, request.motion_score)
 
     return full(request.prompt), full(request.negative)
 
 
-def encode_captions(system: System, encoder: TextEncoder, jobs: Sequence[Job]) -> Features:
+def encode_captions(recipe: Recipe, encoder: TextEncoder, jobs: Sequence[Job]) -> Features:
     """Each caption by itself, so that a video does not depend on those made beside it."""
     found = {}
-    for text in dict.fromkeys(c for job in jobs for c in captions(system, job.request)):
+    for text in dict.fromkeys(c for job in jobs for c in captions(recipe, job.request)):
         one = encoder.encode([text])
         found[text] = TextFeatures(one.tokens_BLD.cpu(), one.pooled_BD.cpu())
     return found
@@ -65,7 +65,7 @@ def encode_references(ae: Autoencoder, jobs: Sequence[Job], device: torch.device
 
 
 def make_inputs(
-    system: System,
+    recipe: Recipe,
     jobs: Sequence[Job],
     features: Features,
     given: Given,
@@ -74,8 +74,8 @@ def make_inputs(
     full_guidance: bool = False,
 ) -> Inputs:
     """For jobs that differ only in text, seed and references."""
-    config, device, job = system.model, given.mask.device, jobs[0]
-    texts = [captions(system, each.request) for each in jobs]
+    config, device, job = recipe.model, given.mask.device, jobs[0]
+    texts = [captions(recipe, each.request) for each in jobs]
     prompts, negatives = ([features[c] for c in column] for column in zip(*texts, strict=True))
     by_branch = {"text": prompts, "image": negatives, "none": negatives}
 
@@ -92,7 +92,7 @@ def make_inputs(
         guidance = torch.full((len(jobs),), job.request.guidance, device=device)
     return Inputs(
         grid=job.tokens,
-        times=flow.timesteps(job.request.steps, flow.shift_alpha(system.flow, job.latent)),
+        times=flow.timesteps(job.request.steps, flow.shift_alpha(recipe.flow, job.latent)),
         branches=job.full_branches if full_guidance else job.branches,
         solver=job.request.solver,
         text={name: batch([f.tokens_BLD for f in fs]) for name, fs in by_branch.items()},

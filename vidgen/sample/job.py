@@ -8,10 +8,11 @@ from vidgen.diffusion.conditions import frames_needed
 from vidgen.diffusion.guidance import Branches, GuidanceConfig, plan
 from vidgen.diffusion.solvers import SOLVERS, passes_per_step
 from vidgen.errors import UserError
-from vidgen.models.autoencoder import Autoencoder, latent_grid
+from vidgen.models.autoencoder import Autoencoder
+from vidgen.models.geometry import Geometry
+from vidgen.recipe import Recipe
 from vidgen.sample.references import check_references
 from vidgen.sample.request import Request
-from vidgen.sample.system import System
 
 Size = tuple[int, int, int]  # frames, rows, columns
 
@@ -37,11 +38,12 @@ class Job:
         return passes_per_step(self.full_branches, self.request.solver)
 
 
-def check(system: System, ae: Autoencoder, request: Request) -> Job:
+def check(recipe: Recipe, ae: Autoencoder, request: Request) -> Job:
     """Refuses in one line what this model cannot make."""
-    patch = system.model.patch_size
+    geometry = Geometry.of(ae, recipe.model.patch_size)
+    size = request.frames, request.height, request.width
     try:
-        latent = latent_grid(ae, request.frames, request.height, request.width, patch)
+        latent = geometry.latent_grid(*size)
     except ValueError as error:
         raise UserError(str(error)) from None
     if request.steps < 1:
@@ -51,7 +53,7 @@ def check(system: System, ae: Autoencoder, request: Request) -> Job:
     if request.solver not in SOLVERS:
         raise UserError(f"solver {request.solver!r}: expected one of {', '.join(SOLVERS)}")
     if request.condition != "t2v":
-        if not system.model.cond_embed:
+        if not recipe.model.cond_embed:
             raise UserError(
                 f"this model takes no image or video (model.cond_embed is false), so it "
                 f"cannot sample {request.condition}; leave --condition out"
@@ -62,19 +64,19 @@ def check(system: System, ae: Autoencoder, request: Request) -> Job:
                 f"{request.condition} needs at least {needed} frames, not {request.frames}"
             )
     references = check_references(request.condition, request.ref, ae)
-    tokens = (latent[0], latent[1] // patch, latent[2] // patch)
-    branches = guidance_branches(system, request, tokens)
-    full = guidance_branches(system, request, tokens, full=True)
+    tokens = geometry.token_grid(*size)
+    branches = guidance_branches(recipe, request, tokens)
+    full = guidance_branches(recipe, request, tokens, full=True)
     return Job(request, latent, tokens, references, branches, full)
 
 
 def guidance_branches(
-    system: System, request: Request, tokens: Size, *, full: bool = False
+    recipe: Recipe, request: Request, tokens: Size, *, full: bool = False
 ) -> list[Branches]:
     """Which guidance branches each step runs; `full` runs all of them at every step."""
-    if system.model.guidance_embed:  # a distilled model reads the scale as an input
+    if recipe.model.guidance_embed:  # a distilled model reads the scale as an input
         return [Branches({"text": 1.0})] * request.steps
-    sample = system.sample
+    sample = recipe.sample
     config = GuidanceConfig(
         text=request.guidance,
         image=request.guidance_img,

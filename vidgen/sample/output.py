@@ -1,7 +1,6 @@
 """Videos and pictures in files that record how they were made, and a summary of each run."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import count, islice
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from vidgen.data.read.video import write_image, write_video
 from vidgen.errors import UserError
+from vidgen.runtime import files
 from vidgen.runtime.observe.memory import peak_memory_gb
 from vidgen.sample.job import Job
 from vidgen.sample.parallel import Team
@@ -39,31 +39,17 @@ def write_sample(
         "weights": weights,
         "vidgen_request": request.record(),
     }
-    try:
-        if request.frames == 1:
-            write_image(path, video_THWC[0], about)
-        else:
-            write_video(path, video_THWC, request.fps, crf=crf, metadata=about)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    if request.frames == 1:
+        write_image(path, video_THWC[0], about)
+    else:
+        write_video(path, video_THWC, request.fps, crf=crf, metadata=about)
 
 
 def make_folder(out: str | Path) -> Path:
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        files.remove_leftovers(folder)
     except OSError as error:
         raise UserError(f"{folder} cannot hold the videos: {error.strerror}") from None
     return folder
@@ -88,7 +74,7 @@ def agreed(paths: list[Path]) -> list[Path]:
     return agreed_paths[0]
 
 
-class Summary:
+class RunSummary:
     """The videos of one run and the seconds each part of it took, in a JSON file of its own."""
 
     def __init__(self, pipeline: Pipeline, first: Path, before: dict[str, float]) -> None:
@@ -127,7 +113,7 @@ class Summary:
             "seconds": _seconds(self._before),
             "videos": self._videos,
         }
-        write_text(self.path, json.dumps(record, indent=1))
+        files.write_text(self.path, json.dumps(record, indent=1))
 
 
 def _seconds(spent_ms: dict[str, float]) -> dict[str, float]:

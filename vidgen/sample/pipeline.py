@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vidgen.config import to_dict
+from vidgen.errors import UserError
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.build import build_autoencoder, build_text, check_parts_fit
+from vidgen.models.geometry import Geometry
 from vidgen.models.mmdit import MMDiT, load_weights, patchify, unpatchify
 from vidgen.models.mmdit.model import call_block
 from vidgen.models.text.encoder import TextEncoder
+from vidgen.recipe import Recipe, for_sampling
 from vidgen.runtime import checkpoint, parallel
 from vidgen.runtime.lazy import Lazy
 from vidgen.runtime.observe.timer import StepTimer
@@ -29,8 +32,7 @@ from vidgen.sample.memory import MemoryNeeds, plan_memory
 from vidgen.sample.parallel import ALONE, Team
 from vidgen.sample.request import Request
 from vidgen.sample.streaming import BlockStream
-from vidgen.sample.system import System
-from vidgen.sample.weights import find_step, fingerprint
+from vidgen.sample.weights import fingerprint
 
 Video = NDArray[np.uint8]  # (T, H, W, 3)
 Progress = Callable[[int, int], None]  # after each step: steps done, steps in all
@@ -66,7 +68,7 @@ class Pipeline:
 
     def __init__(
         self,
-        system: System,
+        recipe: Recipe,
         parts: Parts,
         *,
         device: torch.device,
@@ -76,15 +78,15 @@ class Pipeline:
         hooks: Hooks = NO_HOOKS,
     ) -> None:
         """`memory` limits the bytes of the device to use; models then take turns in it."""
-        check_parts_fit(system.model, parts.autoencoder.get(), system.text)
-        self.system = system
+        check_parts_fit(recipe.model, parts.autoencoder.get(), recipe.text)
+        self.recipe = recipe
         self._model, self._autoencoder, self._text = parts.model, parts.autoencoder, parts.text
         self.device, self.dtype, self.source = device, dtype, source
         self.memory, self.hooks = memory, hooks
         self.states = StateStore()
         self.stream: BlockStream | None = None
         self.memory_report = ""  # what was done to stay within it
-        self._autoencoder_config = system.autoencoder
+        self._autoencoder_config = recipe.autoencoder
         self._weights_hash = ""
 
     @staticmethod
@@ -99,32 +101,37 @@ class Pipeline:
         The moving average of the weights is used where the run kept one. `memory` is the most
         bytes of the device to use.
         """
-        step = find_step(Path(path))
-        system = System.of(checkpoint.read_objects(step)["recipe"])
+        step = checkpoint.find_step(path)
+        if step is None:
+            raise UserError(
+                f"{path} is no run and no checkpoint: expected a run directory (with checkpoints/"
+                "step-...) or one step's directory; for published weights add --recipe stage3"
+            )
+        recipe = for_sampling(checkpoint.read_objects(step)["recipe"])
         group = "ema" if "ema" in checkpoint.groups(step) else "model"
-        return Pipeline._build(
-            system, str(step), group, device, f"{system.name} {step.name}", memory
-        )
+        source = f"{recipe.name} {step.name}"
+        return Pipeline._build(recipe, str(step), group, device, source, memory)
 
     @staticmethod
     def from_weights(
         path: str | Path,
-        recipe: Mapping[str, Any],
+        recipe: Recipe | Mapping[str, Any],
         device: str | torch.device = "auto",
         *,
         memory: int | None = None,
     ) -> "Pipeline":
         """Published weights (a file or a folder), and the recipe that names the other parts.
 
-        The recipe is given as plain mappings: `to_dict(read_recipe("stage2.yaml", [], Recipe))`.
+        The recipe is `read_recipe("stage2")`, or plain mappings with the same keys.
         """
-        system = System.of(recipe)
-        source = f"{system.name} {Path(path).name}"
-        return Pipeline._build(system, str(path), "model", device, source, memory)
+        if not isinstance(recipe, Recipe):
+            recipe = for_sampling(recipe)
+        source = f"{recipe.name} {Path(path).name}"
+        return Pipeline._build(recipe, str(path), "model", device, source, memory)
 
     @staticmethod
     def _build(
-        system: System,
+        recipe: Recipe,
         weights: str,
         group: str,
         device: str | torch.device,
@@ -137,7 +144,7 @@ class Pipeline:
 
         def model() -> MMDiT:
             with torch.device("meta"):
-                found = MMDiT(system.model)
+                found = MMDiT(recipe.model)
             found.to(dtype)
             if memory is not None:
                 pipeline.stream = BlockStream(found, where, dtype)
@@ -145,11 +152,11 @@ class Pipeline:
             return found.eval().requires_grad_(False)
 
         pipeline = Pipeline(
-            system,
+            recipe,
             Parts(
                 Lazy(model),
-                Lazy(lambda: build_autoencoder(system.autoencoder, where, dtype)),
-                text or Lazy(lambda: build_text(system.text, where, dtype)),
+                Lazy(lambda: build_autoencoder(recipe.autoencoder, where, dtype)),
+                text or Lazy(lambda: build_text(recipe.text, where, dtype)),
             ),
             device=where,
             dtype=dtype,
@@ -165,8 +172,8 @@ class Pipeline:
 
         `autoencoder` is as in a recipe: {"kind": "flux_ae", "path": "ae.safetensors"}.
         """
-        own = to_dict(self.system)
-        recipe = {
+        own = to_dict(self.recipe)
+        flux = {
             **{key: own[key] for key in ("text", "data", "flow")},
             "name": "flux",
             "model": "flux_dev",
@@ -174,7 +181,7 @@ class Pipeline:
             "conditions": {"suffix": False},  # an image has no frame rate
         }
         return Pipeline._build(
-            System.of(recipe),
+            for_sampling(flux),
             str(weights),
             "model",
             self.device,
@@ -200,6 +207,10 @@ class Pipeline:
         return self._autoencoder.get()
 
     @property
+    def geometry(self) -> Geometry:
+        return Geometry.of(self.autoencoder, self.recipe.model.patch_size)
+
+    @property
     def weights_hash(self) -> str:
         """Identifies the weights, independently of the file and layout they were loaded from."""
         if not self._weights_hash:
@@ -208,7 +219,7 @@ class Pipeline:
 
     def check(self, request: Request) -> Job:
         """The one place where a request is checked; refuses in one line what cannot be made."""
-        return check(self.system, self.autoencoder, request)
+        return check(self.recipe, self.autoencoder, request)
 
     def generate(
         self,
@@ -240,7 +251,7 @@ class Pipeline:
         """
         if self.stream is not None:
             self.stream.release()
-        found = encode_captions(self.system, self._text.get(), jobs)
+        found = encode_captions(self.recipe, self._text.get(), jobs)
         if self.memory is not None:
             self._text.drop()
             if self.device.type == "cuda":
@@ -259,7 +270,7 @@ class Pipeline:
         self, jobs: Sequence[Job], features: Features, options: SamplingOptions
     ) -> list[Video]:
         """References -> noise -> denoise, step by step -> decode."""
-        job, patch = jobs[0], self.system.model.patch_size
+        job, patch = jobs[0], self.recipe.model.patch_size
         with options.phase("references"):
             given = encode_references(self.autoencoder, jobs, self.device)
         with options.phase("load"):
@@ -271,7 +282,7 @@ class Pipeline:
             noise = torch.stack([normal_noise(each.request.seed, shape) for each in jobs])
             x = patchify(noise.to(self.device), patch)
             inputs = make_inputs(
-                self.system, jobs, features, given, self.dtype, full_guidance=options.full_guidance
+                self.recipe, jobs, features, given, self.dtype, full_guidance=options.full_guidance
             )
             for step in denoiser.steps(inputs, x, number, state):
                 x = step.x_BVD
@@ -298,12 +309,12 @@ class Pipeline:
         needs = MemoryNeeds(
             video=(request.frames, request.height, request.width),
             tokens=job.tokens,
-            text_length=self.system.text.length,
+            text_length=self.recipe.text.length,
             around_bytes=around,
             table_bytes=table_bytes(model, request.steps, self.dtype.itemsize),
         )
         fitted = plan_memory(
-            self.memory, self.system.model, self.system.autoencoder, needs, self.dtype
+            self.memory, self.recipe.model, self.recipe.autoencoder, needs, self.dtype
         )
         if fitted.autoencoder != self._autoencoder_config:
             self._autoencoder_config = fitted.autoencoder

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from vidgen.data.read.video import written_suffix
 from vidgen.errors import UserError
 from vidgen.runtime.observe.timer import StepTimer
-from vidgen.sample.output import Summary, agreed, free_names, make_folder, write_sample
+from vidgen.sample.job import Job
+from vidgen.sample.output import RunSummary, agreed, free_names, make_folder, write_sample
 from vidgen.sample.parallel import ALONE, Team
 from vidgen.sample.pipeline import Pipeline, SamplingOptions
 from vidgen.sample.preview import PreviewFile, Projection
@@ -33,23 +35,27 @@ def sample_to_folder(
         raise UserError(f"crf {crf}: expected 0 (lossless) to 51 (worst)")
     folder = make_folder(out)
     jobs = [pipeline.check(request) for request in requests]  # all, before the first takes its time
-    suffixes = [".png" if request.frames == 1 else ".mp4" for request in requests]
+    suffixes = [written_suffix(request.frames) for request in requests]
     paths = agreed(free_names(folder, suffixes))
     mine = list(zip(jobs, paths, strict=True))[team.index :: team.count]
 
     timer = StepTimer(pipeline.device)
     with timer.phase("text"):
         features = pipeline.features([job for job, _ in mine])
-    summary = Summary(pipeline, paths[0] if paths else folder / "none", timer.lap())
+    summary = RunSummary(pipeline, paths[0] if paths else folder / "none", timer.lap())
     colours = Projection.fit(pipeline.autoencoder, pipeline.device) if preview else None
     writes_summary = team.leads and team.index == 0
     total = sum(sum(job.passes) for job, _ in mine)
     with tqdm(total=total, unit="pass", desc="sample", disable=not writes_summary) as bar:
         for job, path in mine:
             with _preview_beside(path, colours if team.leads else None) as look:
-                options = SamplingOptions(
+
+                def advance(done: int, steps: int, job: Job = job) -> None:
                     # In passes of the model: the bar moves evenly and its estimate holds
-                    progress=lambda done, steps, job=job: bar.update(job.passes[done - 1]),
+                    bar.update(job.passes[done - 1])
+
+                options = SamplingOptions(
+                    progress=advance,
                     preview=look,
                     timer=timer,
                     team=team,

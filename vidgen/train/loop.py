@@ -21,7 +21,7 @@ from vidgen.errors import UserError
 from vidgen.recipe.autoencoder import AutoencoderRecipe
 from vidgen.recipe.reader import diff, dump_yaml, read_recipe
 from vidgen.recipe.schema import Recipe
-from vidgen.runtime import checkpoint, parallel
+from vidgen.runtime import checkpoint, files, parallel
 from vidgen.runtime.observe.memory import peak_memory_gb
 from vidgen.runtime.observe.mfu import Peak
 from vidgen.runtime.observe.mfu import peak as device_peak
@@ -375,7 +375,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
     def log_start(self, log: RunLog) -> None:
         recipe = self.recipe
         if self.world.rank == 0:
-            (self.run_dir / "recipe.yaml").write_text(dump_yaml(recipe))
+            files.write_text(self.run_dir / "recipe.yaml", dump_yaml(recipe))
         log.line(
             f"{recipe.name}: {self.parameter_count / 1e6:,.1f} M parameters on "
             f"{self.world.world} x {self.device.type} in {str(self.dtype).removeprefix('torch.')}; "

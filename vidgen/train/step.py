@@ -19,7 +19,7 @@ from torch import Tensor
 from vidgen.data.loader import Batch
 from vidgen.diffusion import flow
 from vidgen.diffusion.config import FlowConfig
-from vidgen.models.autoencoder import latent_grid
+from vidgen.models.geometry import Geometry
 from vidgen.models.mmdit import MMDiT, MMDiTConfig, Seams, patchify
 from vidgen.models.mmdit.flops import flops
 from vidgen.models.text.encoder import TextFeatures
@@ -62,7 +62,8 @@ def make_example(
     """
     draws = [ExampleDraws(encode.seed, batch.epoch, key, encode.device) for key in batch.keys]
     bucket, patch = batch.bucket, config.patch_size
-    grid = latent_grid(encode.autoencoder, bucket.frames, bucket.height, bucket.width)
+    geometry = Geometry.of(encode.autoencoder)
+    grid = geometry.latent_grid(bucket.frames, bucket.height, bucket.width)
 
     # Encode: clips and captions, unless the latent cache has them
     if batch.latents is None:

@@ -8,6 +8,7 @@ import torch
 from vidgen.data import open_loader
 from vidgen.data.loader import Batch, Loader
 from vidgen.models.build import check_parts_fit
+from vidgen.models.geometry import Geometry
 from vidgen.models.mmdit import MMDiT, Seams
 from vidgen.models.mmdit.flops import parameters
 from vidgen.models.mmdit.parallel import blocks
@@ -17,7 +18,7 @@ from vidgen.runtime.attention import agree
 from vidgen.train.batch_encoder import BatchEncoder
 from vidgen.train.block_memory import BlockActivations
 from vidgen.train.encoders import build_encoders
-from vidgen.train.initialization import first_weights, load_initial
+from vidgen.train.initialization import load_initial
 from vidgen.train.loop import Tensors, TrainingLoop
 from vidgen.train.objectives.alignment import Alignment
 from vidgen.train.ranks import Ranks
@@ -80,9 +81,7 @@ class Trainer(TrainingLoop[Recipe]):
             world=self.ranks.data_world,
             device=self.device,
             accumulate=recipe.train.accumulate,
-            temporal_step=autoencoder.compression[0],
-            causal=autoencoder.causal,
-            spatial_multiple=autoencoder.compression[1] * recipe.model.patch_size,
+            geometry=Geometry.of(autoencoder, recipe.model.patch_size),
             codec=self.encoders.codec,
         )
 
@@ -136,7 +135,7 @@ class Trainer(TrainingLoop[Recipe]):
         )
         self.seams = alignment.seams
         if recipe.train.init_from and not resuming:
-            alignment.load_projection(first_weights(recipe.train.init_from))
+            alignment.load_projection(recipe.train.init_from)
         return alignment
 
     def _load_or_init(self, model: MMDiT, resuming: bool) -> None:

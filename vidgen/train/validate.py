@@ -8,15 +8,14 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from vidgen.config import to_dict
 from vidgen.data import open_loader
+from vidgen.models.geometry import Geometry
 from vidgen.models.mmdit import MMDiT
 from vidgen.recipe.schema import Recipe
 from vidgen.runtime.lazy import Lazy
 from vidgen.sample.output import write_sample
 from vidgen.sample.pipeline import Parts, Pipeline
 from vidgen.sample.request import make_requests
-from vidgen.sample.system import System
 from vidgen.train.encoders import Encoders
 from vidgen.train.ranks import Ranks
 from vidgen.train.report.log import LOSS
@@ -55,9 +54,7 @@ class Validator:
             rank=self._ranks.data_rank,
             world=self._ranks.data_world,
             device=self._world.device,
-            temporal_step=self._autoencoder.compression[0],
-            causal=self._autoencoder.causal,
-            spatial_multiple=self._autoencoder.compression[1] * recipe.model.patch_size,
+            geometry=Geometry.of(self._autoencoder, recipe.model.patch_size),
         )
         try:
             for _ in range(config.batches):
@@ -78,7 +75,7 @@ class Validator:
         if not config.prompts:
             return ()
         pipeline = Pipeline(
-            System.of(to_dict(self._recipe)),
+            self._recipe,
             Parts(Lazy.of(model), Lazy.of(self._autoencoder), Lazy.of(self._text)),
             device=self._world.device,
             dtype=self._dtype,

@@ -23,6 +23,7 @@ from vidgen.train.supervise.recovery import SkipList, position
 FAULTY = Path(__file__).with_name("faulty.py")
 BUCKETS = "data.buckets=!replace {'32px_ar1:1': {1: {batch: 2}, 9: {batch: 2}, 17: {batch: 1}}}"
 STEPS = 30
+pytestmark = pytest.mark.slow
 
 
 def command(recipe: Path, run_dir: Path, fault: str, *more: str, restarts: int) -> list[str]:

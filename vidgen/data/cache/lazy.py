@@ -5,10 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
-from vidgen.data.cache.latents import LatentCache, LatentEntry, content_key
+from vidgen.data.cache.latents import LatentCache, LatentEntry
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.text.encoder import TextEncoder, TextFeatures
 from vidgen.runtime.lazy import Lazy
+from vidgen.runtime.work import content_key
 
 
 class LazyAutoencoder:

@@ -4,8 +4,8 @@ Model FLOPs are those of the matrix products that a forward and a backward pass 
 and an add counting two. Each stream's tokens count through the weights they pass through, and
 modulation once a sample. Attention counts every query with every key it may see. Norms,
 activations, rotations and softmax count nothing, and neither does recompute: what is computed
-twice was needed once. MFU divides model FLOPs by the dense peak; HFU counts what is
-computed again as well.
+twice was needed once. MFU divides model FLOPs by the dense peak; HFU counts
+recompute too.
 
 A backward pass needs two products for each one forward (gradients of both factors). It counts
 double everywhere, though the very first projection needs no gradient of its input: that is

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from vidgen.data import open_loader
 from vidgen.data.loader import Batch, Loader
 from vidgen.errors import UserError
-from vidgen.models.autoencoder import latent_grid
+from vidgen.metrics.fidelity import psnr
+from vidgen.models.geometry import Geometry
 from vidgen.models.video_dcae import VideoDCAE, load_weights
 from vidgen.models.video_dcae.discriminator import PatchGAN3D
 from vidgen.models.video_dcae.losses import adaptive_weight, hinge, l1, perceptual_distance
 from vidgen.recipe.autoencoder import AutoencoderRecipe
 from vidgen.runtime.observe.flops import training_flops
-from vidgen.runtime.observe.quality import psnr
 from vidgen.train.autoencoder.validate import AutoencoderValidator, pixels_to_input
 from vidgen.train.loop import Tensors, TrainingLoop
 from vidgen.train.optim.optimizer import build_optimizer, set_learning_rate, state_tensors
@@ -59,14 +59,14 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
             with self.phase("discriminator"):
                 losses["discriminator"] = self._discriminator_loss(video, reconstruction)
                 (losses["discriminator"] / accumulate).backward()
-        losses["psnr"] = psnr(video / 2, reconstruction / 2).mean().float()
+        losses["psnr"] = psnr(video, reconstruction, peak=2).mean().float()
         clips, shape = len(video), (video.shape[2], video.shape[3], video.shape[4])
         flops = clips * self._flops(shape)
         return StepResult(
             batch,
             bin_B=torch.full((clips,), FRAMES if shape[0] == 1 else CLIPS, device=self.device),
             loss_B=(reconstruction - video).abs().mean(dim=(1, 2, 3, 4)),
-            tokens=clips * math.prod(latent_grid(self.model, *shape)),
+            tokens=clips * math.prod(Geometry.of(self.model).latent_grid(*shape)),
             model_flops=flops,
             hardware_flops=flops,
             figures={name: value.detach() for name, value in losses.items()},
@@ -153,9 +153,7 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
             world=self.world.world,
             device=self.device,
             accumulate=recipe.train.accumulate,
-            temporal_step=VideoDCAE.compression[0],
-            causal=VideoDCAE.causal,
-            spatial_multiple=VideoDCAE.compression[1],
+            geometry=Geometry.of(self.recipe.autoencoder),
         )
 
     def build_model(self, resuming: bool) -> VideoDCAE:

@@ -1,11 +1,11 @@
 """Batches that a run skips after they made its loss bad."""
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from vidgen.data.loader import Loader
+from vidgen.runtime import files
 
 Position = tuple[int, int]  # epoch, step of the epoch: the same batch on every rank
 
@@ -23,11 +23,8 @@ class SkipList:
     def add(self, positions: Iterable[Position], *, write: bool) -> None:
         """Every rank adds the same; one writes."""
         self.positions |= set(positions)
-        if not write:
-            return
-        partial = self._path.with_suffix(".json.tmp")
-        partial.write_text(json.dumps(sorted(self.positions)))
-        os.replace(partial, self._path)
+        if write:
+            files.write_text(self._path, json.dumps(sorted(self.positions)))
 
     def advance(self, loader: Loader) -> None:
         """Move the loader to its next step whose batches are not listed."""
