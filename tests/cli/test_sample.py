@@ -13,7 +13,7 @@ from vidgen.cli.sample import request
 from vidgen.diffusion.config import ConditionName
 from vidgen.diffusion.solvers import SOLVERS
 from vidgen.errors import UserError
-from vidgen.sample.config import SampleConfig
+from vidgen.recipe.sampling import SampleConfig
 
 
 def asked(*argv: str) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def test_like_repeats_a_videos_request(tmp_path: Path, monkeypatch: pytest.Monke
     record = {"prompts": ["a cat"], "seed": 3, "steps": 20, "height": 64, "width": 64}
     metadata = {"vidgen_request": json.dumps(record)}
     stub = SimpleNamespace(read_metadata=lambda path: metadata, BadClip=Exception)
-    monkeypatch.setitem(sys.modules, "vidgen.data.video", stub)
+    monkeypatch.setitem(sys.modules, "vidgen.data.read.video", stub)
     found = asked("--like", str(video), "--steps", "30", "--resolution", "256px")
     assert (found["prompts"], found["seed"], found["steps"]) == (["a cat"], 3, 30)
     assert found["resolution"] == "256px"
@@ -109,7 +109,7 @@ def test_the_paths_of_the_videos_are_printed(
         calls.append((str(pipeline), given))
         return [f"request for {prompt}" for prompt in prompts]
 
-    def write_samples(
+    def sample_to_folder(
         pipeline: "Pipeline", requests: list[str], out: str, **more: Any
     ) -> list[Path]:
         more.pop("team")
@@ -123,7 +123,7 @@ def test_the_paths_of_the_videos_are_printed(
         return [f"{request} from its picture" for request in requests]
 
     class Pipeline:
-        memory_said = "within 24 GB: all stays"
+        memory_report = "within 24 GB: all stays"
 
         def __init__(self, name: str) -> None:
             self.name = name
@@ -146,12 +146,10 @@ def test_the_paths_of_the_videos_are_printed(
             return Pipeline(f"checkpoint {source} {memory}")
 
         @staticmethod
-        def from_weights(
-            source: str, recipe: dict[str, Any], device: Any, memory: int | None
-        ) -> "Pipeline":
-            return Pipeline(f"weights {source} for {recipe['name']} {memory}")
+        def from_weights(source: str, recipe: Any, device: Any, memory: int | None) -> "Pipeline":
+            return Pipeline(f"weights {source} for {recipe.name} {memory}")
 
-    for stand_in in (make_requests, write_samples, draw_first_frames, Pipeline):
+    for stand_in in (make_requests, sample_to_folder, draw_first_frames, Pipeline):
         assert hasattr(package, stand_in.__name__)
         monkeypatch.setattr(package, stand_in.__name__, stand_in)
     recipe = Path(__file__).parents[2] / "recipes" / "stage2.yaml"
@@ -188,7 +186,7 @@ def test_a_request_survives_the_round_trip_through_a_video(
     video = tmp_path / "0000.mp4"
     video.write_bytes(b"")
     monkeypatch.setattr(
-        "vidgen.data.video.read_metadata", lambda path: {"vidgen_request": made.record()}
+        "vidgen.data.read.video.read_metadata", lambda path: {"vidgen_request": made.record()}
     )
     found = asked("--like", str(video))
     assert found.pop("samples") == 1

@@ -10,10 +10,11 @@ import pytest
 from vidgen.runtime import native
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.timeout(1800)  # a slow machine builds for long
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # a slow machine builds for long
 
 
 def build_and_run(build: Path, *options: str, every_variant: bool = True) -> None:
+    """Kept between runs, so that only what changed is compiled."""
     cmake = shutil.which("cmake")
     if cmake is None or not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         pytest.skip("needs cmake and a C++ compiler")
@@ -41,7 +42,6 @@ def build_and_run(build: Path, *options: str, every_variant: bool = True) -> Non
 
 
 def test_kernels():
-    # Kept between runs, so that only what changed is compiled.
     build_and_run(ROOT / "build" / "cpp_tests", "-DCMAKE_BUILD_TYPE=Release")
 
 
@@ -52,13 +52,17 @@ def test_kernels_for_bf16_products_without_them():
     build_and_run(ROOT / "build" / "cpp_tests_bf16", "-DVIDGEN_EMULATE_BF16=ON")
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "variants", ["widest", pytest.param("every", marks=pytest.mark.long)], ids=str
+)
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
-def test_kernels_under_sanitizer(sanitizer):
+def test_kernels_under_sanitizer(sanitizer, variants):
+    """The variants are one source: the widest vectors show most of what there is to see."""
+    folder = f"cpp_tests_{sanitizer.replace(',', '_')}"
     build_and_run(
-        ROOT / "build" / f"cpp_tests_{sanitizer.replace(',', '_')}",
+        ROOT / "build" / (folder if variants == "widest" else f"{folder}_{variants}"),
         f"-DVIDGEN_SANITIZE={sanitizer}",
         "-DCMAKE_BUILD_TYPE=None",
         "-DCMAKE_CXX_FLAGS=-O1",
-        every_variant=False,  # one source: the widest vectors show what there is to be shown
+        every_variant=variants == "every",
     )

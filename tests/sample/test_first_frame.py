@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from vidgen.data.video import read_clip, read_metadata
+from vidgen.data.read.video import read_clip, read_metadata
 from vidgen.errors import UserError
 from vidgen.models.mmdit import PRESETS, MMDiT, save_weights
-from vidgen.sample import Pipeline, draw_first_frames, make_requests, write_samples
+from vidgen.sample import Pipeline, draw_first_frames, make_requests, sample_to_folder
 
 
 @pytest.fixture
 def flux(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An image model in FLUX's layout, of the size of the small video model."""
-    config = replace(pipeline.system.model, guidance_embed=True, cond_embed=False)
+    config = replace(pipeline.recipe.model, guidance_embed=True, cond_embed=False)
     monkeypatch.setitem(PRESETS, "flux_dev", config)
     model = MMDiT(config).requires_grad_(False)
     for param in model.parameters():
@@ -48,7 +48,7 @@ def test_a_video_begins_with_the_picture(pipeline: Pipeline, flux: Path, tmp_pat
     assert painter.weights_hash != pipeline.weights_hash
 
     # The videos: those of image to video from that file.
-    paths = write_samples(pipeline, drawn, out)
+    paths = sample_to_folder(pipeline, drawn, out)
     assert [p.name for p in paths] == ["0000.mp4", "0001.mp4"]
     painter.close()
 

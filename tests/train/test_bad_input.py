@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from vidgen.data.manifest import write_manifest
+from vidgen.data.index.manifest import write_manifest
 from vidgen.runtime import checkpoint
-from vidgen.train.metrics import read_metrics
+from vidgen.train.report.metrics import read_metrics
 
 Main = Callable[..., tuple[int, str, str]]
 
@@ -62,7 +62,7 @@ def test_an_empty_data_set(refused: Callable[..., str], tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    from vidgen.data.shapes import TRAINED, write_dataset
+    from vidgen.data.synthetic.shapes import TRAINED, write_dataset
 
     one = write_dataset(tmp_path / "one", scenes=TRAINED[:1], clips=((1, 1),), side=32)
     parquet.write_table(parquet.read_table(one).slice(0, 0), tmp_path / "empty.parquet")
@@ -107,7 +107,7 @@ def test_a_corrupt_clip_is_passed_over_and_counted(
     options = (f"run_dir={tmp_path / 'run'}", f"data.manifest={damaged}", ONLY_17)
     code, shown, _ = vidgen_main("train", recipe_file, *options, "train.steps=3")
     assert code == 0
-    assert "1 clip(s) could not be read and were passed over" in shown
+    assert "1 clip(s) could not be read and were skipped" in shown
     assert [r for r in caplog.messages if "_17_0.mp4" in r and "is passed over" in r]
     assert read_metrics(tmp_path / "run")[-1]["replaced_clips"] >= 1
 

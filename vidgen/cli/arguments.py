@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 from vidgen.errors import UserError
 
 if TYPE_CHECKING:
-    from vidgen.train.config import Recipe
+    from vidgen.recipe.schema import Recipe
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a YAML file or a name: `vidgen recipe list`"
+    )
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", help="changes to the recipe: optim.lr=3e-5"
     )
@@ -18,14 +20,14 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 def read_transformer(path: str, overrides: list[str]) -> "Recipe":
     """A recipe of the video model, for commands that know no autoencoder's."""
-    from vidgen.train.autoencoder_config import read_any
-    from vidgen.train.config import Recipe
+    from vidgen.recipe.autoencoder import read_any
+    from vidgen.recipe.schema import Recipe
 
     recipe = read_any(path, overrides)
     if not isinstance(recipe, Recipe):
         raise UserError(
             f"{path} trains an autoencoder; this command is for a transformer's recipe, such as "
-            "recipes/stage1.yaml"
+            "stage1"
         )
     return recipe
 

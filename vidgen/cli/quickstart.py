@@ -14,22 +14,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidgen.cli.arguments import count
-from vidgen.config import dump_yaml, read_recipe
 from vidgen.errors import UserError
+from vidgen.recipe.reader import dump_yaml, read_recipe
+from vidgen.runtime import files
 from vidgen.version import __version__
 
 if TYPE_CHECKING:
-    from vidgen.data.judge import Verdict
-    from vidgen.data.shapes import Scene
+    from vidgen.data.synthetic.judge import Verdict
+    from vidgen.data.synthetic.shapes import Scene
+    from vidgen.recipe.schema import Recipe
     from vidgen.sample import Pipeline, Request
-    from vidgen.train.config import Recipe
 
 EXAMPLE = """\
   vidgen quickstart
   vidgen quickstart train.steps=200 checkpoint.every=50     # a quick look, nothing well learnt
+
+exit status: 0 when the videos reach the targets for colour, direction and shape, 1 when they are
+below one of them, 2 when the command cannot run
 """
 
 TARGETS = {"colour": 0.95, "direction": 0.90, "shape": 0.60}
+BELOW_TARGET = 1  # exit status: everything ran, and the model does not follow its prompts
 FRAMES = 17
 EXTRA_HELD_OUT = 2  # more videos of each held-out scene than of the others
 SAMPLE_BATCH = 16
@@ -44,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", help="values of the recipe to replace"
     )
-    parser.add_argument("--recipe", default="recipes/quickstart.yaml", metavar="YAML")
+    parser.add_argument(
+        "--recipe", default="quickstart", metavar="RECIPE", help="a name or a YAML file"
+    )
     parser.add_argument(
         "--clips", metavar="N", type=count, default=16, help="17-frame clips of each scene"
     )
@@ -53,16 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> None:
-    if not Path(args.recipe).is_file():
-        raise UserError(
-            f"{args.recipe}: there is no such file; run this in a checkout of vidgen, or name the "
-            "recipe with --recipe"
-        )
-    from vidgen.train.config import Recipe
-
-    recipe = read_recipe(args.recipe, args.overrides, Recipe)
-    Quickstart(recipe, args.recipe, args.overrides, args.clips, args.fresh).run()
+def run(args: argparse.Namespace) -> int:
+    recipe = read_recipe(args.recipe, args.overrides)
+    missed = Quickstart(recipe, args.recipe, args.overrides, args.clips, args.fresh).run()
+    if not missed:
+        return 0
+    print(f"vidgen: the quickstart is below its target: {'; '.join(missed)}", file=sys.stderr)
+    return BELOW_TARGET
 
 
 class Quickstart:
@@ -81,7 +85,8 @@ class Quickstart:
         self.folder = Path(recipe.run_dir)
         self.phases: list[tuple[str, float]] = []
 
-    def run(self) -> None:
+    def run(self) -> list[str]:
+        """What is below its target."""
         if (self.folder / "report.html").exists():
             print(f"{self.folder} holds a finished quickstart; it is replaced")
             self.remove_products()
@@ -98,6 +103,7 @@ class Quickstart:
         summary = self.summarise(results, killed_at, resumed_at)
         self.report(summary, results)
         self.say(summary)
+        return below_target(summary)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -120,7 +126,7 @@ class Quickstart:
     def make_data(self) -> None:
         from tqdm import tqdm
 
-        from vidgen.data.shapes import HELD_OUT, SCENES, write_dataset
+        from vidgen.data.synthetic.shapes import HELD_OUT, SCENES, write_dataset
 
         manifest = Path(self.recipe.data.manifest)
         note = manifest.with_name("quickstart.json")  # beside data of our own making
@@ -131,8 +137,7 @@ class Quickstart:
                 print(f"{manifest} is there already{'' if made else '; it is used as it is'}")
                 return
             manifest.unlink()
-        manifest.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(asked))
+        files.write_text(note, json.dumps(asked))
         clips = ((17, self.clips), (33, max(1, self.clips // 5)))
         total = (len(SCENES) - len(HELD_OUT)) * sum(n for _, n in clips)
         with tqdm(total=total, unit="clip", desc="write clips") as bar:
@@ -203,7 +208,7 @@ class Quickstart:
             )
 
     def _last_step(self) -> int:
-        from vidgen.train.metrics import read_metrics
+        from vidgen.train.report.metrics import read_metrics
 
         records = read_metrics(self.folder)
         return int(records[-1]["step"]) if records else 0
@@ -211,7 +216,7 @@ class Quickstart:
     # 4. Sampling and judging
 
     def sample_and_judge(self) -> dict[str, list["Judged"]]:
-        from vidgen.data.shapes import HELD_OUT, SCENES
+        from vidgen.data.synthetic.shapes import HELD_OUT, SCENES
         from vidgen.sample import Pipeline
 
         pipeline = Pipeline.from_checkpoint(self.folder, self.recipe.train.device)
@@ -232,9 +237,9 @@ class Quickstart:
     ) -> list["Judged"]:
         from tqdm import tqdm
 
-        from vidgen.data.judge import judge
+        from vidgen.data.synthetic.judge import judge
         from vidgen.sample import make_requests
-        from vidgen.sample.files import write_sample
+        from vidgen.sample.output import write_sample
 
         requests = [
             make_requests(pipeline, [prompt], seed=number, frames=FRAMES)[0]
@@ -258,7 +263,7 @@ class Quickstart:
     def summarise(
         self, results: dict[str, list["Judged"]], killed_at: int | None, resumed_at: int
     ) -> dict[str, Any]:
-        from vidgen.train.metrics import read_metrics
+        from vidgen.train.report.metrics import read_metrics
 
         prompted, records = results["prompted"], read_metrics(self.folder)
         peaks = [
@@ -280,12 +285,12 @@ class Quickstart:
             "peak_memory_gib": round(max(peaks), 2),
             "environment": environment(),
         }
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=1))
+        files.write_text(self.folder / "summary.json", json.dumps(summary, indent=1))
         return summary
 
     def report(self, summary: dict[str, Any], results: dict[str, list["Judged"]]) -> None:
-        from vidgen.train.charts import Mark
-        from vidgen.train.report import Adherence, VideoEntry, write_report
+        from vidgen.page.charts import Mark
+        from vidgen.train.report.page import Adherence, VideoEntry, write_report
 
         def column(title: str, key: str, control: bool = False) -> Adherence:
             found = dict(summary[key])
@@ -341,9 +346,6 @@ class Quickstart:
                 f"{title:<24}{row['colour']:>8.0%}{row['direction']:>11.0%}{row['shape']:>8.0%}"
                 f"{row['videos']:>8}"
             )
-        missed = [name for name, goal in TARGETS.items() if summary["adherence"][name] < goal]
-        if missed:
-            print(f"below target: {', '.join(missed)} (targets: {TARGETS})")
         print(f"report: {self.folder / 'report.html'}")
 
 
@@ -355,7 +357,7 @@ class Judged:
 
     @property
     def held_out(self) -> bool:
-        from vidgen.data.shapes import HELD_OUT
+        from vidgen.data.synthetic.shapes import HELD_OUT
 
         return self.scene in HELD_OUT
 
@@ -365,6 +367,15 @@ def scores(judged: Sequence[Judged]) -> dict[str, Any]:
     matches = [j.verdict.matches(j.scene) for j in judged]
     rates = {name: round(sum(m[name] for m in matches) / len(matches), 4) for name in TARGETS}
     return {**rates, "videos": len(judged)}
+
+
+def below_target(summary: dict[str, Any]) -> list[str]:
+    found = summary["adherence"]
+    return [
+        f"{name} {found[name]:.1%}, expected {goal:.0%}"
+        for name, goal in TARGETS.items()
+        if found[name] < goal
+    ]
 
 
 def environment() -> dict[str, Any]:

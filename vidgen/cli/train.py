@@ -7,8 +7,8 @@ from vidgen.cli.arguments import add_recipe, count
 from vidgen.errors import UserError
 
 EXAMPLE = """\
-  vidgen train recipes/stage1.yaml optim.lr=3e-5 model.depth=2
-  torchrun --nproc-per-node 8 -m vidgen train recipes/stage1.yaml
+  vidgen train stage1 optim.lr=3e-5 model.depth=2
+  torchrun --nproc-per-node 8 -m vidgen train stage1
 """
 
 
@@ -33,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from vidgen.train.autoencoder_config import AutoencoderRecipe, read_any
+    from vidgen.recipe.autoencoder import AutoencoderRecipe, read_any
 
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
         args.fresh = False  # what torchrun starts again goes on; the first start was the fresh one
     profile = profiled(args.profile)
     recipe = read_any(args.recipe, args.overrides)  # before anything is built
     if isinstance(recipe, AutoencoderRecipe):
-        from vidgen.train.autoencoder import AutoencoderTrainer
+        from vidgen.train.autoencoder.trainer import AutoencoderTrainer
 
         autoencoder = AutoencoderTrainer(recipe, fresh=args.fresh)
         autoencoder.run(stop_after=args.stop_after, profile=profile)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from vidgen.data.buckets import parse_resolution, shape_of
+from vidgen.data.index.buckets import parse_resolution, shape_of
 from vidgen.errors import UserError
-from vidgen.sample.files import agreed, free_names, make_folder, write_sample
-from vidgen.sample.pipeline import Pipeline
+from vidgen.sample.output import agreed, free_names, make_folder, write_sample
+from vidgen.sample.parallel import ALONE, Team
+from vidgen.sample.pipeline import Pipeline, SamplingOptions
 from vidgen.sample.request import Request
-from vidgen.sample.team import ALONE, Team
 
 RESOLUTION = "768px"  # as published, whatever the video's
 GUIDANCE = 4.0  # FLUX.1-dev reads it as an input
@@ -26,22 +26,20 @@ def draw_first_frames(
     guidance: float = GUIDANCE,
     team: Team = ALONE,
 ) -> list[Request]:
-    """Requests that begin with a picture of `painter`'s, which is kept beside the videos."""
+    """Requests that start from a picture drawn by `painter`, which is saved beside the videos."""
     for request in requests:
         if request.condition != "t2v":
             raise UserError(f"an image model draws the first frame itself: no {request.condition}")
         if request.frames == 1:
             raise UserError("a first frame needs a video to begin; give more than 1 frame")
     paths = agreed(free_names(make_folder(out), [".png"] * len(requests), "first-"))
-    pictures = [_picture(painter, request, resolution, guidance) for request in requests]
-    for picture in pictures:
-        painter.check(picture)
-    mine = list(zip(pictures, paths, strict=True))[team.index :: team.count]
-    features = painter.features([picture for picture, _ in mine])
-    for picture, path in mine:
-        video = painter.video(picture, features, team=team)
+    jobs = [painter.check(_picture(painter, each, resolution, guidance)) for each in requests]
+    mine = list(zip(jobs, paths, strict=True))[team.index :: team.count]
+    features = painter.features([job for job, _ in mine])
+    for job, path in mine:
+        picture = painter.video(job, features, SamplingOptions(team=team))
         if team.leads:
-            write_sample(path, video, picture, painter.source, painter.weights_hash)
+            write_sample(path, picture, job.request, painter.source, painter.weights_hash)
     if dist.is_initialized():
         dist.barrier()  # every rank of a team reads the file
     return [
@@ -53,6 +51,5 @@ def draw_first_frames(
 def _picture(painter: Pipeline, request: Request, resolution: str, guidance: float) -> Request:
     """The video's prompt, seed and aspect ratio."""
     area, _ = parse_resolution(resolution)
-    unit = painter.autoencoder.compression[1] * painter.system.model.patch_size
-    height, width = shape_of(area, request.width / request.height, unit)
+    height, width = shape_of(area, request.width / request.height, painter.geometry.side)
     return replace(request, frames=1, height=height, width=width, guidance=guidance)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vidgen.data.buckets import BucketTable, parse_aspect, parse_resolution, shape_of
+from vidgen.data.index.buckets import BucketTable, parse_aspect, parse_resolution, shape_of
 from vidgen.diffusion.config import ConditionName
 from vidgen.errors import UserError
 
@@ -83,7 +83,7 @@ def _request(
     **given: Any,
 ) -> Request:
     longest, *size = largest_bucket(pipeline)
-    defaults = pipeline.system.sample
+    defaults = pipeline.recipe.sample
     settings = {
         "steps": defaults.steps,
         "guidance": defaults.guidance,
@@ -122,19 +122,12 @@ def _shape(
         ratio = named or ratio
     if aspect is not None:
         ratio = parse_aspect(aspect)
-    unit = pipeline.autoencoder.compression[1] * pipeline.system.model.patch_size
-    return shape_of(area, ratio, unit)
+    return shape_of(area, ratio, pipeline.geometry.side)
 
 
 def largest_bucket(pipeline: "Pipeline") -> tuple[int, int, int]:
     """Frames, height and width of the longest and largest videos trained on, nearest to 16:9."""
-    ae = pipeline.autoencoder
-    table = BucketTable(
-        pipeline.system.data,
-        temporal_step=ae.compression[0],
-        causal=ae.causal,
-        spatial_multiple=ae.compression[1] * pipeline.system.model.patch_size,
-    )
+    table = BucketTable(pipeline.recipe.data, pipeline.geometry)
     frames = max(bucket.frames for bucket in table.buckets)
     shelf = next(shelf for shelf in table.shelves if frames in shelf.frames)  # by falling area
     height, width = min(shelf.shapes, key=lambda s: abs(math.log(s[1] / s[0] * 9 / 16)))

@@ -10,11 +10,11 @@ from vidgen.errors import UserError
 from vidgen.models.mmdit.model import Context, Stream, call_block
 from vidgen.plan.blocks import keeping
 from vidgen.plan.cost import REPORT, kept, standing
-from vidgen.plan.hardware import GPUS, Gpu, of_device
 from vidgen.plan.workload import Workload
 from vidgen.runtime.memory import Arena, Lane
+from vidgen.runtime.memory.block_memory import BlockMemory, run_block
 from vidgen.runtime.memory.offload import Offloader
-from vidgen.runtime.memory.policy import BlockMemory, run_block
+from vidgen.runtime.observe.gpus import GPUS, Gpu, of_device
 
 
 def gpu_at_hand(device: torch.device) -> Gpu:

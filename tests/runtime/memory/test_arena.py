@@ -189,7 +189,6 @@ def test_leases_never_overlap_and_nothing_is_lost(actions: list[int], seed: int)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_memory_is_page_locked_once() -> None:
     arena = Arena(1 << 20)
     lease = arena.lease(4096)
