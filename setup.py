@@ -3,6 +3,9 @@
 VIDGEN_CUDA=0|1      leave the GPU kernels out, or insist on them. By default they are built where
                      nvcc is found and either a GPU is visible or VIDGEN_CUDA_ARCHS is set.
 VIDGEN_CUDA_ARCHS    what to build them for, e.g. "80;90a;100a"; by default this machine's GPUs.
+VIDGEN_CPU_VARIANTS  which CPU kernels to build: native (this CPU's best, and baseline), runnable
+                     (all this CPU runs), all, or a list such as "avx2;baseline". An editable
+                     install builds native by default, a wheel all.
 """
 
 import os
@@ -73,6 +76,12 @@ def visible_architectures() -> list[str]:
     ]
 
 
+def cpu_options(editable: bool) -> list[str]:
+    wish = os.environ.get("VIDGEN_CPU_VARIANTS", "") or ("native" if editable else "all")
+    names = re.findall(r"[^\s;,]+", wish)
+    return [f"-DVIDGEN_CPU_VARIANTS={';'.join(names)}"]
+
+
 def cuda_options() -> list[str]:
     wish = os.environ.get("VIDGEN_CUDA", "")
     if wish not in ("", "0", "1"):
@@ -125,6 +134,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
+            *cpu_options(self.inplace or self.editable_mode),
             *cuda_options(),
         ]
         ninja = shutil.which("ninja")

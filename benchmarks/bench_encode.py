@@ -12,7 +12,7 @@ import argparse
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,11 +155,11 @@ WAYS: dict[str, Callable[[Run], None]] = {
 }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--out", help="the file of results, if not the machine's own")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     autoencoder = VideoDCAE(CONFIG).to(DEVICE).eval().requires_grad_(False)
     rows: list[dict[str, Any]] = []
@@ -194,6 +194,14 @@ def main() -> None:
         "clip": f"{FRAMES} of {FILE_FRAMES} frames, {RESOLUTION}",
     }
     print(results.write("encode", rows, settings=settings, out=args.out))
+    return rows
+
+
+QUICK = ("--clips", "4")
+
+
+def test_encode(suite: Callable[..., None]) -> None:
+    suite(main, "encode", QUICK)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ output is measured by bench_checkpoint.py.
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -112,13 +112,14 @@ def leases(count: int) -> dict[str, Any]:
     return {"what": "take a lease and return it", "us": seconds / count * 1e6}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--mib", type=int, help="of a copy; 512 on a GPU, 128 without")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--short", action="store_true", help="small, and nothing is kept")
-    args = parser.parse_args()
+    parser.add_argument("--short", action="store_true", help="small sizes")
+    parser.add_argument("--out", help="the JSON to write")
+    args = parser.parse_args(argv)
     device = torch.device(args.device)
     size = (args.mib or (16 if args.short else 512 if device.type == "cuda" else 128)) << 20
     rounds = 3 if args.short else args.rounds
@@ -127,8 +128,15 @@ def main() -> None:
         leases(200 if args.short else 20_000),
     ]
     print(results.table(rows))
-    if not args.short or device.type == "cuda":
-        print(results.write("lane", rows, settings={"device": str(device)}))
+    print(results.write("lane", rows, settings={"device": str(device)}, out=args.out))
+    return rows
+
+
+QUICK = ("--short",)
+
+
+def test_lane(suite: Callable[..., None]) -> None:
+    suite(main, "lane", QUICK)
 
 
 if __name__ == "__main__":

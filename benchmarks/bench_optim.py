@@ -9,7 +9,7 @@ Peers: torch's AdamW over lists (foreach), and torchao's 8-bit AdamW where it is
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -87,12 +87,12 @@ def in_place_rate(elements: int, device: torch.device, rounds: int) -> float:
     return 2 * here.nbytes / median_seconds(lambda: here.add_(1), device, rounds)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--millions", type=float, help="elements updated (default: 16, GPU: 200)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", help="write the results here")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     millions = options.millions or (200 if device.type == "cuda" else 16)
     elements = int(millions * 1e6)
@@ -134,6 +134,14 @@ def main() -> None:
     print(results.table(rows))
     path = results.write("optim", rows, settings={"adamw": chosen.implementation}, out=options.out)
     print(f"kept in {path}")
+    return rows
+
+
+QUICK = ("--millions", "0.1", "--rounds", "1")
+
+
+def test_optim(suite: Callable[..., None]) -> None:
+    suite(main, "optim", QUICK)
 
 
 if __name__ == "__main__":

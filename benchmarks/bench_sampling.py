@@ -15,6 +15,7 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -143,7 +144,7 @@ def row(
 
 
 @torch.no_grad()
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("--memory", default="24GB", help="to stream within, at the first shape")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     device = torch.device("cuda" if cuda else "cpu")
     dtype = torch.bfloat16 if cuda else torch.float32
     config = PRESETS[args.model]
@@ -223,6 +224,14 @@ def main() -> None:
         out=args.out,
     )
     print(json.dumps({"kept": str(path)}))
+    return rows
+
+
+QUICK = ("--model", "tiny", "--rounds", "1")
+
+
+def test_sampling(suite: Callable[..., None]) -> None:
+    suite(main, "sampling", QUICK)
 
 
 if __name__ == "__main__":

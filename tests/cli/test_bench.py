@@ -1,3 +1,4 @@
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,21 +8,46 @@ import torch
 
 from vidgen.models.mmdit import MMDiTConfig
 from vidgen.models.mmdit.flops import flops
+from vidgen.runtime import native
+from vidgen.runtime.ops.catalogue import OPS
 
 SMALL = ("--device", "cpu", "--repeats", "1")
 
 
-def test_ops_reports_each_operation_both_ways(vidgen: Any, tmp_path: Path) -> None:
+@pytest.mark.skipif(native.load() is None, reason=native.reason())
+def test_ops_reports_every_op_beside_copy_and_peer(vidgen: Any, tmp_path: Path) -> None:
     out = tmp_path / "ops.json"
     sizes = ("--tokens", "33", "--width", "64", "--heads", "2")
     status, shown, err = vidgen("bench", "ops", *SMALL, *sizes, "--out", out)
     assert status == 0, err
     result = json.loads(out.read_text())
-    assert result["settings"]["shapes"] == {"batch": 1, "tokens": 33, "width": 64, "heads": 2}
-    assert {row["direction"] for row in result["rows"]} == {"forward", "backward"}
-    assert all(row["ms"] > 0 and row["of_copy"] > 0 for row in result["rows"])
+    assert result["settings"] | {"tokens": [33], "width": 64, "heads": 2} == result["settings"]
+    measured = {(row["op"], row["direction"], row["implementation"]) for row in result["rows"]}
+    assert {op for op, *_ in measured} == set(OPS)
+    for op, entry in OPS.items():
+        for implementation in ("compiled", "eager"):
+            assert (op, "forward", implementation) in measured
+            backward = entry.backward and op != "attention_mlp"  # its gradients are views
+            assert ((op, "backward", implementation) in measured) == backward
+    assert all(row["ms"] > 0 and row["fraction_of_copy"] > 0 for row in result["rows"])
     assert "torch" in result["versions"]
-    assert all(row["op"] in shown for row in result["rows"])
+    assert all(op in shown for op in OPS)
+
+
+def test_a_row_is_kept_when_it_is_measured(
+    vidgen: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vidgen.bench import ops
+
+    def interrupted(settings: ops.Settings) -> Any:
+        yield {"op": settings.names[0], "ms": 1.0}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ops, "measure", interrupted)
+    out = tmp_path / "ops.json"
+    with contextlib.suppress(KeyboardInterrupt):
+        vidgen("bench", "ops", *SMALL, "--op", "gelu_tanh", "--out", out)
+    assert json.loads(out.read_text())["rows"] == [{"op": "gelu_tanh", "ms": 1.0}]
 
 
 def test_mfu_of_a_tiny_model(vidgen: Any, recipe: Path) -> None:
@@ -189,6 +215,7 @@ def test_dcae_of_a_recipe_it_cannot_compare(
         (("step",), "bench step takes a recipe"),
         (("ops", "r.yaml"), "bench ops takes no recipe, found 'r.yaml'"),
         (("ops", "--width", "65"), "--width 65 does not divide into 24 even heads"),
+        (("ops", "--op", "gelu"), "--op 'gelu' is not an op, expected one of: modulate"),
         (("opps",), "invalid choice: 'opps'"),
     ],
 )

@@ -117,9 +117,9 @@ def test_the_paths_of_the_videos_are_printed(
         return [Path(out) / "0000.mp4"]
 
     def draw_first_frames(
-        painter: "Pipeline", requests: list[str], out: str, *, resolution: str, team: Any
+        image_pipeline: "Pipeline", requests: list[str], out: str, *, resolution: str, team: Any
     ) -> list[str]:
-        calls.append((str(painter), resolution))
+        calls.append((str(image_pipeline), resolution))
         return [f"{request} from its picture" for request in requests]
 
     class Pipeline:
@@ -134,9 +134,9 @@ def test_the_paths_of_the_videos_are_printed(
         def check(self, request: str) -> None:
             pass
 
-        def painter(self, weights: str, autoencoder: dict[str, str]) -> "Pipeline":
+        def image_pipeline(self, weights: str, autoencoder: dict[str, str]) -> "Pipeline":
             assert autoencoder["kind"] == "flux_ae"
-            return Pipeline(f"painter {Path(weights).name} {Path(autoencoder['path']).name}")
+            return Pipeline(f"image_pipeline {Path(weights).name} {Path(autoencoder['path']).name}")
 
         def close(self) -> None:
             calls.append(f"closed {self}")
@@ -163,14 +163,14 @@ def test_the_paths_of_the_videos_are_printed(
     assert err == "within 24 GB: all stays\n"
     loaded = f"{'weights run for stage2' if published else 'checkpoint run'} 24000000000"
     asked_for = "request for x"
-    painted = []
+    drawn_first = []
     if published:
-        painter = "painter flux.safetensors ae.safetensors"
-        painted = [(painter, "768px"), f"closed {painter}"]
+        image_pipeline = "image_pipeline flux.safetensors ae.safetensors"
+        drawn_first = [(image_pipeline, "768px"), f"closed {image_pipeline}"]
         asked_for += " from its picture"
     assert calls == [
         (loaded, {"steps": 4, "samples": 1}),
-        *painted,
+        *drawn_first,
         ([asked_for], "samples", {"crf": 18, "preview": False}),
         f"closed {loaded}",
     ]

@@ -1,4 +1,5 @@
 // Every variant of every kernel this CPU can run, against the definition in double.
+#include <cstdlib>
 #include <functional>
 #include <stdexcept>
 
@@ -325,15 +326,15 @@ void test_adamw(const Case& c, std::mt19937& random) {
     second_after.push_back(v);
     average_after.push_back(average.at(i) + n.follow * (p - average.at(i)));
   }
-  const AdamwStep step{param.view(),
-                       grad.view(),
-                       first.view(),
-                       second.view(),
-                       average.view(),
-                       numbers_of(n, DType::f32, 8),
-                       numbers_of(place, DType::i32, 4)};
+  const AdamwForward step{param.view(),
+                          grad.view(),
+                          first.view(),
+                          second.view(),
+                          average.view(),
+                          numbers_of(n, DType::f32, 8),
+                          numbers_of(place, DType::i32, 4)};
   check(step);
-  c.variant->adamw_step(step, 3);
+  c.variant->adamw_forward(step, 3);
   expect_close(param, param_after, c.name + " adamw param");
   expect_close(first, first_after, c.name + " adamw exp_avg", 2);
   expect_close(second, second_after, c.name + " adamw exp_avg_sq", 2);
@@ -396,12 +397,15 @@ void test_checks() {
 }  // namespace
 }  // namespace vidgen::test
 
-int main() {
+// An argument is the seed of a run to repeat.
+int main(int argc, char** argv) {
   using namespace vidgen;
   using namespace vidgen::test;
   const cpu::Variant* list = nullptr;
   const int count = cpu::variants(&list);
-  std::mt19937 random(std::random_device{}());
+  const unsigned seed =
+      argc > 1 ? static_cast<unsigned>(std::atol(argv[1])) : std::random_device{}();
+  std::mt19937 random(seed);
   const int64_t shapes[][3] = {{1, 1, 5}, {2, 37, 101}, {1, 130, 256}, {3, 0, 8}, {2, 19, 515}};
   for (int v = 0; v < count; ++v) {
     std::printf("variant %s\n", list[v].name);
@@ -428,6 +432,10 @@ int main() {
   test_checks();
   test_crc32c();
   test_io();
-  if (failures == 0) std::printf("all passed\n");
+  if (failures == 0) {
+    std::printf("all passed\n");
+  } else {
+    std::fprintf(stderr, "%d failed with seed %u\n", failures, seed);
+  }
   return failures == 0 ? 0 : 1;
 }

@@ -153,7 +153,8 @@ def hooked_streams(rank: int, world: int, folder: Path, text: Any) -> list[list[
     requests = wanted(pipeline, "", short=True)
     here = World(rank, world, rank, torch.device("cpu"))
     team = make_team(here, 1, context=world, ulysses=1, text=text)
-    pipeline.video(requests[0], pipeline.features(requests), team=team)
+    job = pipeline.check(requests[0])
+    pipeline.video(job, pipeline.features([job]), SamplingOptions(team=team))
     return sizes
 
 
@@ -182,7 +183,7 @@ def test_how_ranks_are_shared_out() -> None:
 
 
 def first_frames(rank: int, world: int, folder: Path) -> list[str]:
-    painter = small_pipeline(model={"guidance_embed": True, "cond_embed": False})
+    images = small_pipeline(model={"guidance_embed": True, "cond_embed": False})
     pipeline = small_pipeline()
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.FileStore(str(folder / "store"), world), rank=rank,
@@ -190,7 +191,7 @@ def first_frames(rank: int, world: int, folder: Path) -> list[str]:
     )  # fmt: skip
     requests = make_requests(pipeline, ["a", "b"], frames=5, steps=2)
     team = make_team(World(rank, world, rank, torch.device("cpu")), len(requests))
-    drawn = draw_first_frames(painter, requests, folder / "out", resolution="32px", team=team)
+    drawn = draw_first_frames(images, requests, folder / "out", resolution="32px", team=team)
     sample_to_folder(pipeline, drawn, folder / "out", team=team)
     return [Path(r.ref[0]).name for r in drawn]
 

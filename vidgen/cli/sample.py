@@ -105,11 +105,11 @@ def run(args: argparse.Namespace) -> None:
             for one in requests:
                 pipeline.check(one)
             autoencoder = {"kind": "flux_ae", "path": args.image_ae}
-            painter = pipeline.painter(args.image_model, autoencoder)
+            images = pipeline.image_pipeline(args.image_model, autoencoder)
             requests = draw_first_frames(
-                painter, requests, args.out, resolution=args.image_resolution, team=team
+                images, requests, args.out, resolution=args.image_resolution, team=team
             )
-            painter.close()
+            images.close()
         paths = sample_to_folder(
             pipeline, requests, args.out, crf=args.crf, preview=args.preview, team=team
         )

@@ -13,7 +13,7 @@ The caller owns the loop, so that it reads from the state to the model and back:
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -44,8 +44,8 @@ def steps(times: Sequence[float]) -> list[Step]:
 class Solver(Protocol):
     """Where a step evaluates the velocity, and the slope it takes from what it finds there."""
 
-    order: ClassVar[int]  # halving the steps' length divides the error by 2 ** order
-    evaluations: ClassVar[int]  # a step
+    order: int  # halving the steps' length divides the error by 2 ** order
+    evaluations: int  # a step
 
     def point(self, step: Step, x: Tensor, slopes: Sequence[Tensor]) -> tuple[Tensor, float]:
         """State and time of the next evaluation; `slopes` are those of this step so far."""

@@ -104,8 +104,10 @@ class Denoiser:
         modulation: "TabulatedModulation",
     ) -> Tensor:
         """One pass of the model; the hooks decide at each block whether it runs."""
-        run = hooked(self.hooks, current, self.run_block)
-        seams = Seams(run_block=run, modulation=modulation.of(current))
+        seams = Seams(
+            run_block=hooked(self.hooks, current, self.run_block),
+            modulation=modulation.of(current),
+        )
         velocity: Tensor = self.model(
             x_BVD,
             grid=inputs.grid,

@@ -1,4 +1,4 @@
-"""Text to image to video: an image model draws the frame that a video then begins with."""
+"""Text to image to video: an image model draws the first frame of a video."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +18,7 @@ GUIDANCE = 4.0  # FLUX.1-dev reads it as an input
 
 
 def draw_first_frames(
-    painter: Pipeline,
+    images: Pipeline,
     requests: Sequence[Request],
     out: str | Path,
     *,
@@ -26,20 +26,20 @@ def draw_first_frames(
     guidance: float = GUIDANCE,
     team: Team = ALONE,
 ) -> list[Request]:
-    """Requests that start from a picture drawn by `painter`, which is saved beside the videos."""
+    """Requests that start from pictures drawn by `images` and saved beside the videos."""
     for request in requests:
         if request.condition != "t2v":
             raise UserError(f"an image model draws the first frame itself: no {request.condition}")
         if request.frames == 1:
-            raise UserError("a first frame needs a video to begin; give more than 1 frame")
+            raise UserError("a first frame needs a video after it; give more than 1 frame")
     paths = agreed(free_names(make_folder(out), [".png"] * len(requests), "first-"))
-    jobs = [painter.check(_picture(painter, each, resolution, guidance)) for each in requests]
+    jobs = [images.check(_picture(images, each, resolution, guidance)) for each in requests]
     mine = list(zip(jobs, paths, strict=True))[team.index :: team.count]
-    features = painter.features([job for job, _ in mine])
+    features = images.features([job for job, _ in mine])
     for job, path in mine:
-        picture = painter.video(job, features, SamplingOptions(team=team))
+        picture = images.video(job, features, SamplingOptions(team=team))
         if team.leads:
-            write_sample(path, picture, job.request, painter.source, painter.weights_hash)
+            write_sample(path, picture, job.request, images.source, images.weights_hash)
     if dist.is_initialized():
         dist.barrier()  # every rank of a team reads the file
     return [
@@ -48,8 +48,8 @@ def draw_first_frames(
     ]
 
 
-def _picture(painter: Pipeline, request: Request, resolution: str, guidance: float) -> Request:
+def _picture(images: Pipeline, request: Request, resolution: str, guidance: float) -> Request:
     """The video's prompt, seed and aspect ratio."""
     area, _ = parse_resolution(resolution)
-    height, width = shape_of(area, request.width / request.height, painter.geometry.side)
+    height, width = shape_of(area, request.width / request.height, images.geometry.side)
     return replace(request, frames=1, height=height, width=width, guidance=guidance)

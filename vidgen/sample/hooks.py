@@ -70,7 +70,7 @@ class Hooks:
 
     # Before a block: a stream that stands in for its output, or None to run it.
     inject: Callable[[ModelPass, int, Stream], Stream | None] | None = None
-    # After a block: what goes on to the next.
+    # After a block: what the next one receives.
     capture: Callable[[ModelPass, int, Stream], Stream] | None = None
     # The attention mask of a block over [text, video] tokens, or None.
     mask: Callable[[ModelPass, int], BlockMask | None] | None = None

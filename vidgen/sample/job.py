@@ -40,9 +40,10 @@ class Job:
 
 def check(recipe: Recipe, ae: Autoencoder, request: Request) -> Job:
     """Refuses in one line what this model cannot make."""
-    patch = recipe.model.patch_size
+    geometry = Geometry.of(ae, recipe.model.patch_size)
+    size = request.frames, request.height, request.width
     try:
-        latent = Geometry.of(ae, patch).latent_grid(request.frames, request.height, request.width)
+        latent = geometry.latent_grid(*size)
     except ValueError as error:
         raise UserError(str(error)) from None
     if request.steps < 1:
@@ -63,7 +64,7 @@ def check(recipe: Recipe, ae: Autoencoder, request: Request) -> Job:
                 f"{request.condition} needs at least {needed} frames, not {request.frames}"
             )
     references = check_references(request.condition, request.ref, ae)
-    tokens = (latent[0], latent[1] // patch, latent[2] // patch)
+    tokens = geometry.token_grid(*size)
     branches = guidance_branches(recipe, request, tokens)
     full = guidance_branches(recipe, request, tokens, full=True)
     return Job(request, latent, tokens, references, branches, full)

@@ -51,7 +51,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """What is told while a video forms, and who makes it; nothing here changes what it shows."""
+    """What to report while a video forms, and which ranks make it: not what it shows."""
 
     progress: Progress | None = None
     preview: Preview | None = None
@@ -167,7 +167,7 @@ class Pipeline:
             pipeline.model  # noqa: B018  weights that do not fit are refused before text is read
         return pipeline
 
-    def painter(self, weights: str | Path, autoencoder: Mapping[str, Any]) -> "Pipeline":
+    def image_pipeline(self, weights: str | Path, autoencoder: Mapping[str, Any]) -> "Pipeline":
         """FLUX.1's image model in the same transformer, reading the same text as this model.
 
         `autoencoder` is as in a recipe: {"kind": "flux_ae", "path": "ae.safetensors"}.
@@ -212,7 +212,7 @@ class Pipeline:
 
     @property
     def weights_hash(self) -> str:
-        """Tells apart the weights that videos were made with, whatever file held them."""
+        """Identifies the weights, independently of the file and layout they were loaded from."""
         if not self._weights_hash:
             self._weights_hash = fingerprint(self.model)
         return self._weights_hash

@@ -63,7 +63,7 @@ def make_requests(
     for prompt in prompts:
         row = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt)
         first = int(row.pop("seed", seed))
-        # A size of its own takes the place of the common one, however either is said.
+        # A size of its own replaces the common one, in whichever form either is given.
         own_size = any(name in row for name in SIZES)
         rest = {k: v for k, v in common.items() if not (own_size and k in SIZES)}
         one = _request(pipeline, first, **{**rest, **row})

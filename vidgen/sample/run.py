@@ -9,6 +9,7 @@ from tqdm import tqdm
 from vidgen.data.read.video import written_suffix
 from vidgen.errors import UserError
 from vidgen.runtime.observe.timer import StepTimer
+from vidgen.sample.job import Job
 from vidgen.sample.output import RunSummary, agreed, free_names, make_folder, write_sample
 from vidgen.sample.parallel import ALONE, Team
 from vidgen.sample.pipeline import Pipeline, SamplingOptions
@@ -48,9 +49,13 @@ def sample_to_folder(
     with tqdm(total=total, unit="pass", desc="sample", disable=not writes_summary) as bar:
         for job, path in mine:
             with _preview_beside(path, colours if team.leads else None) as look:
-                options = SamplingOptions(
+
+                def advance(done: int, steps: int, job: Job = job) -> None:
                     # In passes of the model: the bar moves evenly and its estimate holds
-                    progress=lambda done, steps, job=job: bar.update(job.passes[done - 1]),
+                    bar.update(job.passes[done - 1])
+
+                options = SamplingOptions(
+                    progress=advance,
                     preview=look,
                     timer=timer,
                     team=team,

@@ -221,7 +221,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
     def phase(self, name: str, *, storage: bool = False) -> Iterator[None]:
         """Names what runs next: for the step's times, a profile, and ranks waiting for this one.
 
-        Of a phase that waits for `storage` the watchdog is more patient.
+        The watchdog allows more time for a phase that waits for `storage`.
         """
         flight_recorder.note(name, step=self.step + 1, storage=storage)
         with self.timer.phase(name):

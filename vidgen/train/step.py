@@ -62,7 +62,8 @@ def make_example(
     """
     draws = [ExampleDraws(encode.seed, batch.epoch, key, encode.device) for key in batch.keys]
     bucket, patch = batch.bucket, config.patch_size
-    grid = Geometry.of(encode.autoencoder).latent_grid(bucket.frames, bucket.height, bucket.width)
+    geometry = Geometry.of(encode.autoencoder)
+    grid = geometry.latent_grid(bucket.frames, bucket.height, bucket.width)
 
     # Encode: clips and captions, unless the latent cache has them
     if batch.latents is None:

@@ -230,14 +230,29 @@ def test_a_forged_record_has_nobody_signalled(tmp_path: Path, board: Board, star
     assert foreign.poll() is None
 
 
-def test_ranks_end_with_their_launcher(tmp_path: Path, board: Board, start: Start) -> None:
-    launcher = start(
-        "import subprocess, sys, time\n"
-        f"ranks = [subprocess.Popen([sys.executable, '-c', {SLEEPS!r}]) for _ in range(2)]\n"
-        f"open({str(tmp_path / 'pids')!r}, 'w').write(f'{{ranks[0].pid}} {{ranks[1].pid}} .')\n"
-        "time.sleep(100)"
-    )
-    pids = tmp_path / "pids"
+LAUNCHER = """
+import os, subprocess, sys, time
+ranks = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"]) for _ in "01"]
+open({pids!r}, "w").write(f"{{ranks[0].pid}} {{ranks[1].pid}} .")
+while not os.path.exists({go!r}):
+    time.sleep(0.01)
+ranks[1].kill()
+"""
+
+
+@pytest.mark.parametrize(
+    ("killed", "said_why"),
+    [
+        (True, "the launcher (process {}) was killed by SIGKILL; its ranks end too"),
+        # It gives up at once because of a rank, which is the one to name.
+        (False, "rank 1 (step 3, forward) was killed by SIGKILL"),
+    ],
+)
+def test_ranks_end_with_their_launcher(
+    killed: bool, said_why: str, tmp_path: Path, board: Board, start: Start
+) -> None:
+    pids, go = tmp_path / "pids", tmp_path / "go"
+    launcher = start(LAUNCHER.format(pids=str(pids), go=str(go)))
     while not (pids.exists() and pids.read_text().endswith(".")):
         time.sleep(0.05)
     ranks = [int(pid) for pid in pids.read_text().split()[:2]]
@@ -245,9 +260,12 @@ def test_ranks_end_with_their_launcher(tmp_path: Path, board: Board, start: Star
         board.write(rank(number, pid=pid))
     process = watching(board, tmp_path, launcher.pid, "tied")
     time.sleep(1.5)
-    launcher.kill()
-    _, said = process.communicate(timeout=30)
-    assert f"the launcher (process {launcher.pid}) was killed by SIGKILL" in said
+    if killed:
+        launcher.kill()
+    else:
+        go.touch()
+    _, said = process.communicate(timeout=60)
+    assert said_why.format(launcher.pid) in said
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and any(
         process_state(pid) not in ("gone", "Z") for pid in ranks

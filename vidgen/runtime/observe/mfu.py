@@ -29,9 +29,9 @@ def mfu(model_flops: float, seconds: float, peak: Peak, devices: int = 1) -> flo
     return model_flops / (seconds * devices * peak.flops_per_s)
 
 
-def hfu(executed_flops: float, seconds: float, peak: Peak, devices: int = 1) -> float:
+def hfu(hardware_flops: float, seconds: float, peak: Peak, devices: int = 1) -> float:
     """The same with recompute counted: how busy the hardware was."""
-    return mfu(executed_flops, seconds, peak, devices)
+    return mfu(hardware_flops, seconds, peak, devices)
 
 
 def known_peak(device_name: str, dtype: torch.dtype) -> float | None:

@@ -45,7 +45,7 @@ class ValidationPage:
         self._first = self._first or (step, found)
         facts: dict[str, object] = {"step": step}
         if found.figures:
-            facts[f"validation {found.kind.name}"] = found.kind.said(found.figures)
+            facts[f"validation {found.kind.name}"] = found.kind.summarise(found.figures)
         at_first, first = self._first
         newest = {each.title: each for each in found.shown}
         pairs = [] if at_first == step else [x for x in first.shown if x.title in newest]

@@ -23,9 +23,8 @@ class SkipList:
     def add(self, positions: Iterable[Position], *, write: bool) -> None:
         """Every rank adds the same; one writes."""
         self.positions |= set(positions)
-        if not write:
-            return
-        files.write_text(self._path, json.dumps(sorted(self.positions)))
+        if write:
+            files.write_text(self._path, json.dumps(sorted(self.positions)))
 
     def advance(self, loader: Loader) -> None:
         """Move the loader to its next step whose batches are not listed."""

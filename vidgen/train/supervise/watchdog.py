@@ -251,13 +251,14 @@ def watch(
         own = [record for record in known if record.pid]
         for record in own:
             processes.adopt(record.rank, record.pid)
-        if all(record.left or record.rank in processes.ended for record in own):
-            if len(own) == local and all(record.left for record in own):
-                return
-            if launcher is not None:  # the launcher ended after its ranks
-                return
+        if len(own) == local and all(record.left for record in own):
+            return
         if launcher is not None:
-            end_all(board, processes, folder, f"the launcher {launcher}; its ranks end too", 0.0)
+            # A launcher may give up because of a rank before its failure has settled.
+            causes = [f for f in Judge.failures(known, processes.ended) if not f.consequence]
+            if causes or not all(r.left or r.rank in processes.ended for r in own):
+                own_line = f"the launcher {launcher}; its ranks end too"
+                end_all(board, processes, folder, causes[0].line if causes else own_line, 0.0)
             return
         line = board.verdict() or judge.look(
             known, time.monotonic(), processes.ended, processes.stopped

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidgen.runtime.attention.backends import rows
 from vidgen.runtime.ops import dispatch, kernels
+from vidgen.runtime.ops.kernels import rows
 from vidgen.runtime.ops.registry import define
 
 

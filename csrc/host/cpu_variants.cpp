@@ -1,4 +1,7 @@
-#include "cpu/variants.h"
+#include "host/cpu_variants.h"
+
+#include <atomic>
+#include <stdexcept>
 
 #include "host/cpu_features.h"
 
@@ -41,20 +44,53 @@ const Usable& usable() {
   return found;
 }
 
+std::atomic<const Variant*>& selection() {
+  static std::atomic<const Variant*> selected{usable().list};
+  return selected;
+}
+
 }  // namespace
+
+std::vector<std::string> compiled_variants() {
+  return {
+#ifdef VIDGEN_HAS_avx512_bf16
+      "avx512_bf16",
+#endif
+#ifdef VIDGEN_HAS_avx512
+      "avx512",
+#endif
+#ifdef VIDGEN_HAS_avx2
+      "avx2",
+#endif
+#ifdef VIDGEN_HAS_baseline
+      "baseline",
+#endif
+  };
+}
 
 int variants(const Variant** first) {
   *first = usable().list;
   return usable().count;
 }
 
+const Variant& selected_variant() { return *selection().load(std::memory_order_relaxed); }
+
+void select_variant(const std::string& name) {
+  for (int i = 0; i < usable().count; ++i) {
+    if (name == usable().list[i].name) {
+      selection().store(&usable().list[i], std::memory_order_relaxed);
+      return;
+    }
+  }
+  throw std::invalid_argument("no compiled variant " + name + " runs on this CPU");
+}
+
 #define VIDGEN_DEFINE(name, Args)            \
   void name(const Args& args, int threads) { \
     check(args);                             \
-    usable().list[0].name(args, threads);    \
+    selected_variant().name(args, threads);  \
   }
 VIDGEN_FOR_EACH_KERNEL(VIDGEN_DEFINE)
-VIDGEN_FOR_EACH_ATTENTION_KERNEL(VIDGEN_DEFINE)
 #undef VIDGEN_DEFINE
 
 }  // namespace vidgen::cpu
