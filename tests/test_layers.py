@@ -34,8 +34,13 @@ MAY_IMPORT = {
     "runtime": {"base"},
     "base": set(),
 }
-# Protocols without an implementation: diffusion works with any autoencoder and imports none.
-INTERFACES = {"vidgen.models.autoencoder", "vidgen.models.text.encoder"}
+# Protocols without an implementation: diffusion works with any autoencoder and imports none. And
+# the sizes of an autoencoder's latents, which need no model.
+INTERFACES = {
+    "vidgen.models.autoencoder",
+    "vidgen.models.geometry",
+    "vidgen.models.text.encoder",
+}
 
 # Files that may start another program, and why no library call does.
 SHELL_OUTS: dict[str, str] = {

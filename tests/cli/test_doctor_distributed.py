@@ -16,6 +16,7 @@ from vidgen.errors import UserError
 from vidgen.runtime.parallel.cluster_check import _slow
 
 
+@pytest.mark.slow
 def test_four_ranks_on_a_mesh_of_two_axes() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -17,9 +17,10 @@ from vidgen.errors import UserError
 from vidgen.models.mmdit.model import Stream
 from vidgen.runtime import parallel
 from vidgen.runtime.parallel import World
-from vidgen.sample import Pipeline, Request, draw_first_frames, make_requests, write_samples
-from vidgen.sample.hooks import Hooks, Moment
+from vidgen.sample import Pipeline, Request, draw_first_frames, make_requests, sample_to_folder
+from vidgen.sample.hooks import Hooks, ModelPass
 from vidgen.sample.parallel import ALONE, Team, make_team
+from vidgen.sample.pipeline import SamplingOptions
 
 Ranks = Callable[..., list[Any]]
 
@@ -58,10 +59,11 @@ def on_ranks(
     team = make_team(
         here, len(requests), context=context, branch=branch, ulysses=ulysses, text=text
     )
-    features = pipeline.features(requests)
-    mine = requests[team.index :: team.count]
-    videos = [pipeline.video(r, features, team=team) for r in mine]
-    written = write_samples(pipeline, requests, folder / "out", team=team)
+    jobs = [pipeline.check(request) for request in requests]
+    features = pipeline.features(jobs)
+    options = SamplingOptions(team=team)
+    videos = [pipeline.video(job, features, options) for job in jobs[team.index :: team.count]]
+    written = sample_to_folder(pipeline, requests, folder / "out", team=team)
     return {
         "team": [team.index, team.count, team.leads],
         "hashes": [hashlib.sha256(v.tobytes()).hexdigest() for v in videos],
@@ -96,7 +98,7 @@ def test_the_same_bits_on_any_number_of_ranks(
     assert [v["file"] for v in summary["videos"]] == ["0000.mp4", "0001.mp4"]
     assert [v["seed"] for v in summary["videos"]] == [0, 4]
     assert len(list(out.iterdir())) == 3
-    write_samples(pipeline, requests, tmp_path / "alone")
+    sample_to_folder(pipeline, requests, tmp_path / "alone")
     for name in ("0000.mp4", "0001.mp4"):
         assert (out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
@@ -138,8 +140,8 @@ def hooked_streams(rank: int, world: int, folder: Path, text: Any) -> list[list[
     """Sizes of the streams that a hook sees, and the text tokens that its moment announces."""
     sizes: list[list[int]] = []
 
-    def capture(moment: Moment, index: int, stream: Stream) -> Stream:
-        sizes.append([moment.text_length, *(part.shape[1] for part in stream)])
+    def capture(current: ModelPass, index: int, stream: Stream) -> Stream:
+        sizes.append([current.text_length, *(part.shape[1] for part in stream)])
         return stream
 
     pipeline = small_pipeline()
@@ -151,7 +153,8 @@ def hooked_streams(rank: int, world: int, folder: Path, text: Any) -> list[list[
     requests = wanted(pipeline, "", short=True)
     here = World(rank, world, rank, torch.device("cpu"))
     team = make_team(here, 1, context=world, ulysses=1, text=text)
-    pipeline.video(requests[0], pipeline.features(requests), team=team)
+    job = pipeline.check(requests[0])
+    pipeline.video(job, pipeline.features([job]), SamplingOptions(team=team))
     return sizes
 
 
@@ -180,7 +183,7 @@ def test_how_ranks_are_shared_out() -> None:
 
 
 def first_frames(rank: int, world: int, folder: Path) -> list[str]:
-    painter = small_pipeline(model={"guidance_embed": True, "cond_embed": False})
+    images = small_pipeline(model={"guidance_embed": True, "cond_embed": False})
     pipeline = small_pipeline()
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.FileStore(str(folder / "store"), world), rank=rank,
@@ -188,8 +191,8 @@ def first_frames(rank: int, world: int, folder: Path) -> list[str]:
     )  # fmt: skip
     requests = make_requests(pipeline, ["a", "b"], frames=5, steps=2)
     team = make_team(World(rank, world, rank, torch.device("cpu")), len(requests))
-    drawn = draw_first_frames(painter, requests, folder / "out", resolution="32px", team=team)
-    write_samples(pipeline, drawn, folder / "out", team=team)
+    drawn = draw_first_frames(images, requests, folder / "out", resolution="32px", team=team)
+    sample_to_folder(pipeline, drawn, folder / "out", team=team)
     return [Path(r.ref[0]).name for r in drawn]
 
 

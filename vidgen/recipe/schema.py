@@ -193,6 +193,12 @@ class Recipe:
             named_tensors(self.model, self.train.reinitialise)
         except UserError as error:
             raise ValueError(f"train.reinitialise: {error}") from error
+        if self.conditions.given_weight != 1 and not self.model.cond_embed:
+            raise ValueError(
+                f"conditions.given_weight is {self.conditions.given_weight:g}, but a model with "
+                "cond_embed false is given no frames: set model.cond_embed=true or "
+                "conditions.given_weight=1"
+            )
         if self.alignment.weight:
             blocks = self.model.depth + self.model.depth_single_blocks
             if self.alignment.layer > blocks:

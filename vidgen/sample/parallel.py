@@ -1,6 +1,5 @@
 """Several ranks and one video: its tokens, or its guidance branches, are shared out."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -106,17 +105,23 @@ def make_team(
     )
 
 
-def share_branches(
-    group: Group | None, names: tuple[str, ...], evaluate: Callable[[str], Tensor], like: Tensor
-) -> Mapping[str, Tensor]:
-    """Each rank evaluates its share of the branches; all get all of them, bit for bit."""
+def own_branches(group: Group | None, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The guidance branches that this rank evaluates."""
     if group is None:
-        return {name: evaluate(name) for name in names}
-    rank, size = dist.get_rank(group), dist.get_world_size(group)
-    mine = {name: evaluate(name).contiguous() for name in names[rank::size]}
+        return names
+    return names[dist.get_rank(group) :: dist.get_world_size(group)]
+
+
+def gather_branches(
+    group: Group | None, names: tuple[str, ...], mine: dict[str, Tensor], like: Tensor
+) -> dict[str, Tensor]:
+    """The velocities of all branches on every rank, bit for bit."""
+    if group is None:
+        return mine
+    size = dist.get_world_size(group)
     found = {}
     for number, name in enumerate(names):
-        velocity = mine[name] if name in mine else torch.empty_like(like)
+        velocity = mine[name].contiguous() if name in mine else torch.empty_like(like)
         dist.broadcast(as_bytes(velocity), group=group, group_src=number % size)
         found[name] = velocity
     return found

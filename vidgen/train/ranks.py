@@ -111,7 +111,7 @@ class Ranks:
             assert self.mesh is not None
             tensor_parallel.sum_norm_gradients(named, self.mesh["tensor"])
 
-    def for_checkpoint(self, tensors: Tensors) -> Tensors:
+    def to_checkpoint_layout(self, tensors: Tensors) -> Tensors:
         """The tensors as they are stored: in the model's order, whatever divides it here."""
         if self.config.tensor == 1:
             return tensors
@@ -121,8 +121,8 @@ class Ranks:
             for group, members in tensors.items()
         }
 
-    def from_checkpoint(self, tensors: Tensors, loaded: Tensors) -> None:
-        """Take back what was loaded into `for_checkpoint`'s tensors."""
+    def from_checkpoint_layout(self, tensors: Tensors, loaded: Tensors) -> None:
+        """Copy what was loaded into `to_checkpoint_layout`'s tensors back into these."""
         if self.config.tensor == 1:
             return
         for group, members in tensors.items():

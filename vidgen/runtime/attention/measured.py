@@ -9,13 +9,14 @@ import importlib.metadata
 import json
 import logging
 import os
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vidgen.errors import UserError
+from vidgen.runtime import files
 from vidgen.runtime.attention.backends import Backend, Needs
 from vidgen.runtime.attention.mask import K_BLOCK, Q_BLOCK, BlockMask
 from vidgen.runtime.attention.soundness import plain_torch
@@ -167,13 +168,6 @@ def _write(case: str) -> None:
     everything.setdefault(machine(), {})[case] = _here()[case]
     target = path()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=target.parent, prefix=".attention-", delete=False
-        ) as partial:
-            json.dump(everything, partial, indent=1)
-        os.replace(partial.name, target)
-    except OSError as error:
-        _log.warning(
-            "attention: %s is not written, so it will be measured again: %s", target, error
-        )
+        files.write_text(target, json.dumps(everything, indent=1))
+    except UserError as error:
+        _log.warning("attention: %s; backends are measured again in the next run", error)

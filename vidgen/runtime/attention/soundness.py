@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from vidgen.runtime.attention.backends import Backend, Needs
 from vidgen.runtime.attention.mask import K_BLOCK, Q_BLOCK, BlockMask
-from vidgen.runtime.attention.merge import merge
+from vidgen.runtime.ops.merge import merge
 
 _log = logging.getLogger(__name__)
 _found: dict[tuple[str, Needs], str] = {}

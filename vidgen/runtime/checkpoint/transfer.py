@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vidgen.runtime import native
 from vidgen.runtime.checkpoint import python_io
-from vidgen.runtime.checkpoint.jobs import Hook, OutputFile, Problem, Span, Statistics
+from vidgen.runtime.checkpoint.jobs import Hook, OutputFile, Problem, ReadSpan, Statistics
 from vidgen.runtime.checkpoint.layout import CHUNK
 
 _MIB = 1 << 20
@@ -99,7 +99,7 @@ def write_files(
 
 def read_spans(
     folder: Path,
-    spans: Sequence[Span],
+    spans: Sequence[ReadSpan],
     *,
     keep_going: bool = False,
     progress: Callable[[int], None] | None = None,
@@ -133,18 +133,18 @@ def read_spans(
     return [Problem(spans[index], *rest) for index, *rest in found], Statistics(**statistics)
 
 
-_lost: list[Sequence[Span]] = []  # whose memory a stuck read may still fill
+_lost: list[Sequence[ReadSpan]] = []  # whose memory a stuck read may still fill
 
 
-def _job(span: Span, file: int) -> tuple[object, ...]:
+def _job(span: ReadSpan, file: int) -> tuple[object, ...]:
     wanted, address = (0, 0) if span.out is None else (span.out.nbytes, span.out.data_ptr())
     return file, span.offset, span.size, span.crcs, span.begin, wanted, address
 
 
 @cache
 def _read_threads() -> int:
-    """More than cores: most of them wait for the disk."""
-    return min(16, max(4, 2 * len(os.sched_getaffinity(0))))
+    """More than cores: a disk needs this many requests under way to reach its speed."""
+    return min(16, max(8, 2 * len(os.sched_getaffinity(0))))
 
 
 def copy(pairs: Sequence[tuple[Tensor, Tensor]], threads: int) -> None:

@@ -257,8 +257,8 @@ def watch(
             # A launcher may give up because of a rank before its failure has settled.
             causes = [f for f in Judge.failures(known, processes.ended) if not f.consequence]
             if causes or not all(r.left or r.rank in processes.ended for r in own):
-                line = f"the launcher {launcher}; its ranks end too"
-                end_all(board, processes, folder, causes[0].line if causes else line, 0.0)
+                own_line = f"the launcher {launcher}; its ranks end too"
+                end_all(board, processes, folder, causes[0].line if causes else own_line, 0.0)
             return
         line = board.verdict() or judge.look(
             known, time.monotonic(), processes.ended, processes.stopped
