@@ -1,4 +1,4 @@
-"""Builds vidgen/_native*.so with CMake; everything else is in pyproject.toml.
+"""Builds vidgen/_native*.so with CMake and packs recipes/; the rest is in pyproject.toml.
 
 VIDGEN_CUDA=0|1      leave the GPU kernels out, or insist on them. By default they are built where
                      nvcc is found and either a GPU is visible or VIDGEN_CUDA_ARCHS is set.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
 
@@ -149,4 +150,20 @@ class CMakeBuild(build_ext):
         shutil.copy2(next(work.glob("_native*.so")), target)
 
 
-setup(ext_modules=[Extension("vidgen._native", [])], cmdclass={"build_ext": CMakeBuild})
+class PackRecipes(build_py):
+    """A wheel holds recipes/ as vidgen/recipes/; an editable install reads them in the checkout."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            packed = Path(self.build_lib) / "vidgen" / "recipes"
+            shutil.rmtree(packed, ignore_errors=True)  # what an older build packed
+            packed.mkdir(parents=True)
+            for recipe in ROOT.glob("recipes/*.yaml"):
+                shutil.copy2(recipe, packed)
+
+
+setup(
+    ext_modules=[Extension("vidgen._native", [])],
+    cmdclass={"build_ext": CMakeBuild, "build_py": PackRecipes},
+)

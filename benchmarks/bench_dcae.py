@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from vidgen.models.autoencoder import latent_grid
+from vidgen.models.geometry import Geometry
 from vidgen.models.video_dcae import VideoDCAE, VideoDCAEConfig
 from vidgen.models.video_dcae.layers import (
     AttentionBlock,
@@ -189,7 +189,7 @@ def dcae_rows(
     model = ours(config, bench)
     plain = as_torch_runs_it(model)
     video = bench.random(1, 3, *shape)
-    latent = bench.random(1, config.latent_channels, *latent_grid(model, *shape))
+    latent = bench.random(1, config.latent_channels, *Geometry.of(model).latent_grid(*shape))
     with torch.device("meta"):
         weightless = VideoDCAE(config)
     flops = [

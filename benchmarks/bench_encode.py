@@ -29,6 +29,7 @@ from vidgen.data.cache.latents import LatentCache, facts_of, settings_of
 from vidgen.data.index.buckets import Bucket, BucketTable, assign
 from vidgen.data.index.manifest import Manifest, write_manifest
 from vidgen.data.read.video import ClipRequest, read_clip, write_video
+from vidgen.models.geometry import Geometry
 from vidgen.models.text.builtin import BuiltinText
 from vidgen.models.text.config import TextConfig
 from vidgen.models.video_dcae import VideoDCAE
@@ -36,7 +37,8 @@ from vidgen.models.video_dcae.config import VideoDCAEConfig
 from vidgen.runtime.observe import results
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FRAMES, FILE_FRAMES, MULTIPLE = 32, 65, 32
+FRAMES, FILE_FRAMES = 32, 65
+GEOMETRY = Geometry.of(VideoDCAEConfig())
 CONFIG, RESOLUTION = (
     (VideoDCAEConfig(), "256px")
     if DEVICE == "cuda"
@@ -82,7 +84,7 @@ class Run:
             dtype=torch.float32,
         )
         self.manifest = Manifest.open(manifest)
-        table = BucketTable(self.cfg, causal=False, spatial_multiple=MULTIPLE)
+        table = BucketTable(self.cfg, GEOMETRY)
         assigned = assign(table, self.manifest, None).bucket_of_row
         self.buckets: list[Bucket] = [table.buckets[number] for number in assigned]
 
@@ -105,8 +107,7 @@ class Run:
             self.manifest,
             self.codec,
             device=DEVICE,
-            causal=False,
-            spatial_multiple=MULTIPLE,
+            geometry=GEOMETRY,
             progress=lambda _: self.done_at.append(time.perf_counter()),
         )
 

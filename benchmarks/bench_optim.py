@@ -19,7 +19,7 @@ from vidgen.errors import UserError
 from vidgen.recipe.schema import OptimConfig
 from vidgen.runtime import ops
 from vidgen.runtime.observe import results
-from vidgen.train.optim.optimizer import EMA, build_optimizer
+from vidgen.train.optim.optimizer import EMA, build_optimizer, update_weights_and_ema
 
 WIDTH = 3072
 BYTES = {"fp32": 16, "bf16": 8, "8bit": 4}  # read and written of both moments, each element
@@ -42,15 +42,13 @@ def stepper(
     """One step as training takes it, and the bytes it must move."""
     named = parameters(elements, device)
     ema = EMA(named, 0.9999) if average else None
-    optimizer = build_optimizer(named.values(), OptimConfig(states=states, eps=1e-8), ema)
+    optimizer = build_optimizer(named.values(), OptimConfig(states=states, eps=1e-8))
     step = 0
 
     def call() -> None:
         nonlocal step
         step += 1
-        optimizer.step()
-        if ema is not None:
-            ema.update(step)
+        update_weights_and_ema(optimizer, ema, step)
 
     count = sum(p.numel() for p in named.values())
     each = WEIGHTS + GRADIENT + BYTES[states] + (AVERAGE if average else 0)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vidgen.diffusion.guidance import GuidanceConfig, plan
-from vidgen.diffusion.sampler import evaluations
+from vidgen.diffusion.solvers import passes_per_step
 from vidgen.models.hunyuan_vae.config import HunyuanVAEConfig
 from vidgen.models.mmdit import PRESETS, MMDiT, MMDiTConfig, ModulationTable, Seams
 from vidgen.models.mmdit.flops import flops
@@ -33,7 +33,7 @@ from vidgen.runtime.observe import results
 from vidgen.runtime.observe.memory import peak_memory_gb
 from vidgen.runtime.observe.mfu import measure_matmul, peak
 from vidgen.sample.hooks import RunBlock
-from vidgen.sample.memory import activation_bytes, parse_memory, plan_memory
+from vidgen.sample.memory import MemoryNeeds, activation_bytes, parse_memory, plan_memory
 from vidgen.sample.streaming import BlockStream
 
 # 16:9, 129 frames: pixels, tokens, and seconds of 50 steps as published for one GPU.
@@ -107,7 +107,7 @@ def planned_passes(grid: tuple[int, int, int], has_image: bool) -> int:
         said.oscillate_after,
         said.dynamic_img,
     )
-    return evaluations(plan(config, STEPS, grid, has_image=has_image))
+    return sum(passes_per_step(plan(config, STEPS, grid, has_image=has_image)))
 
 
 def row(
@@ -184,12 +184,14 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
         limit,
         config,
         HunyuanVAEConfig(path=""),
-        grid=grid,
-        text_length=TEXT,
-        video=video,
-        around_bytes=stream.around_bytes + int(VAE_BYTES),
-        table_bytes=2 * STEPS * chunks * config.hidden_size * dtype.itemsize,
-        dtype=dtype,
+        MemoryNeeds(
+            video=video,
+            tokens=grid,
+            text_length=TEXT,
+            around_bytes=stream.around_bytes + int(VAE_BYTES),
+            table_bytes=2 * STEPS * chunks * config.hidden_size * dtype.itemsize,
+        ),
+        dtype,
     )
     # As planned; then half and none of the blocks on the device, to see what streaming costs.
     least = 2 * max(stream.sizes)

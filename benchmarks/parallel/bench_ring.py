@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from vidgen.runtime.attention import attention
+from vidgen.runtime.attention.choice import choose_for_blocks
 from vidgen.runtime.observe import results
-from vidgen.runtime.parallel.block import block_kernel
 from vidgen.runtime.parallel.ring import attend_over
 
 
@@ -103,7 +103,7 @@ def measure(
         "heads": heads,
         "head_dim": head_dim,
         "dtype": str(dtype).removeprefix("torch."),
-        "block_kernel": block_kernel(part[0]).name,
+        "backend": choose_for_blocks(part[0], length, gradient=True).name,
         "kernel_forward_ms": whole[0] * 1e3,
         "kernel_backward_ms": whole[1] * 1e3,
         "kernel_tflops": 3.5 * flops / sum(whole) / 1e12,

@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from vidgen.models.mmdit import MMDiTConfig
+from vidgen.models.mmdit.flops import flops
 from vidgen.runtime import native
 from vidgen.runtime.ops.catalogue import OPS
 
@@ -143,21 +146,47 @@ def test_dcae_latents_are_a_quarter_of_the_tokens(
 
 
 def test_dcae_at_the_reports_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """76k tokens against 19k, attention and all: the report's factors stand beside."""
-    import torch
+    """76k tokens against 19k, attention and all: training and sampling run at the report's shape on
+    tensors without data, through a tenth of the blocks."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from vidgen.bench import dcae
+    from vidgen.bench import dcae, measure
+    from vidgen.models.mmdit import MMDiT
+    from vidgen.plan.workload import workload_of
     from vidgen.recipe.reader import read_recipe
     from vidgen.recipe.schema import Recipe
 
     path = Path(__file__).resolve().parents[2] / "recipes/stage3.yaml"
-    monkeypatch.setattr(dcae, "_figures", lambda *_: iter([{}]))
-    device = torch.device("cpu")
-    recipe = read_recipe(path, [], Recipe)
-    found = dcae.measure(device, torch.float32, recipe, ["768px x 129"], 1, 1)
+    full = workload_of(read_recipe(path, [], Recipe))
+    assert flops(full.model, (33, 48, 48), 512).training == pytest.approx(1.53e16, rel=0.02)
+    depth = ("model.depth=2", "model.depth_single_blocks=4", "recompute.dual=2")
+    recipe = read_recipe(path, [*depth, "recompute.single=4"], Recipe)
+    passes: list[tuple[int, ...]] = []
+
+    def model(config: MMDiTConfig, *_: object) -> MMDiT:
+        made = MMDiT(config)
+        made.register_forward_pre_hook(
+            lambda _, args, inputs: passes.append(tuple(inputs["x_BVD"].shape)), with_kwargs=True
+        )
+        return made
+
+    monkeypatch.setenv("VIDGEN_ATTENTION", "sdpa_flash_cpu")
+    monkeypatch.setattr(measure, "random_model", model)
+    with FakeTensorMode():
+        found = dcae.measure(
+            torch.device("cpu"), torch.float32, recipe, ["768px x 129"], batch=1, repeats=1
+        )
     own, ours = found["rows"]
     assert (own["video_tokens"], ours["video_tokens"]) == (76_032, 19_008)
-    assert own["training_flops"] == pytest.approx(1.53e16, rel=0.02)
+    # Two steps of one of four ranks, then two sampling passes of the whole.
+    assert passes == [
+        *[(1, 76_032 // 4, 64)] * 2,
+        *[(1, 76_032, 64)] * 2,
+        *[(1, 19_008 // 4, 128)] * 2,
+        *[(1, 19_008, 128)] * 2,
+    ]
+    assert all(row["training_ms"] > 0 and row["sampling_ms"] > 0 for row in found["rows"])
+    assert ours["training_speed_up"] == own["training_ms"] / ours["training_ms"]
     assert (ours["report_training_speed_up"], ours["report_sampling_speed_up"]) == (5.2, 10.0)
     assert ours["training_flops_ratio"] > 5.2
 

@@ -10,10 +10,11 @@ import pytest
 from vidgen.runtime import native
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.timeout(1800)  # a slow machine builds for long
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # a slow machine builds for long
 
 
 def build_and_run(build: Path, *options: str) -> str:
+    """Kept between runs, so that only what changed is compiled."""
     cmake = shutil.which("cmake")
     if cmake is None or not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         pytest.skip("needs cmake and a C++ compiler")
@@ -43,7 +44,6 @@ def has_bf16_products() -> bool:
 
 
 def test_kernels_of_every_variant_this_cpu_runs():
-    # Kept between runs, so that only what changed is compiled.
     options = ("-DCMAKE_BUILD_TYPE=Release", "-DVIDGEN_CPU_VARIANTS=runnable")
     shown = build_and_run(ROOT / "build" / "cpp_tests", *options)
     ran = [line.removeprefix("variant ") for line in shown.splitlines() if "variant " in line]
@@ -63,14 +63,17 @@ def test_kernels_for_bf16_products_without_them():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "variants", ["best", pytest.param("runnable", marks=pytest.mark.long)], ids=str
+)
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
-def test_kernels_under_sanitizer(sanitizer):
+def test_kernels_under_sanitizer(sanitizer, variants):
+    """The variants are one source: the widest vectors show most of what there is to see."""
+    folder = f"cpp_tests_{sanitizer.replace(',', '_')}"
     build_and_run(
-        ROOT / "build" / f"cpp_tests_{sanitizer.replace(',', '_')}",
+        ROOT / "build" / (folder if variants == "best" else f"{folder}_{variants}"),
         f"-DVIDGEN_SANITIZE={sanitizer}",
         "-DCMAKE_BUILD_TYPE=None",
         "-DCMAKE_CXX_FLAGS=-O1",
-        # One source: the widest vectors show what there is to be shown.
-        "-DVIDGEN_CPU_VARIANTS=best",
+        f"-DVIDGEN_CPU_VARIANTS={variants}",
     )

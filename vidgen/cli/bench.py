@@ -18,10 +18,10 @@ Suite = tuple[dict[str, Any], Callable[[dict[str, Any]], list[str]]]
 
 EXAMPLE = """\
   vidgen bench ops --tokens 8960 --op modulate gelu_tanh --peer eager torch.compile
-  vidgen bench mfu recipes/stage1.yaml --bucket "256px x 129" --out mfu.json
-  vidgen bench step recipes/stage1.yaml --bucket "256px x 129"
-  vidgen bench mfu recipes/stage1.yaml model=tiny --bucket "256px x 5" --batch 1
-  vidgen bench dcae recipes/stage3.yaml --bucket "768px x 129"
+  vidgen bench mfu stage1 --bucket "256px x 129" --out mfu.json
+  vidgen bench step stage1 --bucket "256px x 129"
+  vidgen bench mfu stage1 model=tiny --bucket "256px x 5" --batch 1
+  vidgen bench dcae stage3 --bucket "768px x 129"
 """
 
 
@@ -35,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "dcae: how much faster it trains and samples with the Video DC-AE's latents",
     )
     parser.add_argument(
-        "recipe", metavar="RECIPE", nargs="*", help="mfu, step, dcae: a YAML file, then key=value"
+        "recipe",
+        metavar="RECIPE",
+        nargs="*",
+        help="mfu, step, dcae: a YAML file or a name, then key=value",
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument(
@@ -138,7 +141,7 @@ def run_model(args: argparse.Namespace, device: "torch.device", dtype: "torch.dt
     from vidgen.bench import dcae, mfu
 
     if not args.recipe:
-        raise UserError(f"bench {args.suite} takes a recipe, such as recipes/stage1.yaml")
+        raise UserError(f"bench {args.suite} takes a recipe, such as stage1")
     recipe = read_transformer(args.recipe[0], args.recipe[1:])
     where = (device, dtype, recipe, args.bucket, args.batch)
     if args.suite == "step":

@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if args.distributed:
-        from vidgen.cli.doctor_distributed import survey_ranks
+        from vidgen.cli.doctor_distributed import check_ranks
 
-        survey_ranks(args.mesh, args.message, args.json)
+        check_ranks(args.mesh, args.message, args.json)
         return
     directory = Path(args.dir)
     if not directory.is_dir() or not os.access(directory, os.W_OK):

@@ -16,16 +16,17 @@ CPU_VARIANTS = ("baseline", "avx2", "avx512", "avx512_bf16")
 
 @cache
 def _attempt() -> tuple[ModuleType | None, str]:
+    module: ModuleType | None
+    why = ""
     try:
-        module = importlib.import_module("vidgen._native")
+        module = found = importlib.import_module("vidgen._native")
     except ModuleNotFoundError:
         module, why = None, "vidgen._native is not built; type: pip install . (or pip install -e .)"
     except ImportError as error:
         module, why = None, f"vidgen._native does not load: {str(error).splitlines()[0]}"
     else:
-        why = ""
-        if not module.cpu_variants():
-            compiled = ", ".join(module.compiled_cpu_variants())
+        if not found.cpu_variants():
+            compiled = ", ".join(found.compiled_cpu_variants())
             module, why = None, f"vidgen._native is compiled for {compiled} and this CPU runs none"
     if wish := os.environ.get("VIDGEN_CPU"):
         _select(module, wish, why)

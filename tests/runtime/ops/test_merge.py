@@ -1,8 +1,6 @@
 """Attention over parts of the keys, joined, is attention over all of them."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -155,18 +153,3 @@ def test_shapes_that_do_not_match(request: pytest.FixtureRequest) -> None:
     out, lse = torch.zeros(1, 5, 2, 4), torch.zeros(1, 2, 5)
     with pytest.raises(ValueError, match="merge takes"):
         merge(out, lse, out[:, :3], lse)
-
-
-def test_triton_under_its_interpreter() -> None:
-    pytest.importorskip("triton", reason="triton is not installed")
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        pytest.skip("the interpreter's own process")
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-k", "triton", "-p", "no:cacheprovider", "-x", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert result.returncode == 0, result.stdout[-4000:]
-    assert " passed" in result.stdout
