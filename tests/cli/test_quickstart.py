@@ -92,7 +92,7 @@ class Painter:
     autoencoder = SimpleNamespace(compression=(4, 8, 8), causal=True)
 
     def __init__(self, recipe: Recipe, paint: Callable[[Scene], Scene]) -> None:
-        self.system, self.paint = recipe, paint
+        self.recipe, self.paint = recipe, paint
 
     def generate(self, requests: list[Request], together: bool) -> Iterator[np.ndarray]:
         for request in requests:
