@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vidgen.diffusion.guidance import BRANCHES, Branches, GuidanceConfig, plan
-from vidgen.diffusion.sampler import evaluations
+from vidgen.diffusion.solvers import passes_per_step
 from vidgen.recipe.sampling import SampleConfig
 
 GRID = (3, 2, 2)
@@ -35,8 +35,9 @@ def velocities(has_image: bool) -> dict[str, Tensor]:
 )
 def test_evaluations_of_150(rule: dict[str, Any], without_image: int, with_image: int) -> None:
     for has_image, planned in ((False, without_image), (True, with_image)):
-        assert evaluations(plan(config(**rule), 50, GRID, has_image=has_image)) == planned
-        assert evaluations(plan(config(**rule), 50, GRID, has_image=has_image, full=True)) == 150
+        for full, expected in ((False, planned), (True, 150)):
+            branches = plan(config(**rule), 50, GRID, has_image=has_image, full=full)
+            assert sum(passes_per_step(branches)) == expected
 
 
 def image_scales(steps: int, frames: int = 5, **changes: Any) -> Tensor:

@@ -107,7 +107,7 @@ def test_a_corrupt_clip_is_passed_over_and_counted(
     options = (f"run_dir={tmp_path / 'run'}", f"data.manifest={damaged}", ONLY_17)
     code, shown, _ = vidgen_main("train", recipe_file, *options, "train.steps=3")
     assert code == 0
-    assert "1 clip(s) could not be read and were passed over" in shown
+    assert "1 clip(s) could not be read and were skipped" in shown
     assert [r for r in caplog.messages if "_17_0.mp4" in r and "is passed over" in r]
     assert read_metrics(tmp_path / "run")[-1]["replaced_clips"] >= 1
 
@@ -156,14 +156,14 @@ def test_a_port_in_use(
 def test_a_full_disk_leaves_the_older_checkpoint(
     refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, saved = os.write, tmp_path / "run" / "checkpoints"
+    fsync, saved = os.fsync, tmp_path / "run" / "checkpoints"
 
-    def full(fd: int, data: bytes) -> int:
+    def full(fd: int) -> None:
         if "step-000000004" in os.readlink(f"/proc/self/fd/{fd}"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(fd, data)
+        fsync(fd)
 
-    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "fsync", full)
     message = refused("train.steps=4", "checkpoint.every=2")
     assert "step 4 was not saved" in message
     assert "the disk is full" in message

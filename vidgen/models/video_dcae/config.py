@@ -1,6 +1,6 @@
 """Shape of the Video DC-AE, and where its weights are."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -14,6 +14,8 @@ UNIT_FRAMES, UNIT_PIXELS = 4, 32  # behind one latent
 class VideoDCAEConfig:
     """The defaults are the published autoencoder: 4 x 32 x 32 compression to 128 channels."""
 
+    compression: ClassVar[tuple[int, int, int]] = (UNIT_FRAMES, UNIT_PIXELS, UNIT_PIXELS)
+    causal: ClassVar[bool] = False
     kind: Literal["video_dcae"] = "video_dcae"
     path: str | None = None  # the published F32T4C128_AE.safetensors; None: random weights
     latent_channels: PositiveInt = 128

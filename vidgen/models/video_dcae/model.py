@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidgen.models.autoencoder import latent_grid
+from vidgen.models.geometry import Geometry
 from vidgen.models.video_dcae.config import (
     DOWN_FRAMES,
     UNIT_FRAMES,
@@ -107,8 +107,7 @@ class Decoder(nn.Module):
 class VideoDCAE(nn.Module):
     """Deterministic: `encode` has no use for its seeds."""
 
-    compression = (UNIT_FRAMES, UNIT_PIXELS, UNIT_PIXELS)
-    causal = False
+    compression, causal = VideoDCAEConfig.compression, VideoDCAEConfig.causal
 
     def __init__(self, config: VideoDCAEConfig) -> None:
         super().__init__()
@@ -117,13 +116,13 @@ class VideoDCAE(nn.Module):
 
     def forward(self, video_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction and raw latents, with gradients and without tiles: what training needs."""
-        latent_grid(self, *video_BCTHW.shape[2:])
+        Geometry.of(self).latent_grid(*video_BCTHW.shape[2:])
         latent = self.encoder(video_BCTHW)
         return self.decoder(latent), latent
 
     @torch.no_grad()
     def encode(self, video_BCTHW: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
-        grid = latent_grid(self, *video_BCTHW.shape[2:])
+        grid = Geometry.of(self).latent_grid(*video_BCTHW.shape[2:])
         x = video_BCTHW.to(self.dtype)
         latent = self._in_tiles(self.encoder, x, (self.latent_channels, *grid))
         return (latent / self.config.std).to(video_BCTHW.dtype)
