@@ -17,10 +17,12 @@ RECIPE_BYTES = 4 << 20
 RECIPE_NODES = 100_000
 """Values in a recipe, those that YAML aliases repeat included."""
 RECIPE_LEVELS = 50
-MODEL_DEPTH = 10_000
+MODEL_DEPTH = 1_000
 """Blocks of a model."""
 MODEL_WIDTH = 1 << 20
 """Any one size of a model: features, heads, channels."""
+MODEL_RATIO = 64
+"""Hidden features of an MLP to its input's."""
 TRAIN_STEPS = 1_000_000_000
 SAMPLE_STEPS = 100_000
 """Solver steps of one video."""
@@ -30,4 +32,7 @@ SAMPLE_VIDEOS = 100_000
 """Prompts times samples of one command."""
 SAMPLE_SIDE = 1 << 14
 SAMPLE_FRAMES = 1 << 16
+PROMPTS_BYTES = 64 << 20
+TABLE_BYTES = 4 << 30
+"""A table of clips and captions."""
 PROMPT_CHARACTERS = 100_000

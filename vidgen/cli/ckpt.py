@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from vidgen.errors import UserError
+from vidgen.printable import printable
 
 EXAMPLE = """\
   vidgen ckpt ls runs/stage1
@@ -116,10 +117,10 @@ def compare(a: Path, b: Path) -> int:
     if all(trees):
         for line in diff(*(read_any(tree) for tree in trees)):
             found = True
-            print(line)
+            print(printable(line))
     for label, how in differences(a, b):
         found = True
-        print(f"{label}: {how}")
+        print(printable(f"{label}: {how}"))
     if not found:
         print("recipe and tensors are equal")
     return 0
@@ -149,7 +150,7 @@ def bring_in(source: str, root: str, step: int | None) -> int:
     path, left_out = import_dcp(source, root, step)
     print(f"{source} -> {path}")
     if left_out:
-        print(f"left out, being no tensors: {', '.join(sorted(left_out))}")
+        print(printable(f"left out, being no tensors: {', '.join(sorted(left_out))}"))
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vidgen.cli.arguments import count
 from vidgen.errors import UserError
+from vidgen.printable import printable
 from vidgen.recipe.reader import read_recipe
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
             if pipeline.memory_report:
                 print(pipeline.memory_report, file=sys.stderr)
             for path in paths:
-                print(path)
+                print(printable(path))
         pipeline.close()
 
 
@@ -201,7 +202,7 @@ def compare_weights(path: str, pipeline: "Pipeline") -> None:
     made_with = metadata(path).get("weights")
     if made_with and made_with != pipeline.weights_hash:
         print(
-            f"note: {path} was made with other weights ({made_with}) than these "
+            f"note: {printable(path)} was made with other weights ({printable(made_with)}) than these "
             f"({pipeline.weights_hash}), so it will not be the same video",
             file=sys.stderr,
         )

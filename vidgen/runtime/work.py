@@ -21,11 +21,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from vidgen import limits
 from vidgen.errors import UserError
 from vidgen.runtime import files
 from vidgen.runtime.crc32c import crc32c
 
 _log = logging.getLogger(__name__)
+_DIGEST = "crc32c"
 _RATE_OVER = 64  # the last items that the rate is measured over
 
 Item = TypeVar("Item")
@@ -56,9 +58,11 @@ class ResultFolder:
         path = self.root / settings_name
         requested = json.loads(json.dumps(settings))
         if not path.is_file():
-            files.write_text(path, json.dumps(requested, indent=1))
+            files.write_text(path, json.dumps(with_digest(requested), indent=1))
             return
-        made_with = dict(defaults or {}) | json.loads(path.read_text())
+        found = files.read_json(path, at_most=limits.JSON_BYTES, expect=dict)
+        check_digest(path, found)
+        made_with = dict(defaults or {}) | found
         for name, there, here in _differences(made_with, requested):
             raise UserError(
                 f"the {label} {self.root} was made with {name}={there}, this run has {here}; "
@@ -78,6 +82,26 @@ class ResultFolder:
             files.remove_leftovers(folder)
 
 
+def with_digest(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings and the checksum of their JSON."""
+    return {**settings, _DIGEST: _json_crc(settings)}
+
+
+def check_digest(path: Path, settings: dict[str, Any]) -> None:
+    """Take the checksum out of what was read; a damaged file is refused by name. Files of older
+    versions have none."""
+    written = settings.pop(_DIGEST, None)
+    if written is not None and written != _json_crc(settings):
+        raise UserError(
+            f"{path} is damaged: its CRC32C does not match its contents; restore it from a copy, "
+            f"or delete {path.parent} to make its contents again"
+        )
+
+
+def _json_crc(value: Any) -> str:
+    return f"{crc32c(json.dumps(value, sort_keys=True).encode()):08x}"
+
+
 class JsonResults(ResultFolder):
     """Results that are JSON values."""
 
@@ -95,7 +119,7 @@ class JsonResults(ResultFolder):
             value, written = record["value"], record["crc32c"]
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, OSError):
+        except (ValueError, KeyError, TypeError, OSError, RecursionError):
             log_damage(path, "cannot be read")
             return None
         if f"{crc32c(json.dumps(value).encode()):08x}" != written:

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidgen import limits
 from vidgen.data.cache.entries import DamagedEntry, read_file
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.text.encoder import TextEncoder
 from vidgen.runtime.crc32c import crc32c
-from vidgen.runtime.work import ResultFolder, log_damage
+from vidgen.runtime.files import read_json
+from vidgen.runtime.work import ResultFolder, check_digest, log_damage
 
 _log = logging.getLogger(__name__)
 _VERSION = 2
@@ -153,5 +155,6 @@ def read_settings(root: str | os.PathLike[str]) -> dict[str, Any] | None:
     path = Path(root) / _SETTINGS
     if not path.is_file():
         return None
-    settings: dict[str, Any] = json.loads(path.read_text())
+    settings = read_json(path, at_most=limits.JSON_BYTES, expect=dict)
+    check_digest(path, settings)
     return _DEFAULTS | settings

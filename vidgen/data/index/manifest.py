@@ -41,7 +41,7 @@ class Manifest:
         self.num_frames = _numbers(path, table, "num_frames")
         self.height = _numbers(path, table, "height")
         self.width = _numbers(path, table, "width")
-        self.fps = _floats(path, table, "fps")
+        self.fps = _rates(path, table)
         motion = next((name for name in _MOTION if name in table.column_names), None)
         self.motion = None if motion is None else _floats(path, table, motion)
         self._paths = _strings(path, table, "path")
@@ -157,6 +157,18 @@ def _floats(path: Path, table: Any, name: str) -> np.ndarray:
         raise UserError(
             f"manifest {path}: column {name} holds {column.type}; expected numbers"
         ) from error
+
+
+def _rates(path: Path, table: Any) -> np.ndarray:
+    """NaN where there is none, as with images."""
+    values = _floats(path, table, "fps")
+    bad = np.flatnonzero((values <= 0) | np.isinf(values))
+    if len(bad):
+        raise UserError(
+            f"manifest {path}: fps of row {bad[0]} is {values[bad[0]]:g}; expected a positive "
+            f"number, or none for an image ({len(bad)} such rows)"
+        )
+    return values
 
 
 def _strings(path: Path, table: Any, name: str) -> Any:
