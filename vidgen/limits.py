@@ -26,6 +26,8 @@ MODEL_RATIO = 64
 TRAIN_STEPS = 1_000_000_000
 SAMPLE_STEPS = 100_000
 """Solver steps of one video."""
+GUIDANCE = 1000.0
+"""A guidance scale, either way."""
 SAMPLE_PROMPTS = 10_000
 """Prompts of one command."""
 SAMPLE_VIDEOS = 100_000

@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "action",
         choices=tuple(TAKES),
         help="ls: the steps of a run; verify: read and check every byte; export: to one "
-        ".safetensors file or a torch DCP directory; import: from a DCP directory; diff: what two "
+        ".safetensors file or a torch DCP directory; import: from a DCP directory, whose "
+        "metadata are a pickle (classes that a DCP does not need are refused); diff: what two "
         "steps differ in",
     )
     parser.add_argument(
@@ -104,7 +105,11 @@ def verify(step: Path) -> int:
         problems = checkpoint.verify(step, progress)
     if problems:
         raise UserError("\n".join(problems))
-    print(f"{step}: complete and undamaged")
+    unchecked = checkpoint.not_checked(step)
+    what = "complete; what its checksums cover is undamaged" if unchecked else "complete and undamaged"
+    print(f"{step}: {what}")
+    for line in unchecked:
+        print(printable(f"not checked: {line}"))
     return 0
 
 
