@@ -41,15 +41,16 @@ def read_record(record: str, *, allow_refs: bool, own_refs: bool) -> dict[str, A
     request: dict[str, Any] = {"prompts": _prompts(found.pop("prompts", None))}
     for name, value in found.items():
         request[name] = _value(name, value)
-    refs = request.pop("ref", [])
-    if refs and not own_refs:
+    refs = request.get("ref", [])
+    if refs and own_refs:
+        request["ref"] = []
+    elif refs:
         if not allow_refs:
             names = ", ".join(map(one_line, refs))
             raise UserError(
                 f"it was made with the reference file(s) {names}, which are not opened unasked: "
                 "give them again with --ref, or add --allow-refs to open what the video names"
             )
-        request["ref"] = refs
     return request
 
 
