@@ -136,7 +136,9 @@ def test_latent_entries(tmp_path: Path) -> None:
     cache = LatentCache(tmp_path, {"made": "here"})
     values = torch.arange(48.0)
     fields = {"path": "a.mp4", "text": "a cat", "frames": 2}
-    cache.put("ab12", LatentEntry(values.view(2, 2, 3, 4), values[:8].view(4, 2), values[:3], fields))
+    cache.put(
+        "ab12", LatentEntry(values.view(2, 2, 3, 4), values[:8].view(4, 2), values[:3], fields)
+    )
     path = cache.path("ab12")
     layout = Layout(
         (
@@ -162,7 +164,10 @@ def test_latent_entries(tmp_path: Path) -> None:
 
     reads: list[Any] = [
         (in_worker, lambda found: found == whole),
-        (by_key, lambda e: bool(e.fields == fields and (e.latent_CTHW.reshape(-1) == values).all())),
+        (
+            by_key,
+            lambda e: bool(e.fields == fields and (e.latent_CTHW.reshape(-1) == values).all()),
+        ),
     ]
     run("latent entries", path, 150, reads)
 

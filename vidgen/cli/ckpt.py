@@ -106,7 +106,9 @@ def verify(step: Path) -> int:
     if problems:
         raise UserError("\n".join(problems))
     unchecked = checkpoint.not_checked(step)
-    what = "complete; what its checksums cover is undamaged" if unchecked else "complete and undamaged"
+    what = (
+        "complete; what its checksums cover is undamaged" if unchecked else "complete and undamaged"
+    )
     print(f"{step}: {what}")
     for line in unchecked:
         print(printable(f"not checked: {line}"))

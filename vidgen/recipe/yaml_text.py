@@ -106,8 +106,6 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[Keys, int]]:
         at = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{name}{at}: not valid YAML: {error.problem}") from None
     except RecursionError:
-        raise UserError(
-            f"{name}: nested more than {limits.RECIPE_LEVELS} levels deep"
-        ) from None
+        raise UserError(f"{name}: nested more than {limits.RECIPE_LEVELS} levels deep") from None
     except yaml.YAMLError as error:
         raise UserError(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from None

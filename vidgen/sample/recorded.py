@@ -75,7 +75,9 @@ def _text(name: str, value: Any) -> str:
 def _value(name: str, value: Any) -> Any:
     if name == "solver":
         if value not in tuple(SOLVERS):
-            raise UserError(f"solver of its request is {_show(value)}: expected {', '.join(SOLVERS)}")
+            raise UserError(
+                f"solver of its request is {_show(value)}: expected {', '.join(SOLVERS)}"
+            )
         return value
     if name not in FIELDS or name == "prompt":
         raise UserError(f"its request has the unknown field {_show(name)}")

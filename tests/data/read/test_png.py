@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vidgen.data.read.packets import BadClip
-from vidgen.data.read.png import SIGNATURE, read_text, with_text
+from vidgen.data.read.png import SIGNATURE, read_text
 from vidgen.data.read.video import read_clip, read_metadata, write_image
 
 

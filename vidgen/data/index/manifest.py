@@ -81,9 +81,7 @@ class Manifest:
             )
         wanted = [name for name in (*_REQUIRED, *_MOTION) if name in names]
         with _refusing(path):
-            table = arrow.parquet.read_table(
-                path, columns=wanted, page_checksum_verification=True
-            )
+            table = arrow.parquet.read_table(path, columns=wanted, page_checksum_verification=True)
             manifest = cls(path, table)
         if digest is not None and digest != manifest.hash.encode():
             raise UserError(

@@ -32,4 +32,3 @@ def frames_at(path: str | os.PathLike[str], indices: list[int]) -> Iterator[tupl
             pictures = decoder.get_frames_at(indices[first : first + _AT_ONCE]).data.numpy()
         for place, picture in enumerate(pictures, first):
             yield place, av.VideoFrame.from_ndarray(picture, format="rgb24")
-

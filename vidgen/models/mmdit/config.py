@@ -1,7 +1,6 @@
 """Shapes of the multimodal diffusion transformer, and the published ones by name."""
 
 from dataclasses import replace
-
 from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt
