@@ -76,7 +76,7 @@ def test_headers_of_weights(tmp_path: Path) -> None:
     path = weights(tmp_path / "a.safetensors", b"{", limits.HEADER_BYTES + 1)
     with path.open("r+b") as file:
         file.truncate(limits.HEADER_BYTES * 40)  # holes take no disk
-    with pytest.raises(UserError, match="safetensors header of .* bytes; at most"):
+    with pytest.raises(UserError, match=r"safetensors header of .* bytes; at most"):
         TensorFiles(path)
     for name, header in (
         ("deep", b'{"a":' + b"[" * 200_000),
@@ -102,7 +102,7 @@ def test_an_index_names_files_of_its_folder_only(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     for name in ("../a.safetensors", "/etc/passwd", 3):
         index.write_text(json.dumps({"weight_map": {"a": name}}))
-        with pytest.raises(UserError, match="expected files of its own folder|is not an index"):
+        with pytest.raises(UserError, match=r"expected files of its own folder|is not an index"):
             TensorFiles(index)
 
 

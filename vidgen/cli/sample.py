@@ -222,7 +222,7 @@ def compare_weights(path: str, pipeline: "Pipeline") -> None:
     made_with = metadata(path).get("weights")
     if made_with and made_with != pipeline.weights_hash:
         print(
-            f"note: {printable(path)} was made with other weights ({one_line(made_with)[:40]}) than these "
-            f"({pipeline.weights_hash}), so it will not be the same video",
+            f"note: {printable(path)} was made with other weights ({one_line(made_with)[:40]}) "
+            f"than these ({pipeline.weights_hash}), so it will not be the same video",
             file=sys.stderr,
         )

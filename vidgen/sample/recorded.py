@@ -44,13 +44,12 @@ def read_record(record: str, *, allow_refs: bool, own_refs: bool) -> dict[str, A
     refs = request.get("ref", [])
     if refs and own_refs:
         request["ref"] = []
-    elif refs:
-        if not allow_refs:
-            names = ", ".join(map(one_line, refs))
-            raise UserError(
-                f"it was made with the reference file(s) {names}, which are not opened unasked: "
-                "give them again with --ref, or add --allow-refs to open what the video names"
-            )
+    elif refs and not allow_refs:
+        names = ", ".join(map(one_line, refs))
+        raise UserError(
+            f"it was made with the reference file(s) {names}, which are not opened unasked: "
+            "give them again with --ref, or add --allow-refs to open what the video names"
+        )
     return request
 
 

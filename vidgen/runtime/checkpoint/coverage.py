@@ -1,4 +1,4 @@
-"""What no checksum of a step covers: files its manifest does not list, and bytes of those it does."""
+"""What no checksum of a step covers: unlisted files, and bytes of listed ones."""
 
 import os
 from pathlib import Path
