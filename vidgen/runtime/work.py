@@ -27,7 +27,6 @@ from vidgen.runtime import files
 from vidgen.runtime.crc32c import crc32c
 
 _log = logging.getLogger(__name__)
-_DIGEST = "crc32c"
 _RATE_OVER = 64  # the last items that the rate is measured over
 
 Item = TypeVar("Item")
@@ -58,11 +57,10 @@ class ResultFolder:
         path = self.root / settings_name
         requested = json.loads(json.dumps(settings))
         if not path.is_file():
-            files.write_text(path, json.dumps(with_digest(requested), indent=1))
+            files.write_text(path, json.dumps(sealed(requested), indent=1))
             return
         found = files.read_json(path, at_most=limits.JSON_BYTES, expect=dict)
-        check_digest(path, found)
-        made_with = dict(defaults or {}) | found
+        made_with = dict(defaults or {}) | unsealed(path, found)
         for name, there, here in _differences(made_with, requested):
             raise UserError(
                 f"the {label} {self.root} was made with {name}={there}, this run has {here}; "
@@ -82,20 +80,20 @@ class ResultFolder:
             files.remove_leftovers(folder)
 
 
-def with_digest(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings and the checksum of their JSON."""
-    return {**settings, _DIGEST: _json_crc(settings)}
+def sealed(value: Any) -> dict[str, Any]:
+    """A JSON value with its checksum."""
+    return {"value": value, "crc32c": _json_crc(value)}
 
 
-def check_digest(path: Path, settings: dict[str, Any]) -> None:
-    """Take the checksum out of what was read; a damaged file is refused by name. Files of older
-    versions have none."""
-    written = settings.pop(_DIGEST, None)
-    if written is not None and written != _json_crc(settings):
+def unsealed(path: Path, found: Any) -> Any:
+    """The value; a damaged file is refused by name. Files of older versions hold it as it is."""
+    if not isinstance(found, dict) or found.keys().isdisjoint(("value", "crc32c")):
+        return found
+    if found.keys() != {"value", "crc32c"} or found["crc32c"] != _json_crc(found["value"]):
         raise UserError(
-            f"{path} is damaged: its CRC32C does not match its contents; restore it from a copy, "
-            f"or delete {path.parent} to make its contents again"
+            f"{path} is damaged: its CRC32C does not match its contents; restore it from a copy"
         )
+    return found["value"]
 
 
 def _json_crc(value: Any) -> str:

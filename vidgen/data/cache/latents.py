@@ -17,7 +17,7 @@ from vidgen.data.cache.entries import DamagedEntry, checksum, header_of, read_fi
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.text.encoder import TextEncoder
 from vidgen.runtime.files import read_json
-from vidgen.runtime.work import ResultFolder, check_digest, log_damage
+from vidgen.runtime.work import ResultFolder, log_damage, unsealed
 
 _log = logging.getLogger(__name__)
 _VERSION = 2
@@ -159,5 +159,4 @@ def read_settings(root: str | os.PathLike[str]) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     settings = read_json(path, at_most=limits.JSON_BYTES, expect=dict)
-    check_digest(path, settings)
-    return _DEFAULTS | settings
+    return _DEFAULTS | dict(unsealed(path, settings))

@@ -27,8 +27,7 @@ class SkipList:
         self.positions |= set(positions)
         if write:
             listed = sorted(self.positions)
-            record = work.with_digest({"positions": listed})
-            files.write_text(self._path, json.dumps(record))
+            files.write_text(self._path, json.dumps(work.sealed(listed)))
 
     def advance(self, loader: Loader) -> None:
         """Move the loader to its next step whose batches are not listed."""
@@ -40,10 +39,7 @@ def _read(path: Path) -> list[Position]:
     """Refuses a damaged file: a run that skips other batches than before is another run."""
     text = files.read_text(path, at_most=limits.JSON_BYTES).lstrip()
     kind = list if text.startswith("[") else dict  # a list alone: files of older versions
-    found = files.read_json(path, at_most=limits.JSON_BYTES, expect=kind)
-    if isinstance(found, dict):
-        work.check_digest(path, found)
-        found = found.get("positions")
+    found = work.unsealed(path, files.read_json(path, at_most=limits.JSON_BYTES, expect=kind))
     if not isinstance(found, list) or not all(_is_position(entry) for entry in found):
         raise UserError(
             f"{path} is damaged: expected a list of [epoch, step]; restore it from a copy, or "
