@@ -50,7 +50,7 @@ def container_of(path: Path) -> str:
         return "png_pipe"
     if head.startswith(b"\xff\xd8\xff"):
         return "jpeg_pipe"
-    if head[:1] == b"G" and head[_PACKET : _PACKET + 1] in (b"G", b""):
+    if head[:1] == b"G" and head[_PACKET : _PACKET + 1] == b"G":
         return "mpegts"
     raise BadClip(f"is none of the containers that are read: {CONTAINERS}")
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vidgen.errors import UserError
+from vidgen.printable import one_line
 from vidgen.runtime.checkpoint.dcp_metadata import planner, read_metadata, reader
 from vidgen.runtime.checkpoint.load import groups, read_objects, read_tensors
 from vidgen.runtime.checkpoint.save import save
@@ -39,6 +40,7 @@ def import_dcp(
     directory runs code: what a DCP does not need is refused.
     """
     import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     held = read_metadata(source).state_dict_metadata
@@ -50,7 +52,11 @@ def import_dcp(
     left_out = [key for key in held if key not in flat and key != OBJECTS]
     if OBJECTS in held:
         flat[OBJECTS] = ""
-    dcp.load(flat, storage_reader=reader(source), planner=planner(), no_dist=True)
+    try:
+        dcp.load(flat, storage_reader=reader(source), planner=planner(), no_dist=True)
+    except CheckpointException as error:  # what any rank's part of the work raised
+        reason = one_line(next(iter(error.failures.values()))[0])[:300]
+        raise UserError(f"{source} cannot be read: {reason}") from None
     objects = _objects(source, flat.pop(OBJECTS, "{}"))
     tensors: dict[str, dict[str, torch.Tensor]] = {}
     if all(key.partition(".")[0] in GROUPS for key in flat):
