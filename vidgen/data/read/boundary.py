@@ -77,6 +77,6 @@ def check_frame_size(height: int, width: int) -> None:
 
 
 def _reason(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = str(getattr(error, "strerror", None) or error)
     first = (text.strip().splitlines() or [""])[0]
     return one_line(first or type(error).__name__)[:_REASON]
