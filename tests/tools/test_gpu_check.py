@@ -111,8 +111,8 @@ def test_every_part_can_be_typed() -> None:
 
 def test_buckets_are_the_recipes() -> None:
     for _, _, _, *arguments in commands():
-        if arguments[:3] != ["-m", "vidgen", "bench"]:
-            continue
+        if arguments[:3] != ["-m", "vidgen", "bench"] or arguments[3] == "ops":
+            continue  # the ops are measured without a recipe
         recipe = read_recipe(ROOT / arguments[4], [], Recipe)
         names = {bucket.name for bucket in workload_of(recipe).buckets}
         asked = [arguments[i + 1] for i, word in enumerate(arguments) if word == "--bucket"]
