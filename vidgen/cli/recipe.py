@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "action",
         choices=tuple(TAKES),
         help="list: the recipes that come with vidgen; show: every value, defaults included; copy: "
-        "one of vidgen's to a new file; validate: check; diff: what differs; explain: which section or "
-        "table of the report each value comes from",
+        "one of vidgen's to a new file; validate: check; diff: what differs; explain: the "
+        "section or table of the report that each value comes from",
     )
     parser.add_argument(
         "recipes",
