@@ -11,7 +11,6 @@ import torch
 from vidgen.cli import sample
 from vidgen.cli.main import parse
 from vidgen.cli.sample import request
-from vidgen.diffusion.config import ConditionName
 from vidgen.diffusion.solvers import SOLVERS
 from vidgen.errors import UserError
 from vidgen.recipe.sampling import SampleConfig
@@ -26,7 +25,6 @@ def asked(*argv: str) -> dict[str, Any]:
 def test_the_choices_are_those_there_are() -> None:
     """Listed in the command itself, so that asking for help loads nothing."""
     assert tuple(SOLVERS) == sample.SOLVERS == get_args(get_type_hints(SampleConfig)["solver"])
-    assert get_args(ConditionName) == sample.CONDITIONS
 
 
 def test_only_what_was_said_is_passed_on() -> None:
@@ -49,6 +47,23 @@ def test_conditions_take_a_reference(tmp_path: Path) -> None:
     image.write_bytes(b"")
     found = asked("--prompt", "x", "--condition", "i2v_head", "--ref", str(image))
     assert (found["condition"], found["ref"]) == ("i2v_head", [str(image)])
+
+
+def test_references_name_their_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request they become is tested with `make_requests`."""
+    for name in ("door.png", "clip.mp4", "odd@0"):
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    refs = ("--ref", "door.png@0", "--ref", "clip.mp4@40:73")
+    found = asked("--prompt", "x", *refs)
+    assert found["ref"] == ["door.png@0", "clip.mp4@40:73"]
+    assert "condition" not in found
+    found = asked("--prompt", "x", "--condition", "frames@0,-1", "--ref", "door.png")
+    assert found["condition"] == "frames@0,-1"
+    with pytest.raises(UserError, match="--ref needs the frame it shows"):
+        asked("--prompt", "x", "--ref", "odd@0")  # the name of a file
+    with pytest.raises(UserError, match=r"--ref gone.png: there is no such file"):
+        asked("--prompt", "x", "--ref", "gone.png@0")
 
 
 def test_like_repeats_a_videos_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,8 +89,9 @@ def test_like_repeats_a_videos_request(tmp_path: Path, monkeypatch: pytest.Monke
         (("--prompts", "/nowhere"), "--prompts /nowhere: No such file"),
         (("--prompt", "x", "--height", "64"), "--height and --width go together"),
         (("--prompt", "x", "--height", "64", "--width", "64", "--aspect", "1:1"), "not both"),
+        (("--prompt", "x", "--condition", "i2v_haed"), "did you mean 'i2v_head'.*clip@0:33"),
         (("--prompt", "x", "--condition", "i2v_head"), "--condition i2v_head needs --ref"),
-        (("--prompt", "x", "--ref", "a.png"), "--ref needs --condition"),
+        (("--prompt", "x", "--ref", "a.png"), "--ref needs the frame it shows"),
         (("--prompt", "x", "--condition", "i2v_head", "--ref", "/no.png"), "no such file"),
         (("--like", "/no.mp4"), "--like /no.mp4: there is no such file"),
         (("--prompt", "x", "--crf", "52"), "'52' is not from 0"),

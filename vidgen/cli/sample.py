@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidgen.cli.arguments import count
+from vidgen.diffusion.condition_names import FORMS, NAMED, check_condition, split_reference
 from vidgen.errors import UserError
 from vidgen.recipe.reader import read_recipe
 
@@ -18,11 +19,11 @@ EXAMPLE = """\
   vidgen sample runs/quickstart --prompt "a red circle moving left" --out videos/
   vidgen sample ckpts/Open_Sora_v2.safetensors --recipe stage2 --prompt "a calm sea"
   vidgen sample runs/stage2 --prompt "the door opens" --condition i2v_head --ref door.png
+  vidgen sample runs/stage2 --prompt "dusk falls" --ref noon.png@0 --ref night.png@-1
   vidgen sample runs/stage2 --prompts prompts.csv --samples 2 --memory 24GB
   vidgen sample runs/stage2 --like videos/0000.mp4       # the same prompt, seed and settings
 """
 
-CONDITIONS = ("t2v", "i2v_head", "i2v_tail", "i2v_loop", "v2v_head", "v2v_tail")
 SOLVERS = ("euler", "heun", "rf_taylor")
 
 
@@ -31,6 +32,13 @@ def crf(text: str) -> int:
     if not 0 <= value <= 51:
         raise argparse.ArgumentTypeError(f"{text!r} is not from 0 (lossless) to 51 (worst)")
     return value
+
+
+def condition(text: str) -> str:
+    try:
+        return check_condition(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--negative", help="what to move away from")
     what.add_argument("--samples", metavar="N", type=count, default=1, help="videos a prompt")
     what.add_argument("--seed", type=int, help="of the first sample; the next ones count up")
-    what.add_argument("--condition", choices=CONDITIONS, help="default t2v")
-    what.add_argument("--ref", metavar="FILE", action="append", default=[], help="image or video")
+    names = f"{', '.join(NAMED)}, or {FORMS} (default t2v)"
+    what.add_argument("--condition", metavar="NAME", type=condition, help=names)
+    what.add_argument(
+        "--ref", metavar="FILE[@FRAME]", action="append", default=[],
+        help="image or video; door.png@0, end.png@-1 and clip.mp4@40:73 say which frames it shows",
+    )  # fmt: skip
     what.add_argument("--like", metavar="VIDEO", help="repeat a video's own settings")
     first = parser.add_argument_group("first frame drawn by FLUX.1 (text to image to video)")
     first.add_argument("--image-model", metavar="FILE", help="flux1-dev.safetensors")
@@ -152,8 +164,9 @@ def request(args: argparse.Namespace) -> dict[str, Any]:
     own_refs = any(isinstance(row, dict) and "ref" in row for row in prompts)
     if args.condition not in (None, "t2v") and not args.ref and not own_refs:
         raise UserError(f"--condition {args.condition} needs --ref with an image or a video")
-    if args.ref and args.condition in (None, "t2v"):
-        raise UserError("--ref needs --condition, such as --condition i2v_head")
+    refs = [(path, None) if Path(path).is_file() else split_reference(path) for path in args.ref]
+    if any(place is None for _, place in refs) and args.condition in (None, "t2v"):
+        raise UserError("--ref needs the frame it shows, such as --ref door.png@0, or --condition")
     if bool(args.image_model) != bool(args.image_ae):
         raise UserError("--image-model and --image-ae go together: FLUX.1's two files")
     if args.image_model and args.condition not in (None, "t2v"):
@@ -161,7 +174,7 @@ def request(args: argparse.Namespace) -> dict[str, Any]:
     for path in (args.image_model, args.image_ae):
         if path and not Path(path).exists():
             raise UserError(f"{path}: there is no such file")
-    for path in args.ref:
+    for path, _ in refs:
         if not Path(path).is_file():
             raise UserError(f"--ref {path}: there is no such file")
     if args.height or args.resolution:  # a size given here wins over a repeated video's
@@ -174,6 +187,8 @@ def request(args: argparse.Namespace) -> dict[str, Any]:
     given.update({name: getattr(args, name) for name in names if getattr(args, name) is not None})
     if args.ref:
         given["ref"] = args.ref
+        if args.condition is None:  # the files name their frames, whatever was repeated
+            given.pop("condition", None)
     given["samples"] = args.samples
     return given
 

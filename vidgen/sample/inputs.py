@@ -57,8 +57,9 @@ def encode_references(ae: Autoencoder, jobs: Sequence[Job], device: torch.device
     for job in jobs:
         one = job.request
         size = (one.height, one.width)
-        pieces = read_references(one.condition, job.references, ae, size, device)
-        mask, given = given_latents(one.condition, pieces, ae, job.latent, one.seed)
+        pixels = read_references(job.references, size, device)
+        pieces = [reference.piece for reference in job.references]
+        mask, given = given_latents(pieces, pixels, ae, job.latent, one.seed)
         masks.append(mask[None].to(device))
         latents.append(given[None].float().to(device))
     return Given(torch.cat(masks), torch.cat(latents))
