@@ -243,10 +243,12 @@ def test_channels_are_the_mask_and_what_it_lets_through() -> None:
 
 
 def test_captions_end_as_in_training() -> None:
-    assert caption("a cat", 24.0, 4.2) == "a cat 24 FPS, 4 motion score."
-    assert caption("a cat", 23.976, None) == "a cat 23.976 FPS."
-    assert caption("a cat", None, 7.0) == "a cat 7 motion score."
-    assert caption("a cat", None, None) == "a cat"
+    assert caption("a cat", 5, 24.0, 4.2) == "a cat 24 FPS, 4 motion score."
+    assert caption("a cat", 5, 12.5, None) == "a cat 12 FPS."  # 25 FPS, every other frame
+    assert caption("a cat", 5, 23.976, None) == "a cat 23 FPS."
+    assert caption("a cat", 5, None, 7.0) == "a cat 7 motion score."
+    assert caption("a cat", 5, float("nan"), None) == "a cat"
+    assert caption("a cat", 1, 24.0, 4.0) == "a cat"  # an image
 
 
 def test_condition_weights_must_choose_something() -> None:

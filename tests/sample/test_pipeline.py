@@ -11,8 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from vidgen.config import to_dict
+from vidgen.diffusion import flow
 from vidgen.errors import UserError
 from vidgen.models.mmdit import save_weights
+from vidgen.models.mmdit.model import compute_modulation
 from vidgen.recipe.sampling import SampleConfig
 from vidgen.runtime import checkpoint
 from vidgen.sample import Pipeline, Request
@@ -193,6 +195,44 @@ def test_what_was_given_is_kept_in_every_item(pipeline: Pipeline, files: Any, na
             # Away from the head the first frame of a clip stands for four.
             skip = int(first > 0 and frames > 1)
             assert apart(video[first + skip : first + frames], expected[skip:]) <= 1
+
+
+def test_clips_are_put_back_only_where_the_recipe_says_so(make_pipeline: Make, files: Any) -> None:
+    """The public code puts back images alone; what is denoised is the same either way."""
+    both = make_pipeline(), make_pipeline(sample={"keep_given": "images"})
+    clip = replace(ONE, condition="v2v_head", frames=41, ref=(files["clip"],))
+    one, other = (pipeline.generate([clip])[0] for pipeline in both)
+    assert apart(one[:33], other[:33]) > 3
+    assert apart(one[33:], other[33:]) == 0
+    image = replace(ONE, condition="i2v_tail", ref=(files["left"],))
+    one, other = (pipeline.generate([image])[0] for pipeline in both)
+    assert apart(one, other) == 0
+
+
+def test_rounded_times_are_what_the_model_reads(
+    make_pipeline: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the table of modulation as computed in each pass, whose time is t in bf16."""
+    exact, rounded = make_pipeline(), make_pipeline(flow={"round_t": "bf16"})
+    (video,) = rounded.generate([ONE])
+    assert apart(exact.generate([ONE])[0], video) > 0
+    read: list[torch.Tensor] = []
+
+    class Computed:
+        def __init__(self, *args: Any) -> None: ...
+
+        def of(self, current: Any) -> Any:
+            return compute_modulation
+
+    monkeypatch.setattr("vidgen.sample.denoise.TabulatedModulation", Computed)
+    rounded.model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(kwargs["t"]), with_kwargs=True
+    )
+    assert apart(rounded.generate([ONE])[0], video) <= 1
+    times = flow.timesteps(4, flow.shift_alpha(rounded.recipe.flow, (3, 4, 4)))
+    asked = sorted({float(t) for t in read}, reverse=True)
+    assert asked == torch.tensor(times[:4]).bfloat16().tolist()
+    assert all(t.dtype == torch.bfloat16 for t in read)
 
 
 def test_an_image_given_is_not_a_clip_given(pipeline: Pipeline) -> None:

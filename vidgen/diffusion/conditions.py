@@ -3,6 +3,7 @@
 A condition is a mask channel, 1 on the latent frames that are given, and the latents there.
 """
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -43,11 +44,17 @@ class DoesNotFit(ValueError):
     """A condition asks for frames that a video of this length cannot be given."""
 
 
-def caption(text: str, fps: float | None, motion_score: float | None) -> str:
-    """A caption as the model is trained to read it: frame rate and motion score at its end."""
+def caption(text: str, frames: int, fps: float | None, motion_score: float | None) -> str:
+    """A caption as the model is trained to read it: frame rate and motion score at its end.
+
+    The frame rate is a whole number, rounded down, as in Open-Sora's public code; NaN is none. An
+    image has neither.
+    """
+    if frames == 1:
+        return text
     parts = []
-    if fps is not None:
-        parts.append(f"{fps:g} FPS")
+    if fps is not None and not math.isnan(fps):
+        parts.append(f"{math.floor(fps)} FPS")
     if motion_score is not None:
         parts.append(f"{round(motion_score)} motion score")
     return f"{text} {', '.join(parts)}." if parts else text

@@ -5,7 +5,6 @@ all-gathers the results.
 """
 
 import hashlib
-import math
 import random
 from collections.abc import Callable, Sequence
 
@@ -80,7 +79,7 @@ class BatchEncoder:
         captions = batch.captions
         if self._conditions.suffix:
             captions = [
-                caption(text, None if math.isnan(fps) else fps, motion)
+                caption(text, batch.bucket.frames, fps, motion)
                 for text, fps, motion in zip(captions, batch.fps, batch.motion, strict=True)
             ]
         if self._group is None:

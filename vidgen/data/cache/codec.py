@@ -74,8 +74,7 @@ class ClipCodec:
         interval = int(frame_interval(np.array(clip.fps), self._fps_max))
         text = clip.text
         if self._suffix:
-            fps = None if np.isnan(clip.fps) else clip.fps / interval
-            text = caption(text, fps, clip.motion)
+            text = caption(text, bucket.frames, clip.fps / interval, clip.motion)
         return {
             "path": os.path.relpath(clip.path, self._root),
             "bytes": status.st_size,
