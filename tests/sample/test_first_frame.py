@@ -19,6 +19,7 @@ from vidgen.sample import (
     sample_to_folder,
     start_from_pictures,
 )
+from vidgen.sample.first_frame import open_images
 
 PICTURE = ImageModelConfig(resolution="64px")
 BLOCK_DCT = BlockDCTConfig()
@@ -105,6 +106,9 @@ def test_a_recipe_names_the_image_model_once(
     image = pipeline.recipe.sample.image_model
     assert image is not None
     assert (image.kind, image.steps, image.guidance) == ("flux_dev", None, 4.0)
+    for shift in ("flux", "public"):
+        images = open_images(pipeline, replace(image, shift=shift))  # type: ignore[arg-type]
+        assert images.recipe.flow.shift == shift
     rows = [{"prompt": "a"}, {"prompt": "b", "frames": 1}, {"prompt": "c", "ref": [files["left"]]}]
     rows[2]["condition"] = "i2v_tail"
     asked = make_requests(pipeline, rows, height=32, width=32, steps=2)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from vidgen.config import config
 from vidgen.models.block_dct.config import BlockDCTConfig
@@ -25,6 +25,9 @@ class ImageModelConfig:
     )
     resolution: str = "768px"  # of the picture, whatever the video's; its aspect ratio
     steps: PositiveInt | None = None  # null: the video's
+    shift: Literal["flux", "public"] | PositiveFloat = "flux"
+    """Of the timesteps, as `flow.shift`: FLUX.1-dev's own rule, or as Open-Sora's public code does.
+    FLUX.1-schnell has none, 1."""
     guidance: Annotated[float, Field(ge=0)] = 4.0
     """FLUX.1-dev reads it as an input. FLUX.1-schnell is distilled to 1: one pass a step."""
 
@@ -35,7 +38,11 @@ class ImageModelConfig:
 
 _DEV = ImageModelConfig()
 _SCHNELL = ImageModelConfig(
-    kind="flux_schnell", path="ckpts/flux1-schnell.safetensors", steps=4, guidance=1.0
+    kind="flux_schnell",
+    path="ckpts/flux1-schnell.safetensors",
+    steps=4,
+    shift=1.0,
+    guidance=1.0,
 )
 IMAGE_MODELS = {"t2i2v": _DEV, "t2i2v_schnell": _SCHNELL}
 

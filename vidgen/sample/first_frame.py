@@ -57,7 +57,8 @@ def open_images(pipeline: Pipeline, image: ImageModelConfig, *, announce: bool =
             )
     if announce:
         print(f"first frames by {image.licence}", file=sys.stderr)
-    return pipeline.image_pipeline(image.path, to_dict(image.autoencoder), image.kind)
+    autoencoder = to_dict(image.autoencoder)
+    return pipeline.image_pipeline(image.path, autoencoder, image.kind, image.shift)
 
 
 def draw_first_frames(

@@ -168,19 +168,23 @@ class Pipeline:
         return pipeline
 
     def image_pipeline(
-        self, weights: str | Path, autoencoder: Mapping[str, Any], kind: str = "flux_dev"
+        self,
+        weights: str | Path,
+        autoencoder: Mapping[str, Any],
+        kind: str = "flux_dev",
+        shift: str | float = "flux",
     ) -> "Pipeline":
         """FLUX.1's image model in the same transformer, reading the same text as this model.
 
         `autoencoder` is as in a recipe: {"kind": "flux_ae", "path": "ae.safetensors"}. `kind` is
-        flux_dev or flux_schnell, whose timesteps are not shifted.
+        flux_dev or flux_schnell; `shift` is of its timesteps, as `flow.shift` in a recipe.
         """
         own = to_dict(self.recipe)
         flux = {
             **{key: own[key] for key in ("text", "data")},
             "name": "flux",
             "model": kind,
-            "flow": {"shift": "flux" if kind == "flux_dev" else 1.0},
+            "flow": {"shift": shift},
             "autoencoder": dict(autoencoder),
             "conditions": {"suffix": False},  # an image has no frame rate
         }
