@@ -199,6 +199,11 @@ class Recipe:
                 "cond_embed false is given no frames: set model.cond_embed=true or "
                 "conditions.given_weight=1"
             )
+        if self.sample.image_model is not None and not self.model.cond_embed:
+            raise ValueError(
+                "sample.image_model draws a first frame, but a model with cond_embed false takes "
+                "none: set model.cond_embed=true or sample.image_model=null"
+            )
         if self.alignment.weight:
             blocks = self.model.depth + self.model.depth_single_blocks
             if self.alignment.layer > blocks:
