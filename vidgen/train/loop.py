@@ -4,6 +4,7 @@ import shlex
 import signal
 import sys
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -40,8 +41,11 @@ from vidgen.train.optim.optimizer import (
     update_weights_and_ema,
 )
 from vidgen.train.report.log import RunLog
-from vidgen.train.run_dir import make_run_dir, set_old_run_aside
+from vidgen.train.run_dir import lock
+from vidgen.train.run_dir.folder import make_run_dir, set_old_run_aside
 from vidgen.train.step_result import StepResult, reduce_losses, throughput
+from vidgen.train.supervise import run_facts
+from vidgen.train.supervise.agreement import Agreement
 from vidgen.train.supervise.loss_check import BadLoss, LossMonitor
 from vidgen.train.supervise.recovery import SkipList
 from vidgen.train.supervise.stop_signals import StopSignals
@@ -75,9 +79,16 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         )
         self.device = self.world.device
         self.dtype = compute_dtype(recipe.train.dtype, self.device)
+        self.agreement = Agreement(self.world)
+        self._lock: lock.RunLock | None = None  # on rank 0
+        self._unlock: weakref.finalize[..., Any] | None = None
+        # Before the first collective, which another recipe on one rank may make hang.
+        self._check_ranks_agree(run_facts.of_rank(recipe, {"--fresh": fresh}))
         # Before the model: a wrong manifest should not wait for 12 G parameters.
-        self.loader = self.open_data()
-        make_run_dir(self.run_dir)
+        self.loader = self.agreement.together(self.open_data)
+        columns = self.loader.state_dict()["columns"]
+        self._check_ranks_agree({f"the manifest's {name}": sum_ for name, sum_ in columns.items()})
+        self._lock_run_dir()
         self.step = 0
         self.loss_monitor = LossMonitor(recipe.recovery, self.LOSS_BY_BIN)
         self.timer = StepTimer(self.device)
@@ -94,6 +105,21 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         elif fresh and self.world.rank == 0:
             set_old_run_aside(self.run_dir, keep=recipe.data.manifest)
         self.skip_list = SkipList(self.run_dir, load=not fresh)
+
+    def _check_ranks_agree(self, facts: run_facts.Facts) -> None:
+        self.agreement.decide(facts, run_facts.check_equal)
+
+    def _lock_run_dir(self) -> None:
+        """For all ranks by rank 0; until the trainer is closed, or forgotten."""
+
+        def take() -> str | None:
+            make_run_dir(self.run_dir)
+            self._lock = lock.lock(self.run_dir)
+            return self._lock.note
+
+        self._notes = [note] if (note := self.agreement.from_first(take)) else []
+        if self.world.rank == 0:
+            self._unlock = weakref.finalize(self, lock.unlock, self._lock)
 
     # What a subclass provides --------------------------------------------------------------------
 
@@ -121,6 +147,8 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
     def close(self) -> None:
         self.loader.close()
         self.world.close()
+        if self._unlock is not None:
+            self._unlock()
 
     @property
     def data_world(self) -> int:
@@ -149,6 +177,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         `profile` names a first and a last step whose trace goes to the run directory.
         """
         recipe, last = self.recipe, min(self.recipe.train.steps, stop_after or sys.maxsize)
+        self._check_ranks_agree({"--stop-after": str(stop_after), "--profile": str(profile)})
         with (
             self._supervision() as supervision,
             self._closing(),
@@ -381,6 +410,8 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             f"{self.world.world} x {self.device.type} in {str(self.dtype).removeprefix('torch.')}; "
             f"MFU of {self.peak}; run directory {self.run_dir}"
         )
+        for note in self._notes:
+            log.line(note)
         if self.step:
             log.line(f"resumed at step {self.step} of {recipe.train.steps}")
 
