@@ -120,6 +120,14 @@ def _raise_first(reports: list[Any]) -> None:
     raise UserError(f"{listed(list(failed))}: {first}")
 
 
+def first_said(values: list[Any]) -> str | None:
+    """The first rank's line, with its rank; None where no rank has one."""
+    for rank, line in enumerate(values):
+        if line is not None:
+            return f"rank {rank}: {line}" if len(values) > 1 else str(line)
+    return None
+
+
 def _line(error: Exception) -> str:
     text = str(error).splitlines()[0] if str(error) else ""
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
@@ -135,4 +143,3 @@ def listed(ranks: list[int]) -> str:
             spans.append([rank])
     names = ", ".join("-".join(map(str, span)) for span in spans)
     return f"rank{'s' if len(ranks) > 1 else ''} {names}"
-

@@ -14,6 +14,7 @@ import torch
 
 import vidgen
 from vidgen.config import to_dict
+from vidgen.data.index.manifest import Manifest
 from vidgen.errors import UserError
 from vidgen.recipe.reader import leaves
 from vidgen.runtime import native
@@ -37,6 +38,11 @@ def of_rank(recipe: Any, options: Mapping[str, Any]) -> Facts:
     facts |= {f"option {name}": json.dumps(value) for name, value in options.items()}
     facts |= {name: os.environ.get(name, "(unset)") for name in VARIABLES}
     return facts | versions()
+
+
+def of_manifest(manifest: Manifest) -> Facts:
+    """A digest of each column."""
+    return {f"the manifest's {name}": digest for name, digest in manifest.digests.items()}
 
 
 def versions() -> Facts:
