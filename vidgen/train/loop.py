@@ -83,7 +83,6 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         self.device = self.world.device
         self.dtype = compute_dtype(recipe.train.dtype, self.device)
         self.agreement = Agreement(self.world)
-        self._log: RunLog | None = None
         self._lock: lock.RunLock | None = None  # on rank 0
         self._unlock: weakref.finalize[..., Any] | None = None
         # Before the first collective, which another recipe on one rank may make hang.
@@ -117,7 +116,6 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             self.run_dir,
             rank=self.world.rank,
             step=self.step,
-            report=self._report,
             check=self._check_run_dir,
         )
 
@@ -200,6 +198,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             StopSignals() as stop,
             self._trace(profile) as trace,
         ):
+            self._saves.report = log.line
             self.log_start(log)
             if self.step == 0:
                 self._validate(log)
@@ -398,13 +397,8 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         if self._lock is not None:
             self._lock.check()
 
-    def _report(self, line: str) -> None:
-        """A line on the console, from rank 0, while the run trains."""
-        if self._log is not None:
-            self._log.line(line)
-
     def _open_log(self) -> RunLog:
-        self._log = RunLog(
+        return RunLog(
             self.run_dir,
             self.recipe.train.steps,
             resume_step=self.step,
@@ -413,7 +407,6 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             wandb=self.recipe.log.wandb,
             config=to_dict(self.recipe),
         )
-        return self._log
 
     def _trace(self, steps: tuple[int, int] | None) -> StepTrace:
         first, last = steps or (0, -1)  # no step

@@ -26,7 +26,8 @@ from vidgen.data.cache.latents import (
 from vidgen.data.index.manifest import Manifest, write_manifest
 from vidgen.errors import UserError
 from vidgen.models.text.encoder import TextFeatures
-from vidgen.runtime.work import Counts, Progress, content_key
+from vidgen.runtime.content_key import content_key
+from vidgen.runtime.work import Counts, Progress
 
 
 class MeanCodec:
@@ -195,6 +196,71 @@ def test_damaged_entries_are_computed_again(
         assert encode(some, out) == Counts(total=6, cached=3, computed=3)
     assert caplog.text.count("is damaged and counts as missing") == 3
     assert {path: path.read_bytes() for path in entries(out)} == whole
+
+
+def swap(one: Path, other: Path) -> None:
+    between = one.with_name("between")
+    one.rename(between)
+    other.rename(one)
+    between.rename(other)
+
+
+def without_fields(one: Path, other: Path) -> None:
+    """As a version that keeps no key would write it: nothing says whose it is."""
+    content = one.read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:begin])
+    record = json.loads(header["__metadata__"]["entry"])
+    del record["fields"]
+    header["__metadata__"]["entry"] = json.dumps(record)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    one.write_bytes(len(text).to_bytes(8, "little") + text + content[begin:])
+
+
+@pytest.mark.parametrize(
+    ("move", "recomputed"),
+    [
+        (swap, 2),
+        (lambda one, other: other.write_bytes(one.read_bytes()), 1),
+        (lambda one, other: os.replace(one, other), 2),
+        (lambda one, other: other.unlink() or other.symlink_to(one), 1),
+        (without_fields, 1),
+    ],
+    ids=["swapped", "copied", "renamed", "linked", "without its key"],
+)
+@pytest.mark.parametrize("pair", [(0, 2), (1, 3)], ids=["17 frames", "33 frames"])
+def test_entries_moved_between_clips_are_computed_again(
+    move: Any,
+    recomputed: int,
+    pair: tuple[int, int],
+    some: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Of clips of one shape, where nothing else tells them apart."""
+    out = tmp_path / "out"
+    encode(some, out)
+    cache = LatentCache(
+        out, settings_of(ENCODERS, facts_of(MeanCodec(), LengthText()), torch.float32, suffix=False)
+    )
+    held = {path.stem: cache.get(path.stem) for path in entries(out)}
+    of_clip = {entry.fields["path"]: key for key, entry in held.items() if entry is not None}
+    paths = [cache.path(of_clip[f"{clip}.mp4"]) for clip in pair]
+    move(*paths)
+    caplog.clear()
+    assert encode(some, out) == Counts(total=6, cached=6 - recomputed, computed=recomputed)
+    named = [r for r in caplog.messages if "counts as missing: it " in r]
+    moved = "has a header that" if move is without_fields else "is the entry of {'path': "
+    assert all(moved in line for line in named), named
+    assert len(named) >= 1
+    for stem, entry in held.items():
+        again = cache.get(stem)
+        assert again is not None
+        assert entry is not None
+        assert again.fields == entry.fields
+        assert again.latent_CTHW.equal(entry.latent_CTHW)
+    assert encode(some, out) == Counts(total=6, cached=6)
 
 
 def test_a_changed_clip_or_caption_is_computed_again(

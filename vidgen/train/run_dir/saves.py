@@ -41,12 +41,12 @@ class Saves:
         *,
         rank: int,
         step: int,
-        report: Callable[[str], None],
         check: Callable[[], None],
     ) -> None:
         """`begin` starts to save the state; `step` is the last saved one, or 0; `check` raises on
         rank 0 where the run directory is another one now."""
-        self._begin, self._rank, self._report, self._check = begin, rank, report, check
+        self._begin, self._rank, self._check = begin, rank, check
+        self.report: Callable[[str], None] = print  # a line for the user
         self._run_dir = run_dir
         self._limit = config.max_unsaved or 2 * config.every
         self.committed = step
@@ -119,7 +119,7 @@ class Saves:
         delay = min(FIRST_RETRY_S * 2**self._tries, LONGEST_RETRY_S)
         self._tries += 1
         self._error, self._retry_at = error, time.monotonic() + delay
-        self._report(
+        self.report(
             f"the checkpoint of step {self._step} could not be written: {error}; the next try is "
             f"in {delay:.0f} s; step {self.committed} is the newest saved, and without another "
             f"the run ends at step {self.committed + self._limit} (checkpoint.max_unsaved)"
@@ -143,7 +143,7 @@ class Saves:
         seconds = time.monotonic() - self._began
         if seconds > STALL_S and not self._stall_reported:
             self._stall_reported = True
-            self._report(
+            self.report(
                 f"the checkpoint of step {self._step} has been under way for {seconds:.0f} s: the "
                 "storage is slow or does not answer"
             )
@@ -155,4 +155,4 @@ class Saves:
             text = json.dumps({"step": self.committed})
             files.write_text(self._run_dir / LAST_SAVED, text, durable=False)
         except UserError as error:
-            self._report(str(error))
+            self.report(str(error))
