@@ -361,6 +361,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             self.to_checkpoint_layout(self.tensors()),
             {
                 "recipe": to_dict(self.recipe),
+                "environment": run_facts.of_resume(self.device, self.world.world),
                 "loader": self.loader.state_dict(),
                 "trainer": {"step": self.step, self.LOSS_BY_BIN: self.loss_monitor.state_dict()},
             },
@@ -377,6 +378,9 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         objects, lines = start.first_undamaged(
             self.run_dir, paths, lambda path: self._load(path, loaded), self.agreement
         )
+        now = run_facts.of_resume(self.device, self.world.world)
+        if changed := run_facts.changes(objects.get("environment", {}), now):
+            lines.append(changed)
         self._notes += lines
         self.from_checkpoint_layout(tensors, loaded)
         self.loader.load_state_dict(objects["loader"])

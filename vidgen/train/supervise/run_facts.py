@@ -54,9 +54,14 @@ def versions() -> Facts:
     }
 
 
-def of_resume(device: torch.device) -> Facts:
-    """What the last bits of a result depend on, beside recipe and number of ranks."""
-    facts = {**versions(), "the processor": _device_name(device)}
+def of_resume(device: torch.device, ranks: int) -> Facts:
+    """What the last bits of a result depend on beside the recipe; saved with every checkpoint."""
+    facts = {
+        **versions(),
+        **{name: os.environ.get(name, "(unset)") for name in VARIABLES},
+        "the number of ranks": str(ranks),
+        "the processor": _device_name(device),
+    }
     if device.type == "cpu":
         module = native.load()
         facts["the variant of the CPU kernels"] = "none" if module is None else module.cpu_variant()
@@ -65,7 +70,8 @@ def of_resume(device: torch.device) -> Facts:
 
 
 def changes(then: Mapping[str, str], now: Mapping[str, str]) -> str | None:
-    """One line for a run that resumes where results may have other last bits; None: nowhere."""
+    """One line for a run that resumes where results may have other last bits; None: nothing
+    changed, or the checkpoint is of a version that kept no facts."""
     found = [
         f"{name} ({then[name]} -> {now[name]})"
         for name in now
