@@ -356,16 +356,18 @@ def test_given_latents_that_are_damaged_are_computed_again(
 
 def test_a_rolling_folder_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
     cache = LatentCache(tmp_path, {}, rolling_bytes=20_000)
+    keys = [content_key({"number": number}) for number in range(15)]
 
     def put(number: int) -> None:
         latent = torch.full((1, 1, 1, 500), float(number))
-        cache.put(f"{number:04x}", LatentEntry(latent, latent[0, 0], latent[0, 0, 0], {}))
+        fields = {"number": number}
+        cache.put(keys[number], LatentEntry(latent, latent[0, 0], latent[0, 0, 0], fields))
         used = 10**9 + number * 10**9
         with contextlib.suppress(FileNotFoundError):
-            os.utime(cache.path(f"{number:04x}"), ns=(used, used))
+            os.utime(cache.path(keys[number]), ns=(used, used))
 
     def kept() -> list[int]:
-        return sorted(int(path.stem, 16) for path in entries(tmp_path))
+        return sorted(keys.index(path.stem) for path in entries(tmp_path))
 
     size = 0
     for number in range(12):
@@ -377,13 +379,13 @@ def test_a_rolling_folder_drops_what_was_used_longest_ago(tmp_path: Path) -> Non
     assert kept() == [9, 10, 11][-(20_000 // size) :][-len(kept()) :]
     assert kept()
     oldest = kept()[0]
-    os.utime(cache.path(f"{oldest:04x}"))  # used now
+    os.utime(cache.path(keys[oldest]))  # used now
     for number in range(12, 15):
         put(number)
     assert oldest in kept()
     again = LatentCache(tmp_path, {}, rolling_bytes=7800)  # a smaller budget drops at once
     assert kept() == [oldest]
-    assert again.get(f"{oldest:04x}") is not None
+    assert again.get(keys[oldest]) is not None
 
 
 def test_only_a_folder_begun_so_is_rolling(tmp_path: Path) -> None:
@@ -407,8 +409,9 @@ def test_no_clip_with_a_bucket(some: Path, tmp_path: Path) -> None:
 def test_half_precision_is_kept(tmp_path: Path) -> None:
     cache = LatentCache(tmp_path, {})
     values = torch.arange(6.0).to(torch.bfloat16)
-    cache.put("ab12", LatentEntry(values.view(1, 1, 2, 3), values[:2, None], values[:3], {"a": 1}))
-    entry = cache.get("ab12")
+    key = content_key({"a": 1})
+    cache.put(key, LatentEntry(values.view(1, 1, 2, 3), values[:2, None], values[:3], {"a": 1}))
+    entry = cache.get(key)
     assert entry is not None
     assert torch.equal(entry.latent_CTHW, values.view(1, 1, 2, 3))
     assert entry.latent_CTHW.dtype == torch.bfloat16
