@@ -97,6 +97,8 @@ class CheckpointConfig:
     every: PositiveInt = 1000  # steps
     keep_last: PositiveInt = 3
     keep_every: PositiveInt | None = None  # steps whose checkpoints are never removed
+    max_unsaved: PositiveInt | None = None
+    """Steps since the newest checkpoint after which failing saves end the run; null: 2 x every."""
 
 
 @config

@@ -24,9 +24,10 @@ from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.geometry import Geometry
 from vidgen.models.text.encoder import TextEncoder
 from vidgen.runtime import dtypes, ops
+from vidgen.runtime.content_key import content_key
 from vidgen.runtime.loader.feed import Filling
 from vidgen.runtime.loader.processes import Lost
-from vidgen.runtime.work import content_key, log_damage
+from vidgen.runtime.work import log_damage
 
 
 @dataclass(frozen=True)
