@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from vidgen import limits
 from vidgen.config import Presets, config
 from vidgen.data.config import DataConfig
 from vidgen.diffusion.config import ConditionConfig, FlowConfig
@@ -139,7 +140,7 @@ class LogConfig:
 
 @config
 class TrainConfig:
-    steps: PositiveInt = 85_000
+    steps: Annotated[PositiveInt, Field(le=limits.TRAIN_STEPS)] = 85_000
     accumulate: PositiveInt = 1  # micro-steps a step
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; weights stay fp32
     device: Literal["auto", "cpu", "cuda"] = "auto"
