@@ -9,7 +9,7 @@ from vidgen.runtime.checkpoint.commit import (
 )
 from vidgen.runtime.checkpoint.compare import differences
 from vidgen.runtime.checkpoint.coverage import not_checked
-from vidgen.runtime.checkpoint.layout import held_bytes
+from vidgen.runtime.checkpoint.layout import DamagedCheckpoint, held_bytes
 from vidgen.runtime.checkpoint.load import (
     About,
     LoadReport,
@@ -46,6 +46,7 @@ __all__ = [
     "GroupReader",
     "Saving",
     "SaveSummary",
+    "DamagedCheckpoint",
     "LoadReport",
     "About",
 ]
