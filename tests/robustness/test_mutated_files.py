@@ -136,10 +136,9 @@ def test_latent_entries(tmp_path: Path) -> None:
     cache = LatentCache(tmp_path, {"made": "here"})
     values = torch.arange(48.0)
     fields = {"path": "a.mp4", "text": "a cat", "frames": 2}
-    cache.put(
-        "ab12", LatentEntry(values.view(2, 2, 3, 4), values[:8].view(4, 2), values[:3], fields)
-    )
-    path = cache.path("ab12")
+    key = content_key(fields)
+    cache.put(key, LatentEntry(values.view(2, 2, 3, 4), values[:8].view(4, 2), values[:3], fields))
+    path = cache.path(key)
     layout = Layout(
         (
             ("latent_CTHW", "F32", (2, 2, 3, 4)),
@@ -157,7 +156,7 @@ def test_latent_entries(tmp_path: Path) -> None:
         return out.tobytes()
 
     def by_key() -> LatentEntry:
-        entry = cache.get("ab12")
+        entry = cache.get(key)
         if entry is None:
             raise UserError("is missing")
         return entry
