@@ -23,6 +23,7 @@ from vidgen.recipe.schema import Recipe
 from vidgen.runtime import checkpoint
 from vidgen.runtime.checkpoint.dcp import export_dcp
 from vidgen.runtime.checkpoint.dcp_metadata import read_metadata as read_dcp_metadata
+from vidgen.runtime.content_key import content_key
 from vidgen.sample.prompts import read_prompts
 from vidgen.sample.recorded import read_record
 from vidgen.train.supervise.recovery import SkipList
