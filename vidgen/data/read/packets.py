@@ -49,10 +49,15 @@ def pick(container: Any, stream: Any, indices: list[int]) -> Pick | None:
     if None in times:
         return None
     if len(set(times)) < len(times):
-        _refuse_repeated(container)
+        _refuse_disorder(container)
         return None
     if start == 0:
-        check_grid(container, stream, sorted(times), indices[-1])
+        last = indices[-1]
+        if all(packet.is_keyframe for packet in packets):
+            last = len(times)  # frames come in order: all times are known
+            if times != sorted(times):
+                _refuse_disorder(container)
+        check_grid(container, stream, sorted(times), last)
     if start and min(times) < times[0]:
         # Frames shown before the key frame follow it: its place is not the packet's.
         return _pick_by_times(container, stream, indices)
@@ -88,10 +93,11 @@ def check_grid(container: Any, stream: Any, times: list[int], last: int) -> None
             raise BadClip(f"has lost the frames before {begin:.3f} s, where its first one is")
 
 
-def _refuse_repeated(container: Any) -> None:
-    """In Matroska each frame has a time of its own; counting would hide what was lost."""
+def _refuse_disorder(container: Any) -> None:
+    """In Matroska each frame has a time of its own, and key frames come in order; counting would
+    hide what was lost."""
     if container.format.name.startswith("matroska"):
-        raise BadClip("has several frames at one time: it is damaged")
+        raise BadClip("has frames at one time, or out of order: it is damaged")
 
 
 def decode(stream: Any, picked: Pick) -> Iterator[tuple[int, Any]]:
@@ -142,7 +148,7 @@ def _pick_by_times(container: Any, stream: Any, indices: list[int]) -> Pick | No
     if any(time is None for time, _ in shown):
         return None
     if len(dict(shown)) < len(shown):
-        _refuse_repeated(container)
+        _refuse_disorder(container)
         return None
     times = sorted(time for time, _ in shown)
     _check_length(len(times), indices)
