@@ -13,7 +13,7 @@ _REORDERED = 17
 _NO_TABLE = ("matroska", "mpegts")
 _GRID_LEAST = 4  # frames from which a rate can be told
 _GRID_NEAR, _GRID_GAP = 0.5, 1.75  # periods: rounded times are near the grid, a lost frame is not
-_GRID_MOST = 0.8  # of the gaps that are one period where the rate is constant
+_GRID_MOST = 0.8  # of the gaps but one are one period where the rate is constant
 _START_S = 2.0  # MPEG-TS begins at 1.4 s
 
 
@@ -81,13 +81,13 @@ def check_grid(container: Any, stream: Any, times: list[int], last: int) -> None
     gaps = [(after - before) / float(period) for before, after in pairwise(times)]
     lost = [place for place, gap in enumerate(gaps[:last]) if gap > _GRID_GAP]
     on_grid = sum(abs(gap - 1) < _GRID_NEAR for gap in gaps)
-    if lost and on_grid >= _GRID_MOST * len(gaps):
+    if lost and on_grid >= _GRID_MOST * (len(gaps) - 1):
         before = times[lost[0]] - times[0]
         raise BadClip(
             f"has lost {round(gaps[lost[0]]) - 1} frame(s) after frame {lost[0]}, "
             f"{float(before * unit):.3f} s from its start: the times of its frames have a gap"
         )
-    if len(container.streams) == 1 and on_grid >= _GRID_MOST * len(gaps):
+    if len(container.streams) == 1 and on_grid >= _GRID_MOST * (len(gaps) - 1):
         begin = float(times[0] * unit)
         if begin * float(rate) > _GRID_LEAST and begin > _START_S:
             raise BadClip(f"has lost the frames before {begin:.3f} s, where its first one is")
