@@ -329,7 +329,13 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         )
 
     def _resume(self, newest: Path) -> None:
-        then = read_recipe(checkpoint.read_objects(newest)["recipe"], [], type(self.recipe))
+        stored = checkpoint.read_objects(newest)
+        if "recipe" not in stored or stored.get("layout", "vidgen") != "vidgen":
+            raise UserError(
+                f"{newest} holds imported weights and no state of a run: start from them with "
+                f"train.init_from={newest} in another run_dir"
+            )
+        then = read_recipe(stored["recipe"], [], type(self.recipe))
         for section in self.FIXED_ON_RESUME:
             changed = diff(getattr(then, section), getattr(self.recipe, section))
             if changed:
