@@ -39,7 +39,10 @@ class ReconstructionConfig:
     lpips_weights: str | None = None
     """torchvision's VGG-16 file; needed while lpips is above 0."""
     adversarial: NonNegativeFloat = 0.05
-    """Of the discriminator's opinion, on top of the adaptive weight that balances gradients."""
+    """Of the discriminator's opinion."""
+    adaptive: bool = False
+    """Multiplies it by a weight that makes the other losses and it pull equally hard on the decoder's
+    last layer, as the public code does; the report states the plain weight."""
     adversarial_from: NonNegativeInt = 250_000
     """The step at which the discriminator comes in."""
     discriminator_lr: PositiveFloat = 1e-4

@@ -27,6 +27,7 @@ from vidgen.models.video_dcae.layers import (
     Upsample,
     conv,
 )
+from vidgen.models.video_dcae.public_tiling import in_public_tiles
 from vidgen.models.video_dcae.tiling import in_tiles
 
 FIRST_ATTENTION = 3  # stages before it are residual convolutions
@@ -149,7 +150,8 @@ class VideoDCAE(nn.Module):
             c.tile_size // UNIT_PIXELS,
             c.tile_size // UNIT_PIXELS,
         )
-        return in_tiles(run, x, shape, latents, c.tile_overlap)
+        rule = in_public_tiles if c.tiling_rule == "public" else in_tiles
+        return rule(run, x, shape, latents, c.tile_overlap)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

@@ -1,8 +1,8 @@
 """Training the Video DC-AE: reconstruction first, then against a discriminator as well.
 
 Ranks hold whole copies and average gradients: at 0.46 G parameters a copy with its optimizer is
-8 GB, and the adaptive weight asks for gradients of the last layer alone, which sharding would make
-a collective each.
+8 GB, and the adaptive weight needs gradients of the last layer alone, which sharding would turn
+into a collective each.
 """
 
 import math
@@ -24,6 +24,7 @@ from vidgen.models.video_dcae.discriminator import PatchGAN3D
 from vidgen.models.video_dcae.losses import adaptive_weight, hinge, l1, perceptual_distance
 from vidgen.recipe.autoencoder import AutoencoderRecipe
 from vidgen.runtime.observe.flops import training_flops
+from vidgen.runtime.parallel.zero import clip_grad_norm
 from vidgen.train.autoencoder.validate import AutoencoderValidator, pixels_to_input
 from vidgen.train.loop import Tensors, TrainingLoop
 from vidgen.train.optim.optimizer import build_optimizer, set_learning_rate, state_tensors
@@ -95,9 +96,12 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
             with self.autocast():
                 opinion = -self.discriminator(reconstruction).float().mean()
             self.discriminator.requires_grad_(True)
-            balance = adaptive_weight(loss, opinion, self.model.decoder.project_out.weight)
             found["adversarial"] = opinion
-            loss = loss + weights.adversarial * balance * opinion
+            scaled = weights.adversarial * opinion
+            if weights.adaptive:
+                last = self.model.decoder.project_out.weight
+                scaled = scaled * adaptive_weight(loss, opinion, last)
+            loss = loss + scaled
         return {"loss": loss, **found}
 
     def _discriminator_loss(self, video: Tensor, reconstruction: Tensor) -> Tensor:
@@ -119,6 +123,8 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
     def finish_gradients(self) -> None:
         self._average(self.named.values())
         self._average(self.discriminator.parameters())
+        # Clipped apart, so that neither network's norm scales the other's gradients.
+        clip_grad_norm(self.discriminator.parameters(), self.recipe.optim.clip)
 
     def _average(self, parameters: Iterable[nn.Parameter]) -> None:
         grads = [p.grad for p in parameters if p.grad is not None]
