@@ -41,8 +41,8 @@ class ReconstructionConfig:
     adversarial: NonNegativeFloat = 0.05
     """Of the discriminator's opinion."""
     adaptive: bool = False
-    """Multiplies it by a weight that makes the other losses and it pull equally hard on the decoder's
-    last layer, as the public code does; the report states the plain weight."""
+    """Multiplies it by a weight that gives it and the other losses gradients of one size at the
+    decoder's last layer, as the public code does; the report states the plain weight."""
     adversarial_from: NonNegativeInt = 250_000
     """The step at which the discriminator comes in."""
     discriminator_lr: PositiveFloat = 1e-4

@@ -6,6 +6,7 @@ generator was trained on were made this way.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ def in_public_tiles(
     if latents[0] <= tile[0]:
         return in_space(x_BCTHW)
     parts = [in_space(part) for part in cut(x_BCTHW, 0)]
-    for before, part in zip(parts, parts[1:], strict=False):
+    for before, part in pairwise(parts):
         blend(before, part, 0)
     return joined(parts, 0)
 
