@@ -123,7 +123,7 @@ class VideoDCAE(nn.Module):
     def forward(self, video_BCTHW: Tensor, stage: int | None = None) -> tuple[Tensor, Tensor]:
         """Reconstruction and raw latents, with gradients and without tiles: what training needs.
 
-        With `stage`, counted from 1, the output of that stage of the encoder instead of the latents.
+        With `stage`, counted from 1, the output of that encoder stage instead of the latents.
         """
         Geometry.of(self).latent_grid(*video_BCTHW.shape[2:])
         if stage is not None:
