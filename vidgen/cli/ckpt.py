@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidgen.errors import UserError
+from vidgen.printable import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "action",
         choices=tuple(TAKES),
         help="ls: the steps of a run; verify: read and check every byte; export: to one "
-        ".safetensors file or a torch DCP directory; import: from a DCP directory; diff: what two "
+        ".safetensors file or a torch DCP directory; import: from a DCP directory, whose "
+        "metadata are a pickle (classes that a DCP does not need are refused); diff: what two "
         "steps differ in",
     )
     parser.add_argument(
@@ -116,7 +118,13 @@ def verify(step: Path) -> int:
         problems = checkpoint.verify(step, progress)
     if problems:
         raise UserError("\n".join(problems))
-    print(f"{step}: complete and undamaged")
+    unchecked = checkpoint.not_checked(step)
+    what = (
+        "complete; what its checksums cover is undamaged" if unchecked else "complete and undamaged"
+    )
+    print(f"{step}: {what}")
+    for line in unchecked:
+        print(printable(f"not checked: {line}"))
     return 0
 
 
@@ -129,10 +137,10 @@ def compare(a: Path, b: Path) -> int:
     if all(trees):
         for line in diff(*(read_any(tree) for tree in trees)):
             found = True
-            print(line)
+            print(printable(line))
     for label, how in differences(a, b):
         found = True
-        print(f"{label}: {how}")
+        print(printable(f"{label}: {how}"))
     if not found:
         print("recipe and tensors are equal")
     return 0
@@ -175,7 +183,7 @@ def bring_in(source: str, root: str, args: argparse.Namespace) -> int:
     print(f"{source} -> {found.path} ({found.layout})")
     if found.left_out:
         some, more = found.left_out[:3], len(found.left_out) - 3
-        print(f"left out: {', '.join(some)}{f' and {more} more' if more > 0 else ''}")
+        print(printable(f"left out: {', '.join(some)}{f' and {more} more' if more > 0 else ''}"))
     return 0
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from vidgen.errors import UserError
+from vidgen.printable import printable
+from vidgen.runtime.checkpoint.dcp_metadata import planner, read_metadata, reader
 from vidgen.runtime.checkpoint.load import groups, read_objects, read_tensors
 from vidgen.runtime.checkpoint.save import save
 
@@ -54,26 +56,26 @@ def import_dcp(
 
     An exported step comes back whole. Of any other directory the weights are taken out of their
     nesting, and optimizer states are left out. `layout_of` says which layout the step records, from
-    the weights on the meta device and what an exported step says, and raises where it cannot.
+    the weights on the meta device and what an exported step says, and raises where it cannot. No
+    pickle of the directory runs code: what a DCP does not need is refused.
     """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    try:
-        held = dcp.FileSystemReader(source).read_metadata().state_dict_metadata
-    except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"{source} is not a DCP directory: {error}; expected one") from None
+    held = read_metadata(source).state_dict_metadata
     entries = {k: entry for k, entry in held.items() if isinstance(entry, TensorStorageMetadata)}
     objects: dict[str, Any] = {}
     recorded: str | None = None
     if OBJECTS in held:
         text: dict[str, Any] = {OBJECTS: ""}
-        dcp.load(text, checkpoint_id=source, no_dist=True)
-        objects = json.loads(text[OBJECTS])
+        dcp.load(text, storage_reader=reader(source), planner=planner(), no_dist=True)
+        objects = _objects(source, text[OBJECTS])
         recorded = objects.get("layout", "vidgen")
         keys: Groups = {}
         for key in entries:
             group, _, name = key.partition(".")
+            if not group.isidentifier():  # it becomes part of a file's name
+                raise UserError(f"{source}: the tensor {printable(key)} is in no group of a step")
             keys.setdefault(group, {})[name] = key
     else:
         keys = unnested(entries, str(source))
@@ -91,7 +93,8 @@ def import_dcp(
     }
     dcp.load(
         {key: tensors[group][name] for group, names in keys.items() for name, key in names.items()},
-        checkpoint_id=source,
+        storage_reader=reader(source),
+        planner=planner(),
         no_dist=True,
     )
     # What is imported takes no other step's place.
@@ -137,3 +140,13 @@ def unnested(keys: Iterable[str], where: str) -> Groups:
 
 def _unwrapped(parts: list[str]) -> str:
     return ".".join(part for part in parts if part not in WRAPPERS)
+
+
+def _objects(source: str | os.PathLike[str], text: Any) -> dict[str, Any]:
+    try:
+        objects = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{source}: {OBJECTS} is not JSON: {error}") from None
+    if not isinstance(objects, dict):
+        raise UserError(f"{source}: {OBJECTS} is not a JSON object")
+    return objects
