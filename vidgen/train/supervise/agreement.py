@@ -107,8 +107,8 @@ class Agreement:
         if not names:
             return UserError("rank 0 has not answered in time; it may have failed")
         return UserError(
-            f"{listed(names)} did not answer in time: it has ended, or still waits for storage; its "
-            "own output says why"
+            f"{listed(names)} did not answer in time: it has ended, or still waits for storage; "
+            "its own output says why"
         )
 
 
