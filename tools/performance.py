@@ -55,19 +55,34 @@ def _summary(suite: str, found: dict[str, Any]) -> str:
     rows = [row for row in found.get("rows", []) if isinstance(row, dict)]
     for name, says in HEADLINES.items():
         if suite.startswith(name):
-            return "<br>".join(says(rows))
+            return "<br>".join(_said(says, rows))
     return ""
+
+
+def _said(says: Callable[[list[Row]], Iterator[str]], rows: list[Row]) -> Iterator[str]:
+    """What failed on the machine in a row of its own: it has none of the figures."""
+    yield from says([row for row in rows if "failed" not in row and "skipped" not in row])
+    for row in rows:
+        if "failed" in row:
+            named = (str(row[key]) for key in NAMES if key in row)
+            yield f"{' '.join(named)}: {row['failed']}"
 
 
 def _mfu(rows: list[Row]) -> Iterator[str]:
     for row in rows:
+        if "videos_per_s" not in row:
+            continue
         beside = f", {row['ratio']:.2f} times the report's" if row.get("ratio") else ""
-        yield f"{row['bucket']}: {row['videos_per_s']:.3g} videos/s, MFU {row['mfu']:.1%}{beside}"
+        fewer = f" (batch {row['batch']}, the largest that fits)" if "in_place_of_batch" in row else ""
+        yield (
+            f"{row['bucket']}{fewer}: {row['videos_per_s']:.3g} videos/s, "
+            f"MFU {row['mfu']:.1%}{beside}"
+        )
 
 
 def _ops(rows: list[Row]) -> Iterator[str]:
-    # Rows about the host's part of a call have neither.
-    ours = [r for r in rows if r["implementation"] == "compiled" and "fraction_of_copy" in r]
+    # Rows about the host's part of a call have no fraction and no dtype.
+    ours = [r for r in rows if r.get("implementation") == "compiled" and "fraction_of_copy" in r]
     for dtype in dict.fromkeys(row["dtype"] for row in ours):
         parts = sorted(row["fraction_of_copy"] for row in ours if row["dtype"] == dtype)
         yield (
@@ -104,6 +119,8 @@ def _of_ruler(rows: list[Row]) -> Iterator[str]:
 
 def _loader(rows: list[Row]) -> Iterator[str]:
     for row in rows:
+        if "clips_per_s" not in row:
+            continue
         yield (
             f"{row['loader']}, {row['clip'].partition(' ')[0]}: {row['clips_per_s']:.3g} clips/s, "
             f"{row['memory_mb']:.0f} MB"
@@ -112,6 +129,8 @@ def _loader(rows: list[Row]) -> Iterator[str]:
 
 def _encode(rows: list[Row]) -> Iterator[str]:
     for row in rows:
+        if "times_one_after_the_other" not in row:
+            continue
         yield (
             f"{row['what']}: {row['clips_per_s']:.3g} clips/s, "
             f"{row['times_one_after_the_other']:.3g} times one after the other"
@@ -120,6 +139,8 @@ def _encode(rows: list[Row]) -> Iterator[str]:
 
 def _ring(rows: list[Row]) -> Iterator[str]:
     for row in rows:
+        if "total_over_kernel" not in row:
+            continue
         yield (
             f"{row['tokens']} tokens in {row['parts']} parts: {row['total_over_kernel']:.3g} times "
             "the whole kernel's time"
@@ -128,11 +149,15 @@ def _ring(rows: list[Row]) -> Iterator[str]:
 
 def _step(rows: list[Row]) -> Iterator[str]:
     for row in rows:
+        if "share" not in row:
+            continue
         yield f"{row['part']} {row['share']:.0%}"
 
 
 def _sampling(rows: list[Row]) -> Iterator[str]:
     for row in rows:
+        if "s_per_pass" not in row:
+            continue
         if row.get("blocks_streamed") == 0:  # a model too small to be streamed
             continue
         yield (
@@ -173,6 +198,9 @@ def _speedup(rows: list[Row]) -> Iterator[str]:
                     f"({row[f'{what}_flops_ratio']:.3g} by FLOPs{beside})"
                 )
 
+
+# What names a row that has no figures.
+NAMES = ("what", "bucket", "backend", "loader", "shape", "states", "tokens", "dtype", "length")
 
 HEADLINES: dict[str, Callable[[list[Row]], Iterator[str]]] = {
     "mfu": _mfu,
@@ -218,8 +246,8 @@ def show(folder: Path) -> None:
 
     for path in sorted(folder.glob("*.json")):
         rows = json.loads(path.read_text()).get("rows")
-        if isinstance(rows, list):
-            print(f"\n{path}\n{results.table(rows)}")
+        if isinstance(rows, list) and rows:
+            print(f"\n{path}\n{results.table(row for row in rows if isinstance(row, dict))}")
 
 
 if __name__ == "__main__":
