@@ -1,8 +1,9 @@
 """Writes README's performance section from profiles/results/*/*.json, between its two marks.
 
-python tools/performance.py [--check | FOLDER]
+python tools/performance.py [--check | FOLDER | --table RESULTS]
 
-A folder of results is printed as well, a table a file.
+A folder of results is printed as well, a table a file. --table prints the section that
+RESULTS/<machine>/*.json make, and writes nothing.
 """
 
 import json
@@ -25,14 +26,14 @@ WANTED = {
 }
 
 
-def kept() -> Iterator[tuple[str, str, dict[str, Any]]]:
+def kept(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(machine, suite, its file) of every result."""
-    for path in sorted((ROOT / "profiles/results").glob("*/*.json")):
+    for path in sorted(folder.glob("*/*.json")):
         yield path.parent.name, path.stem, json.loads(path.read_text())
 
 
-def section() -> str:
-    results = list(kept())
+def section(folder: Path = ROOT / "profiles/results") -> str:
+    results = list(kept(folder))
     lines = ["| machine | suite | measured |", "|---|---|---|"]
     for machine, suite, found in results:
         path = f"profiles/results/{machine}/{suite}.json"
@@ -229,6 +230,9 @@ def rewritten(text: str) -> str:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--table"]:
+        print(section(Path(sys.argv[2])))
+        return
     readme = ROOT / "README.md"
     text = readme.read_text()
     new = rewritten(text)
