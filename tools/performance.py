@@ -74,7 +74,9 @@ def _mfu(rows: list[Row]) -> Iterator[str]:
         if "videos_per_s" not in row:
             continue
         beside = f", {row['ratio']:.2f} times the report's" if row.get("ratio") else ""
-        fewer = f" (batch {row['batch']}, the largest that fits)" if "in_place_of_batch" in row else ""
+        fewer = (
+            f" (batch {row['batch']}, the largest that fits)" if "in_place_of_batch" in row else ""
+        )
         yield (
             f"{row['bucket']}{fewer}: {row['videos_per_s']:.3g} videos/s, "
             f"MFU {row['mfu']:.1%}{beside}"

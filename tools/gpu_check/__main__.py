@@ -79,8 +79,8 @@ def architecture(about: dict[str, object]) -> str:
     capability = gpus[0].split(",")[3].strip().replace(".", "")
     for name, (_, compiled) in ARCHITECTURES.items():
         if name.rstrip("a") == capability:
-            known = "compiled in CI" if compiled else "not compiled in CI"
-            return f"{gpus[0]}: sm_{name}, {known}, built here"
+            known = "compiled" if compiled else "not compiled"
+            return f"{gpus[0]}: sm_{name}, {known} by tools/compile_cuda.sh"
     return f"{gpus[0]}: sm_{capability} is in no table of docs/install.md"
 
 

@@ -133,7 +133,9 @@ class Runner:
     def _together(self, stage: Stage, commands: list[list[str]], limit: float) -> tuple[str, str]:
         environment = {**os.environ, **({} if self.dry else dict(stage.environment))}
         inherited = os.environ.get("PYTHONPATH")
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([inherited] if inherited else [])])
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(ROOT), *([inherited] if inherited else [])]
+        )
         processes, logs = [], []
         end = time.monotonic() + limit
         verdicts = []

@@ -60,8 +60,8 @@ def attention_of_every_backend(device: torch.device) -> str:
 
 
 def a_block(device: torch.device) -> str:
-    from vidgen.bench.mfu import chosen
     from vidgen.bench.measure import Bench
+    from vidgen.bench.mfu import chosen
     from vidgen.plan.workload import workload_of
     from vidgen.recipe.reader import read_recipe
     from vidgen.recipe.schema import Recipe

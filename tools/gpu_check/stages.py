@@ -13,8 +13,8 @@ TOTAL_S = 540  # from a bare machine to the verdict, unless VIDGEN_GPU_CHECK_SEC
 SETUP_S = 110  # of these: the libraries and the CUDA build
 VERDICT_S = 15  # the tables and the archive
 
-# Compute capability: which GPUs, and whether CI compiles every CUDA file for it (without warnings
-# and register spills; tools/compile_cuda.sh). A build on a GPU machine takes that machine's own.
+# Compute capability: which GPUs, and whether tools/compile_cuda.sh compiles every CUDA file for it
+# (without warnings and register spills). A build on a GPU machine takes that machine's own.
 ARCHITECTURES = {
     "80": ("A100", True),
     "86": ("A10, RTX 3090", False),
@@ -195,9 +195,7 @@ STAGES = (
         name="ring",
         what="a ring of simulated ranks beside one kernel",
         seconds=25,
-        commands=suite(
-            "parallel/bench_ring", "--tokens", "76544", "--parts", "4", "--rounds", "2"
-        ),
+        commands=suite("parallel/bench_ring", "--tokens", "76544", "--parts", "4", "--rounds", "2"),
         small=suite(
             *("parallel/bench_ring", "--tokens", "256", "--parts", "2", "--heads", "1"),
             *("--rounds", "1"),
@@ -274,7 +272,9 @@ STAGES = (
         what="the loader's test on a GPU",
         seconds=30,
         commands=((*PYTEST, LOADER),),
-        small=(("-m", "pytest", "-q", "--collect-only", "-n0", LOADER, "tests/data/test_prefetch.py"),),
+        small=(
+            ("-m", "pytest", "-q", "--collect-only", "-n0", LOADER, "tests/data/test_prefetch.py"),
+        ),
         needs=("pytest", "hypothesis", *CLIPS),
         rest=True,
     ),

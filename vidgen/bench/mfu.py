@@ -140,7 +140,11 @@ def report(result: dict[str, Any]) -> list[str]:
         if "in_place_of_batch" in row
     ]
     share = "" if result["context"] == 1 else f", one rank's part of {result['context']}"
-    return [f"{result['recipe']}{share}, {result['device']}; peak {result['peak']}", *table(rows), *smaller]
+    return [
+        f"{result['recipe']}{share}, {result['device']}; peak {result['peak']}",
+        *table(rows),
+        *smaller,
+    ]
 
 
 def report_parts(result: dict[str, Any]) -> list[str]:
