@@ -195,7 +195,7 @@ def test_fresh_sets_the_run_aside_and_leaves_the_data(
     recipe = tiny("train.steps=2")
     train(recipe)
     then = curve(run_dir)
-    kept = {entry.name for entry in run_dir.iterdir()} - {"data"}
+    kept = {entry.name for entry in run_dir.iterdir()} - {"data", "run.lock"}
 
     Trainer(recipe, fresh=True).run(stop_after=1)
     assert curve(run_dir) == then[:1]

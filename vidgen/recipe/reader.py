@@ -79,7 +79,7 @@ def dump_yaml(cfg: Any) -> str:
 
 def diff(a: Any, b: Any) -> list[str]:
     """One line for each value that differs: `optim.lr: 5.0e-05 -> 3.0e-05`."""
-    left, right = dict(_leaves(to_dict(a), ())), dict(_leaves(to_dict(b), ()))
+    left, right = dict(leaves(to_dict(a), ())), dict(leaves(to_dict(b), ()))
     lines = []
     for keys in [*left, *(keys for keys in right if keys not in left)]:
         shown = [_show(side[keys]) if keys in side else "(absent)" for side in (left, right)]
@@ -88,10 +88,10 @@ def diff(a: Any, b: Any) -> list[str]:
     return lines
 
 
-def _leaves(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
+def leaves(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _leaves(inner, (*keys, str(key)))
+            yield from leaves(inner, (*keys, str(key)))
     else:
         yield keys, value
 

@@ -97,6 +97,8 @@ class CheckpointConfig:
     every: PositiveInt = 1000  # steps
     keep_last: PositiveInt = 3
     keep_every: PositiveInt | None = None  # steps whose checkpoints are never removed
+    max_unsaved: PositiveInt | None = None
+    """Steps since the newest checkpoint after which failing saves end the run; null: 2 x every."""
 
 
 @config
@@ -198,6 +200,11 @@ class Recipe:
                 f"conditions.given_weight is {self.conditions.given_weight:g}, but a model with "
                 "cond_embed false is given no frames: set model.cond_embed=true or "
                 "conditions.given_weight=1"
+            )
+        if self.sample.image_model is not None and not self.model.cond_embed:
+            raise ValueError(
+                "sample.image_model draws a first frame, but a model with cond_embed false takes "
+                "none: set model.cond_embed=true or sample.image_model=null"
             )
         if self.alignment.weight:
             blocks = self.model.depth + self.model.depth_single_blocks

@@ -6,7 +6,6 @@ continues where it was, with any number of ranks. `by_key` is the plain `process
 up, else compute and keep it.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -29,11 +28,6 @@ _log = logging.getLogger(__name__)
 _RATE_OVER = 64  # the last items that the rate is measured over
 
 Item = TypeVar("Item")
-
-
-def content_key(fields: Mapping[str, Any]) -> str:
-    """The name of a result: a hash of all that decides it."""
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class ResultFolder:

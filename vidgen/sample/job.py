@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vidgen.diffusion.condition_names import gives_images
 from vidgen.diffusion.conditions import frames_needed
 from vidgen.diffusion.guidance import Branches, plan
 from vidgen.diffusion.solvers import SOLVERS, passes_per_step
@@ -11,7 +12,7 @@ from vidgen.errors import UserError
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.geometry import Geometry
 from vidgen.recipe import Recipe
-from vidgen.sample.references import check_references
+from vidgen.sample.references import Reference, check_references
 from vidgen.sample.request import Request
 
 Size = tuple[int, int, int]  # frames, rows, columns
@@ -24,7 +25,7 @@ class Job:
     request: Request
     latent: Size
     tokens: Size
-    references: Sequence[str]  # the file of each piece the condition is given
+    references: Sequence[Reference]  # what shows each piece the condition gives
     branches: Sequence[Branches]  # guidance branches of each step
     full_branches: Sequence[Branches]  # all of them at every step: what `branches` saves from
 
@@ -63,7 +64,7 @@ def check(recipe: Recipe, ae: Autoencoder, request: Request) -> Job:
             raise UserError(
                 f"{request.condition} needs at least {needed} frames, not {request.frames}"
             )
-    references = check_references(request.condition, request.ref, ae)
+    references = check_references(request.condition, request.ref, ae, request.frames)
     tokens = geometry.token_grid(*size)
     branches = guidance_branches(recipe, request, tokens)
     full = guidance_branches(recipe, request, tokens, full=True)
@@ -80,7 +81,7 @@ def guidance_branches(
         request.guidance,
         request.guidance_img,
         # As published: for a given image, not for a given clip
-        dynamic=request.condition.startswith("i2v"),
+        dynamic=gives_images(request.condition),
     )
     has_image = request.condition != "t2v"
     return plan(config, request.steps, tokens, has_image=has_image, full=full)

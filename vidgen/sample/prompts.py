@@ -6,9 +6,9 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from vidgen.diffusion.config import ConditionName
+from vidgen.diffusion.condition_names import check_condition
 from vidgen.errors import UserError
 
 
@@ -31,9 +31,10 @@ def _number(value: Any) -> float:
 
 
 def _condition(value: Any) -> str:
-    if value not in get_args(ConditionName):
-        raise ValueError(f"is none of {', '.join(get_args(ConditionName))}")
-    return str(value)
+    try:
+        return check_condition(_words(value))
+    except ValueError as error:
+        raise ValueError("is " + str(error).partition(" is ")[2]) from None
 
 
 def _files(value: Any) -> list[str]:

@@ -6,10 +6,12 @@ import math
 import os
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vidgen.runtime.content_key import content_key
 from vidgen.runtime.crc32c import crc32c
 from vidgen.runtime.dtypes import SIZES
 
@@ -75,7 +77,7 @@ class EntryRequest:
 
 def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any], bytes]:
     """The header of an entry's file, its own record there, and all its bytes, found to be as they
-    were written."""
+    were written, under the name of what they were made of."""
     with open(path, "rb") as file:
         content = file.read()
     begin = _data_begins(content)
@@ -84,12 +86,19 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, A
     try:
         header: dict[str, Any] = json.loads(content[8:begin])
         record: dict[str, Any] = json.loads(header["__metadata__"]["entry"])
-        written = record["crc32c"]
+        written, key = record["crc32c"], content_key(record["fields"])
     except (ValueError, KeyError, TypeError):
         raise DamagedEntry("has a header that cannot be read") from None
+    if key != Path(path).stem:  # moved or copied by hand: another clip's, caption's or window's
+        raise DamagedEntry(f"is the entry of {_named(record['fields'])}")
     if f"{crc32c(memoryview(content)[begin:]):08x}" != written:
         raise DamagedEntry("has another checksum than when it was written")
     return header, record, content
+
+
+def _named(fields: Any) -> str:
+    """What an entry was made of, on one line."""
+    return repr({name: fields[name] for name in ("path", "text") if name in fields})[:200]
 
 
 def _data_begins(content: bytes) -> int:

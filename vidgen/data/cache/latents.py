@@ -32,7 +32,7 @@ class LatentEntry:
     pooled_D: Tensor
     fields: dict[str, Any]  # what the key was made of
     given: dict[str, Tensor] = field(default_factory=dict)
-    """Latents (C, T, H, W) of the clip's ends, each encoded by itself: what conditions give."""
+    """Latents (C, T, H, W) of the clip's pieces, each encoded by itself: what conditions give."""
 
 
 class LatentCache(ResultFolder):

@@ -66,6 +66,7 @@ PRESETS = {
     "opensora_v2_t2v": replace(OPENSORA_V2, cond_embed=False),
     "opensora_v2_dcae": replace(OPENSORA_V2, in_channels=128, patch_size=1),
     "flux_dev": replace(OPENSORA_V2, guidance_embed=True, cond_embed=False),
+    "flux_schnell": replace(OPENSORA_V2, cond_embed=False),
     "tiny": MMDiTConfig(
         hidden_size=64, num_heads=2, depth=1, depth_single_blocks=2, axes_dim=(8, 12, 12)
     ),

@@ -8,7 +8,7 @@ from vidgen.runtime.checkpoint.commit import (
     steps_folder,
 )
 from vidgen.runtime.checkpoint.compare import differences
-from vidgen.runtime.checkpoint.layout import held_bytes
+from vidgen.runtime.checkpoint.layout import DamagedCheckpoint, held_bytes
 from vidgen.runtime.checkpoint.load import (
     About,
     LoadReport,
@@ -44,6 +44,7 @@ __all__ = [
     "GroupReader",
     "Saving",
     "SaveSummary",
+    "DamagedCheckpoint",
     "LoadReport",
     "About",
 ]
