@@ -151,7 +151,10 @@ path = pathlib.Path({str(tmp_path / "gpu")!r})
 (path / "rows").mkdir(parents=True)
 runner = Runner(Folder(path, path / "rows"), lambda: 99.0, dry=False,
                 python=(sys.executable, "-S", {str(tmp_path / "stand_in.py")!r}))
-runner.run([dataclasses.replace(s, seconds=2, needs=(), commands=s.commands[:1]) for s in STAGES], set())
+short = [
+    dataclasses.replace(s, seconds=2, needs=(), commands=s.commands[:1]) for s in STAGES
+]
+runner.run(short, set())
 assert [o.said for o in runner.outcomes] == ["cut: after 2 s"] * len(STAGES), runner.outcomes
 assert len(list((path / "rows").glob("*.json"))) == len([s for s in STAGES if s.result])
 """
@@ -187,7 +190,8 @@ def test_a_missing_package_is_named_and_the_others_run(tmp_path: Path) -> None:
     (hidden / "sitecustomize.py").write_text(
         "import importlib.util as u\n"
         "real = u.find_spec\n"
-        "u.find_spec = lambda name, *rest: None if name in ('av', 'pydantic') else real(name, *rest)\n"
+        "hidden = ('av', 'pydantic')\n"
+        "u.find_spec = lambda name, *rest: None if name in hidden else real(name, *rest)\n"
     )
     stand_in = tmp_path / "stand_in.py"
     stand_in.write_text(STAND_IN)
@@ -203,11 +207,11 @@ def test_a_missing_package_is_named_and_the_others_run(tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 3, done.stderr
+    so = "install them, or name a folder of their wheels in VIDGEN_WHEELS"
     assert verdicts(tmp_path / "out") == {
         "smoke": "ok",
-        "mfu": "cut needs pydantic: install them, or name a folder of their wheels in VIDGEN_WHEELS",
-        "encode": "cut needs pydantic, av: install them, or name a folder of their wheels in "
-        "VIDGEN_WHEELS",
+        "mfu": f"cut needs pydantic: {so}",
+        "encode": f"cut needs pydantic, av: {so}",
     }
 
 

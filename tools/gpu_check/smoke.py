@@ -55,7 +55,8 @@ def attention_of_every_backend(device: torch.device) -> str:
             said.append(backend.name)
         except Exception as error:  # the others are still worth knowing
             wrong.append(f"{backend.name}: {(str(error).splitlines() or [repr(error)])[0]}")
-    assert said and not wrong, f"sound: {', '.join(said) or 'none'}; {'; '.join(wrong)}"
+    assert not wrong, f"sound: {', '.join(said) or 'none'}; {'; '.join(wrong)}"
+    assert said, "no backend can run"
     return ", ".join(said)
 
 

@@ -34,8 +34,8 @@ def measure(
     tell: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
     """At the buckets named, or the one of most tokens. A training step is one rank's part as the
-    recipe divides it; a sampling pass is the whole model over one clip, on one device. `tell` is given the result
-    whenever it has one more row."""
+    recipe divides it; a sampling pass is the whole model over one clip, on one device.
+    `tell` is given the result whenever it has one more row."""
     own = workload_of(recipe)
     if own.encoders.autoencoder == "video_dcae":
         raise UserError(

@@ -134,8 +134,8 @@ def report(result: dict[str, Any]) -> list[str]:
             ]
         )
     smaller = [
-        f"{row['bucket']}: batch {row['in_place_of_batch']} does not fit this device, measured with "
-        f"the largest that does, {row['batch']}"
+        f"{row['bucket']}: batch {row['in_place_of_batch']} does not fit this device, measured "
+        f"with the largest that does, {row['batch']}"
         for row in result["rows"]
         if "in_place_of_batch" in row
     ]

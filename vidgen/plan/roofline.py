@@ -162,12 +162,18 @@ def levers(workload: Workload, bucket: PlannedBucket, gpu: Gpu) -> list[Predicti
 
 def assumptions(workload: Workload, gpu: Gpu) -> list[str]:
     tera = 1e12
-    said = [
+    kernels = (
         f"assumed of {gpu.name}: {gpu.flops / tera:.0f} TFLOP/s dense bf16, of which matmuls reach "
         f"{MATMUL:.0%}, cuDNN's attention {ATTENTION['cudnn'][0]:.0%} forward and "
-        f"{ATTENTION['cudnn'][1]:.0%} backward;",
+        f"{ATTENTION['cudnn'][1]:.0%} backward;"
+    )
+    memory = (
         f"{gpu.memory_bandwidth / tera:.3g} TB/s of memory, of which a copy reaches {COPY:.0%} and "
-        f"ops {OPS_NOW:.0%} of the copy; gaps {GAPS:.1%}; exchanges are not hidden;",
+        f"ops {OPS_NOW:.0%} of the copy; gaps {GAPS:.1%}; exchanges are not hidden;"
+    )
+    said = [
+        kernels,
+        memory,
         "without encoders, optimizer and gradient reduction; whether it fits is `vidgen plan`'s",
     ]
     if workload.blocks is None:
