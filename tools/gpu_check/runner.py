@@ -101,7 +101,8 @@ class Runner:
 
     def _outcome(self, stage: Stage, passed: set[str]) -> Outcome:
         words = [self._words(stage, command) for command in self._commands(stage)]
-        told = [" ".join([*(f"{k}={v}" for k, v in stage.environment), *w]) for w in words]
+        variables = () if self.dry else stage.environment
+        told = [" ".join([*(f"{k}={v}" for k, v in variables), *w]) for w in words]
         limit = min(stage.seconds, self.left()) if not self.dry else self.left()
         outcome = Outcome(stage.name, CUT, "", 0.0, round(limit, 1), told)
         missing = [name for name in stage.needs if importlib.util.find_spec(name) is None]
@@ -131,7 +132,9 @@ class Runner:
         return [*self.python, *command, *out]
 
     def _together(self, stage: Stage, commands: list[list[str]], limit: float) -> tuple[str, str]:
-        environment = {**os.environ, **({} if self.dry else dict(stage.environment))}
+        environment = {**os.environ, **dict(stage.environment)}
+        if self.dry:  # small sizes on the CPU, also beside a GPU; Triton has no CPU
+            environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
         inherited = os.environ.get("PYTHONPATH")
         environment["PYTHONPATH"] = os.pathsep.join(
             [str(ROOT), *([inherited] if inherited else [])]
