@@ -296,7 +296,7 @@ def test_bad_clips_are_replaced_counted_and_change_no_other(
         ):
             runs.append((take(loader, steps), loader.replaced))
             assert set(loader.bad_clips) <= set(bad)
-        warnings = [r.getMessage() for r in caplog.records if "passed over" in r.getMessage()]
+        warnings = [r.getMessage() for r in caplog.records if "is skipped" in r.getMessage()]
         assert len(warnings) == len(set(warnings)) == len(loader.bad_clips)
     assert runs[0] == runs[1] == runs[2]
     replaced = 0

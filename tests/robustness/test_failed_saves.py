@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,30 +57,38 @@ def test_a_save_that_fails_is_reported_at_once_and_tried_again(
     tiny: MakeRecipe,
     faults: Callable[[Fail], None],
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     failed: set[int] = set()
+    train_step = Trainer.train_step
+
+    def slower(trainer: Trainer) -> dict[str, Any]:
+        time.sleep(0.05)  # time for a save in the background to fail
+        return train_step(trainer)
+
+    monkeypatch.setattr(Trainer, "train_step", slower)
 
     def first_two(call: str, path: str) -> int:
-        if step_of(path) >= 4 and (step_of(path) in failed or len(failed) < 2):
+        if step_of(path) >= 10 and (step_of(path) in failed or len(failed) < 2):
             failed.add(step_of(path))
             return cause
         return 0
 
     faults(first_two)
-    recipe = tiny("train.steps=40", "checkpoint.every=4", "checkpoint.max_unsaved=40")
-    Trainer(recipe).run(stop_after=7)
+    recipe = tiny("train.steps=40", "checkpoint.every=10", "checkpoint.max_unsaved=40")
+    Trainer(recipe).run(stop_after=19)
     shown = capsys.readouterr().out
     assert len(failed) == 2
     first, second = sorted(failed)
-    assert first == 4
-    assert second in (5, 6, 7)  # not the 8 where the next one is due
-    line = next(line for line in shown.splitlines() if "checkpoint of step 4 could not" in line)
+    assert first == 10
+    assert second in range(11, 19)  # not the 20 where the next one is due
+    line = next(line for line in shown.splitlines() if "checkpoint of step 10 could not" in line)
     assert "the next try is in 0 s" in line
     assert "the run ends at step 40 (checkpoint.max_unsaved)" in line
-    assert shown.index(line) < shown.index("step  7/40")
-    assert steps(recipe)[-1] == 7
-    assert checkpoint.verify(Path(recipe.run_dir) / "checkpoints" / "step-000000007") == []
-    assert [r["step"] for r in read_metrics(recipe.run_dir)] == list(range(1, 8))
+    assert shown.index(line) < shown.index("step 19/40")
+    assert steps(recipe)[-1] == 19
+    assert checkpoint.verify(Path(recipe.run_dir) / "checkpoints" / "step-000000019") == []
+    assert [r["step"] for r in read_metrics(recipe.run_dir)] == list(range(1, 20))
     assert not checkpoint.leftovers(Path(recipe.run_dir) / "checkpoints")
 
 

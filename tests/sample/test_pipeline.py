@@ -274,7 +274,7 @@ def test_progress_counts_steps(pipeline: Pipeline) -> None:
         ({"width": 40}, "width 40 is not a multiple of 16; the nearest are 32 and 48"),
         ({"height": 8}, "height 8 is not a multiple of 16; the nearest is 16"),
         ({"frames": 8}, r"8 frames: this autoencoder takes 4k\+1; the nearest are 5 and 9"),
-        ({"frames": 0}, "the nearest is 1"),
+        ({"frames": 0}, "frames 0: expected 1 or more"),
         ({"steps": 0}, "steps 0: expected 1 or more"),
         ({"solver": "magic"}, "solver 'magic': expected one of euler, heun, rf_taylor"),
         ({"fps": 0.0}, "fps 0: expected a number above 0"),

@@ -68,14 +68,17 @@ def test_videos_say_how_they_were_made(written: Path, pipeline: Pipeline) -> Non
 
 def test_like_repeats_a_video(written: Path, pipeline: Pipeline) -> None:
     path = written / "0002.mp4"
-    (again,) = make_requests(pipeline, **asked("--like", str(path)))
+    with pytest.raises(UserError, match="not opened unasked: give them again with --ref"):
+        asked("--like", str(path))
+    like = ("--like", str(path), "--allow-refs")
+    (again,) = make_requests(pipeline, **asked(*like))
     recorded = json.loads((written / "summary-0000.json").read_text())["videos"][2]
     assert {k: recorded[k] for k in asdict(again)} == json.loads(json.dumps(asdict(again)))
     (copy,) = sample_to_folder(pipeline, [again], written / "again")
     assert copy.read_bytes() == path.read_bytes()  # the same bits, alone this time
     assert (written / "0001.mp4").read_bytes() != path.read_bytes()
 
-    wanted = asked("--like", str(path), "--steps", "2", "--height", "48", "--width", "64")
+    wanted = asked(*like, "--steps", "2", "--height", "48", "--width", "64")
     (changed,) = make_requests(pipeline, **wanted)
     assert changed == replace(again, steps=2, height=48, width=64)
 
