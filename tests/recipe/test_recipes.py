@@ -100,10 +100,12 @@ def test_the_stages_follow_the_report_and_the_published_weights_their_code() -> 
         assert recipe.flow.shift == "proportional"
         assert not recipe.sample.oscillate_text
         assert recipe.sample.dynamic_rule == "report"
+        assert (recipe.flow.round_t, recipe.sample.keep_given) == ("none", "all")
     published = read("opensora_v2")
     assert published.flow.shift == "public"
     assert published.sample.oscillate_text
     assert published.sample.dynamic_rule == "public"
+    assert (published.flow.round_t, published.sample.keep_given) == ("bf16", "images")
 
 
 def test_models_are_the_published_ones() -> None:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from vidgen.errors import UserError
+from vidgen.printable import printable
 
 EXAMPLE = """\
   vidgen ckpt ls runs/stage1
@@ -23,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "action",
         choices=tuple(TAKES),
         help="ls: the steps of a run; verify: read and check every byte; export: to one "
-        ".safetensors file or a torch DCP directory; import: from a DCP directory; diff: what two "
+        ".safetensors file or a torch DCP directory; import: from a DCP directory, whose "
+        "metadata are a pickle (classes that a DCP does not need are refused); diff: what two "
         "steps differ in",
     )
     parser.add_argument(
@@ -103,7 +105,13 @@ def verify(step: Path) -> int:
         problems = checkpoint.verify(step, progress)
     if problems:
         raise UserError("\n".join(problems))
-    print(f"{step}: complete and undamaged")
+    unchecked = checkpoint.not_checked(step)
+    what = (
+        "complete; what its checksums cover is undamaged" if unchecked else "complete and undamaged"
+    )
+    print(f"{step}: {what}")
+    for line in unchecked:
+        print(printable(f"not checked: {line}"))
     return 0
 
 
@@ -116,10 +124,10 @@ def compare(a: Path, b: Path) -> int:
     if all(trees):
         for line in diff(*(read_any(tree) for tree in trees)):
             found = True
-            print(line)
+            print(printable(line))
     for label, how in differences(a, b):
         found = True
-        print(f"{label}: {how}")
+        print(printable(f"{label}: {how}"))
     if not found:
         print("recipe and tensors are equal")
     return 0
@@ -149,7 +157,7 @@ def bring_in(source: str, root: str, step: int | None) -> int:
     path, left_out = import_dcp(source, root, step)
     print(f"{source} -> {path}")
     if left_out:
-        print(f"left out, being no tensors: {', '.join(sorted(left_out))}")
+        print(printable(f"left out, being no tensors: {', '.join(sorted(left_out))}"))
     return 0
 
 

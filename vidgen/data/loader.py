@@ -40,7 +40,7 @@ class Latents:
     latent_BCTHW: Tensor
     text: TextFeatures
     given: dict[str, Tensor]
-    """Of the clips' ends, (B, C, T, H, W), by `diffusion.conditions.piece_name`."""
+    """Of the clips' pieces, (B, C, T, H, W), by `diffusion.conditions.piece_name`."""
 
     def tensors(self) -> list[Tensor]:
         text = self.text

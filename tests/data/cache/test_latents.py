@@ -318,6 +318,7 @@ def test_entries_serve_the_conditions_they_were_made_for_and_fewer(
     assert encode(some, out, **both) == Counts(total=6, computed=6)
     assert encode(some, out, **both).cached == 6
     assert encode(some, out, conditions=("i2v_head",)).cached == 6
+    assert encode(some, out, conditions=("frames@0,-1",)).cached == 6  # the same pieces
     assert encode(some, out).cached == 6
     assert not caplog.text  # nothing was damaged
     for path, before in first.items():
@@ -328,6 +329,15 @@ def test_entries_serve_the_conditions_they_were_made_for_and_fewer(
         number = now["given_tail_1"][0, 0, 0, -1] - now["given_head_1"][0, 0, 0, -1]
         frames = 1 + 4 * (now["latent_CTHW"].shape[1] - 1)
         assert abs(number - 6 * (frames - 1) / 127.5) < 0.04  # conftest's right half
+    anywhere = {"conditions": ("any_frames", "frames@0.5", "clip@4:9")}
+    assert encode(some, out, **anywhere) == Counts(total=6, computed=6)
+    assert encode(some, out, **anywhere).cached == encode(some, out, **both).cached == 6
+    for path in first:
+        now = load(path.read_bytes())
+        given = {name for name in now if name.startswith("given_")}
+        ends = range(4, 4 * now["latent_CTHW"].shape[1] - 4, 4)
+        single = {"given_head_1", "given_tail_1", *(f"given_{end}_1" for end in ends)}
+        assert given == single | {"given_4_5"}
 
 
 def test_given_latents_that_are_damaged_are_computed_again(

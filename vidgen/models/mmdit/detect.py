@@ -84,8 +84,13 @@ def infer_config(source: TensorSource, layout: Layout) -> MMDiTConfig:
             guidance_embed="guidance_in.in_layer.weight" in infos,
             cond_embed=cond_embed,
         )
-    except ValidationError as error:
-        reason = "; ".join(problem["msg"] for problem in error.errors())
+    except (ValidationError, ZeroDivisionError, OverflowError) as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            reason = "; ".join(
+                ".".join(map(str, problem["loc"])) + ": " + problem["msg"]
+                for problem in error.errors()
+            )
         raise UserError(f"{source.where}: its shapes are those of no MMDiT: {reason}") from error
 
 
@@ -96,7 +101,7 @@ def noted_config(source: TensorSource) -> MMDiTConfig | None:
         return TypeAdapter(MMDiTConfig).validate_json(note)
     except ValidationError as error:
         raise UserError(
-            f"{source.where}: notes a model config vidgen cannot read: {note}"
+            f"{source.where}: notes a model config vidgen cannot read: {note[:200]}"
         ) from error
 
 

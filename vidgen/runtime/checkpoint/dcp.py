@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vidgen.errors import UserError
+from vidgen.runtime.checkpoint.dcp_metadata import planner, read_metadata, reader
 from vidgen.runtime.checkpoint.load import groups, read_objects, read_tensors
 from vidgen.runtime.checkpoint.save import save
 
@@ -34,15 +35,13 @@ def import_dcp(
     """Save what a DCP directory holds as a step under root; its path, and the keys left out.
 
     Keys that begin with the name of a group go there; if there are others, all are the model's.
-    Of what is no tensor only the objects of an exported checkpoint are taken.
+    Of what is no tensor only the objects of an exported checkpoint are taken. No pickle of the
+    directory runs code: what a DCP does not need is refused.
     """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    try:
-        held = dcp.FileSystemReader(source).read_metadata().state_dict_metadata
-    except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"{source} is not a DCP directory: {error}; expected one") from None
+    held = read_metadata(source).state_dict_metadata
     flat: dict[str, Any] = {
         key: torch.empty(entry.size, dtype=entry.properties.dtype)
         for key, entry in held.items()
@@ -51,8 +50,8 @@ def import_dcp(
     left_out = [key for key in held if key not in flat and key != OBJECTS]
     if OBJECTS in held:
         flat[OBJECTS] = ""
-    dcp.load(flat, checkpoint_id=source, no_dist=True)
-    objects = json.loads(flat.pop(OBJECTS, "{}"))
+    dcp.load(flat, storage_reader=reader(source), planner=planner(), no_dist=True)
+    objects = _objects(source, flat.pop(OBJECTS, "{}"))
     tensors: dict[str, dict[str, torch.Tensor]] = {}
     if all(key.partition(".")[0] in GROUPS for key in flat):
         for key, tensor in flat.items():
@@ -63,3 +62,13 @@ def import_dcp(
     # What is imported takes no other step's place.
     saving = save(root, step, tensors, objects, keep_last=sys.maxsize, background=False)
     return saving.path, left_out
+
+
+def _objects(source: str | os.PathLike[str], text: Any) -> dict[str, Any]:
+    try:
+        objects = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{source}: {OBJECTS} is not JSON: {error}") from None
+    if not isinstance(objects, dict):
+        raise UserError(f"{source}: {OBJECTS} is not a JSON object")
+    return objects

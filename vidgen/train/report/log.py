@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidgen.errors import UserError
+from vidgen.printable import printable
 from vidgen.train.report.metrics import MetricsFile, Record, RunningZScore, read_metrics
 from vidgen.train.report.wandb_run import WandbRun, scalars
 
@@ -166,6 +167,7 @@ class RunLog:
         """Print one line, above the progress bar if there is one."""
         if not self._enabled:
             return
+        text = printable(text)
         if self._open and self._bar is not None:
             self._bar.write(text, file=self._stream)
         else:
