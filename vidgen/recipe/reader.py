@@ -41,9 +41,7 @@ def read_origins(
     reader = _Reader(cls)
     data = reader.assemble(source, overrides)
     reader.validate(data)
-    return {
-        keys: (value, reader.where(keys).removesuffix(": ")) for keys, value in leaves(data)
-    }
+    return {keys: (value, reader.where(keys).removesuffix(": ")) for keys, value in leaves(data)}
 
 
 def peek(path: str | Path, key: str) -> Any:

@@ -77,7 +77,8 @@ class OffloadConfig:
 
 @config
 class AlignmentConfig:
-    """An early layer learns to tell what DINOv2 sees in the frames; for latents of a new kind."""
+    """An early layer learns to predict DINOv2's features of the frames: of a generator, for latents
+    of a new kind, or of an autoencoder's encoder."""
 
     weight: Annotated[float, Field(ge=0)] = 0.0
     """Of minus the cosine similarity in the loss; 0: no alignment, and DINOv2 is not loaded."""

@@ -10,7 +10,7 @@ _FAR = 64
 times of all."""
 _REORDERED = 17
 """Packets to look past the last frame wanted: no codec shows a frame more than 16 later."""
-_NO_TABLE = ("matroska,webm", "mpegts")
+_NO_TABLE = ("matroska", "mpegts")
 _GRID_LEAST = 4  # frames from which a rate can be told
 _GRID_NEAR, _GRID_GAP = 0.5, 1.75  # periods: rounded times are near the grid, a lost frame is not
 _GRID_MOST = 0.8  # of the gaps that are one period where the rate is constant
@@ -64,7 +64,8 @@ def check_grid(container: Any, stream: Any, times: list[int]) -> None:
     varies, and a gap says nothing.
     """
     rate, unit = stream.average_rate, stream.time_base
-    if container.format.name not in _NO_TABLE or not rate or not unit or len(times) < _GRID_LEAST:
+    name = container.format.name.split(",")[0]
+    if name not in _NO_TABLE or not rate or not unit or len(times) < _GRID_LEAST:
         return
     period = 1 / (rate * unit)  # in units of time
     if period < 1:

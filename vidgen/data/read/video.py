@@ -191,7 +191,15 @@ def _opened(path: str | os.PathLike[str], probe: bool = True) -> Iterator[tuple[
                 # The header need not say the size that the decoder finds.
                 "max_pixels": str(limits.FRAME_PIXELS),
             }
-            yield container, stream
+            try:
+                yield container, stream
+            except av.FFmpegError as error:
+                if stream.width:
+                    raise
+                # Unknown where the decoder refused it.
+                raise BadClip(
+                    f"cannot be decoded with frames of at most {limits.FRAME_PIXELS} pixels"
+                ) from error
 
 
 def write_video(

@@ -36,6 +36,27 @@ def detect_layout(source: TensorSource) -> Layout:
     )
 
 
+def imported_layout(source: TensorSource, asked: Layout | None) -> Layout:
+    """Of weights that do not note it: from their names, and `asked` where the names are alike.
+
+    Their tensors must be those of one whole MMDiT.
+    """
+    found = detect_layout(source)
+    if found != "open-sora" and asked != "open-sora":
+        if asked is None:
+            raise UserError(
+                f"{source.where}: has fused projections, which FLUX.1 and vidgen name alike but "
+                "order differently: say --layout flux or --layout vidgen"
+            )
+        found = asked
+    if asked not in (None, found):
+        raise UserError(
+            f"{source.where}: has the tensor names of layout {found}; expected those of {asked}"
+        )
+    check_checkpoint(source, infer_config(source, found), found, set(), set())
+    return found
+
+
 def infer_config(source: TensorSource, layout: Layout) -> MMDiTConfig:
     """The config a file notes, else the one its shapes tell.
 

@@ -139,6 +139,7 @@ class Saves:
                 flight_recorder.note("wait to save again", storage=True)
                 time.sleep(FIRST_RETRY_S * 2**attempt)
                 self.save(step, must_succeed=False)
+        assert self._error is not None
         raise self._error
 
     def _watch_stall(self) -> None:
