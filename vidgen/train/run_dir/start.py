@@ -10,7 +10,7 @@ from typing import Any
 from vidgen.errors import UserError
 from vidgen.recipe.reader import diff
 from vidgen.recipe.yaml_text import parse_yaml
-from vidgen.runtime.checkpoint import DamagedCheckpoint, commit
+from vidgen.runtime.checkpoint import DamagedCheckpoint, commit, read_objects
 from vidgen.runtime.files import sync_directory
 from vidgen.train.report.metrics import FILE_NAME as METRICS
 from vidgen.train.run_dir.saves import LAST_SAVED
@@ -182,6 +182,17 @@ def first_undamaged(
         f"all {len(paths)} checkpoints are damaged; the newest: {damage[0]}; the oldest: "
         f"{damage[-1]}"
     )
+
+
+def stored_recipe(path: Path) -> Any:
+    """The recipe of the run that saved a checkpoint; refuses one that no run saved."""
+    stored = read_objects(path)
+    if "recipe" not in stored or stored.get("layout", "vidgen") != "vidgen":
+        raise UserError(
+            f"{path} holds imported weights and no state of a run: start from them with "
+            f"train.init_from={path} in another run_dir"
+        )
+    return stored["recipe"]
 
 
 def check_unchanged(path: Path, then: Any, now: Any, sections: Sequence[str]) -> None:
