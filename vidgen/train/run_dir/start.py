@@ -184,6 +184,18 @@ def first_undamaged(
     )
 
 
+def stored_recipe(step: Path) -> dict[str, Any]:
+    """Of a run's checkpoint; imported weights have none, or another layout of tensors."""
+    objects = checkpoint.read_objects(step)
+    if "recipe" not in objects or objects.get("layout", "vidgen") != "vidgen":
+        raise UserError(
+            f"{step} holds imported weights and no state of a run: start from them with "
+            f"train.init_from={step} in another run_dir"
+        )
+    found: dict[str, Any] = objects["recipe"]
+    return found
+
+
 def check_unchanged(path: Path, then: Any, now: Any, sections: Sequence[str]) -> None:
     """Refuse a recipe that differs from the checkpoint's in one of the sections."""
     for section in sections:
