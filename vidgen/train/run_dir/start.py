@@ -10,7 +10,7 @@ from typing import Any
 from vidgen.errors import UserError
 from vidgen.recipe.reader import diff
 from vidgen.recipe.yaml_text import parse_yaml
-from vidgen.runtime.checkpoint import DamagedCheckpoint, commit
+from vidgen.runtime.checkpoint import DamagedCheckpoint, commit, read_objects
 from vidgen.runtime.files import sync_directory
 from vidgen.train.report.metrics import FILE_NAME as METRICS
 from vidgen.train.run_dir.saves import LAST_SAVED
@@ -186,7 +186,7 @@ def first_undamaged(
 
 def stored_recipe(step: Path) -> dict[str, Any]:
     """Of a run's checkpoint; imported weights have none, or another layout of tensors."""
-    objects = checkpoint.read_objects(step)
+    objects = read_objects(step)
     if "recipe" not in objects or objects.get("layout", "vidgen") != "vidgen":
         raise UserError(
             f"{step} holds imported weights and no state of a run: start from them with "
