@@ -23,6 +23,7 @@ from vidgen.recipe.schema import Recipe
 from vidgen.runtime import checkpoint
 from vidgen.runtime.checkpoint.dcp import export_dcp
 from vidgen.runtime.checkpoint.dcp_metadata import read_metadata as read_dcp_metadata
+from vidgen.runtime.content_key import content_key
 from vidgen.sample.prompts import read_prompts
 from vidgen.sample.recorded import read_record
 from vidgen.train.supervise.recovery import SkipList
@@ -136,10 +137,9 @@ def test_latent_entries(tmp_path: Path) -> None:
     cache = LatentCache(tmp_path, {"made": "here"})
     values = torch.arange(48.0)
     fields = {"path": "a.mp4", "text": "a cat", "frames": 2}
-    cache.put(
-        "ab12", LatentEntry(values.view(2, 2, 3, 4), values[:8].view(4, 2), values[:3], fields)
-    )
-    path = cache.path("ab12")
+    key = content_key(fields)
+    cache.put(key, LatentEntry(values.view(2, 2, 3, 4), values[:8].view(4, 2), values[:3], fields))
+    path = cache.path(key)
     layout = Layout(
         (
             ("latent_CTHW", "F32", (2, 2, 3, 4)),
@@ -157,7 +157,7 @@ def test_latent_entries(tmp_path: Path) -> None:
         return out.tobytes()
 
     def by_key() -> LatentEntry:
-        entry = cache.get("ab12")
+        entry = cache.get(key)
         if entry is None:
             raise UserError("is missing")
         return entry

@@ -21,7 +21,7 @@ from vidgen.errors import UserError
 
 StrPath = str | os.PathLike[str]
 
-_JSON_NAMES = {dict: "a JSON object", list: "a JSON list"}
+_JSON_NAMES: dict[type, str] = {dict: "a JSON object", list: "a JSON list"}
 _ABANDONED_S = 3600.0  # no file takes so long to write
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]+\.tmp")
 

@@ -50,7 +50,7 @@ def container_of(path: Path) -> str:
         return "png_pipe"
     if head.startswith(b"\xff\xd8\xff"):
         return "jpeg_pipe"
-    if head[:1] == b"G" and head[_PACKET : _PACKET + 1] in (b"G", b""):
+    if head[:1] == b"G" and head[_PACKET : _PACKET + 1] == b"G":
         return "mpegts"
     raise BadClip(f"is none of the containers that are read: {CONTAINERS}")
 
@@ -77,6 +77,6 @@ def check_frame_size(height: int, width: int) -> None:
 
 
 def _reason(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = str(getattr(error, "strerror", None) or error)
     first = (text.strip().splitlines() or [""])[0]
     return one_line(first or type(error).__name__)[:_REASON]

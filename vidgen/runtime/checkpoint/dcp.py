@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vidgen.errors import UserError
-from vidgen.printable import printable
+from vidgen.printable import one_line, printable
 from vidgen.runtime.checkpoint.dcp_metadata import planner, read_metadata, reader
 from vidgen.runtime.checkpoint.load import groups, read_objects, read_tensors
 from vidgen.runtime.checkpoint.save import save
@@ -59,7 +59,6 @@ def import_dcp(
     the weights on the meta device and what an exported step says, and raises where it cannot. No
     pickle of the directory runs code: what a DCP does not need is refused.
     """
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     held = read_metadata(source).state_dict_metadata
@@ -68,7 +67,7 @@ def import_dcp(
     recorded: str | None = None
     if OBJECTS in held:
         text: dict[str, Any] = {OBJECTS: ""}
-        dcp.load(text, storage_reader=reader(source), planner=planner(), no_dist=True)
+        _load(source, text)
         objects = _objects(source, text[OBJECTS])
         recorded = objects.get("layout", "vidgen")
         keys: Groups = {}
@@ -91,16 +90,24 @@ def import_dcp(
         }
         for group, names in keys.items()
     }
-    dcp.load(
-        {key: tensors[group][name] for group, names in keys.items() for name, key in names.items()},
-        storage_reader=reader(source),
-        planner=planner(),
-        no_dist=True,
-    )
+    flat = {k: tensors[group][name] for group, names in keys.items() for name, k in names.items()}
+    _load(source, flat)
     # What is imported takes no other step's place.
     saving = save(root, step, tensors, objects, keep_last=sys.maxsize, background=False)
     taken = {key for names in keys.values() for key in names.values()} | {OBJECTS}
     return Imported(saving.path, layout, [key for key in held if key not in taken])
+
+
+def _load(source: str | os.PathLike[str], state: dict[str, Any]) -> None:
+    """Fill `state` from a DCP directory, in place."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        dcp.load(state, storage_reader=reader(source), planner=planner(), no_dist=True)
+    except CheckpointException as error:  # what any rank's part of the work raised
+        reason = one_line(next(iter(error.failures.values()))[0])[:300]
+        raise UserError(f"{source} cannot be read: {reason}") from None
 
 
 def unnested(keys: Iterable[str], where: str) -> Groups:

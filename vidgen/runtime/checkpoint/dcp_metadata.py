@@ -88,9 +88,11 @@ def planner() -> Any:
             key = read_item.dest_index.fqn
             try:
                 self.state_dict[key] = torch.load(value, weights_only=True)
-            except Exception as error:  # a damaged or hostile pickle
-                reason = one_line(error)[:200]
-                raise UserError(f"the object {one_line(key)!r} cannot be read: {reason}") from None
+            except Exception:  # a damaged or hostile pickle; torch's text says how to run it
+                raise UserError(
+                    f"its object {one_line(key)!r} cannot be read: it is damaged, or its pickle "
+                    "names more than plain values"
+                ) from None
 
     return Planner(flatten_state_dict=False, flatten_sharded_tensors=False)
 

@@ -131,9 +131,12 @@ class RunLog:
             self.line(f"{self._file.path} {why}")
 
     def _write_events(self, step: int, record: Record) -> None:
+        events = self._events
+        if events is None:
+            return
         try:
             for name, value in scalars(record).items():
-                self._events.add_scalar(name, value, step)
+                events.add_scalar(name, value, step)
         except OSError as error:  # of its writing thread, which has ended
             self.line(f"TensorBoard events are no longer written: {error}")
             self._events = None
