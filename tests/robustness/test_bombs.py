@@ -136,7 +136,7 @@ def test_the_size_is_checked_before_decoding(
 
     write_video(tmp_path / "a.mp4", np.zeros((3, 32, 48, 3), np.uint8), 8)
     monkeypatch.setattr(limits, "FRAME_PIXELS", 32 * 48 - 1)
-    with pytest.raises(BadClip, match="pixels|Invalid data"):
+    with pytest.raises(BadClip, match=r"pixels|Invalid data"):
         read_clip(tmp_path / "a.mp4", [0])
 
 

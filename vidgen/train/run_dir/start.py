@@ -184,15 +184,16 @@ def first_undamaged(
     )
 
 
-def stored_recipe(path: Path) -> Any:
-    """The recipe of the run that saved a checkpoint; refuses one that no run saved."""
-    stored = read_objects(path)
-    if "recipe" not in stored or stored.get("layout", "vidgen") != "vidgen":
+def stored_recipe(step: Path) -> dict[str, Any]:
+    """Of a run's checkpoint; imported weights have none, or another layout of tensors."""
+    objects = read_objects(step)
+    if "recipe" not in objects or objects.get("layout", "vidgen") != "vidgen":
         raise UserError(
-            f"{path} holds imported weights and no state of a run: start from them with "
-            f"train.init_from={path} in another run_dir"
+            f"{step} holds imported weights and no state of a run: start from them with "
+            f"train.init_from={step} in another run_dir"
         )
-    return stored["recipe"]
+    found: dict[str, Any] = objects["recipe"]
+    return found
 
 
 def check_unchanged(path: Path, then: Any, now: Any, sections: Sequence[str]) -> None:
