@@ -1,15 +1,16 @@
 """`vidgen sample`: videos from a trained model."""
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidgen import limits
 from vidgen.cli.arguments import count
 from vidgen.diffusion.condition_names import FORMS, NAMED, check_condition, split_reference
 from vidgen.errors import UserError
+from vidgen.printable import one_line, printable
 from vidgen.recipe.reader import read_recipe
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="image or video; door.png@0, end.png@-1 and clip.mp4@40:73 say which frames it shows",
     )  # fmt: skip
     what.add_argument("--like", metavar="VIDEO", help="repeat a video's own settings")
+    what.add_argument(
+        "--allow-refs", action="store_true", help="--like: open the references the video names"
+    )
     first = parser.add_argument_group("first frame drawn by FLUX.1 (text to image to video)")
     first.add_argument(
         "--image-model", metavar="NAME",
@@ -132,7 +136,7 @@ def run(args: argparse.Namespace) -> None:
             if pipeline.memory_report:
                 print(pipeline.memory_report, file=sys.stderr)
             for path in paths:
-                print(path)
+                print(printable(path))
         pipeline.close()
 
 
@@ -149,7 +153,9 @@ def open_pipeline(args: argparse.Namespace, world: "World") -> "Pipeline":
 
 def request(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `make_requests`; what was not said is left out."""
-    given = like(args.like) if args.like else {}
+    given: dict[str, Any] = {}
+    if args.like:
+        given = like(args.like, allow_refs=args.allow_refs, own_refs=bool(args.ref))
     prompts: list[Any] = list(args.prompt)
     if args.prompts:
         from vidgen.sample.prompts import read_prompts
@@ -159,6 +165,7 @@ def request(args: argparse.Namespace) -> dict[str, Any]:
         given["prompts"] = prompts
     if not given.get("prompts"):
         raise UserError('nothing to sample: give --prompt "...", --prompts FILE or --like VIDEO')
+    count_videos(len(given["prompts"]), args.samples)
     sizes = ("height", "width")
     if any(getattr(args, name) for name in sizes) != all(getattr(args, name) for name in sizes):
         raise UserError("--height and --width go together; or use --resolution 256px --aspect 16:9")
@@ -230,12 +237,26 @@ def image_model(
     return found
 
 
-def like(path: str) -> dict[str, Any]:
+def count_videos(prompts: int, samples: int) -> None:
+    """Before anything is made of them."""
+    if prompts > limits.SAMPLE_PROMPTS or prompts * samples > limits.SAMPLE_VIDEOS:
+        raise UserError(
+            f"{prompts} prompts x {samples} samples; one command makes at most "
+            f"{limits.SAMPLE_PROMPTS} prompts and {limits.SAMPLE_VIDEOS} videos"
+        )
+
+
+def like(path: str, *, allow_refs: bool = False, own_refs: bool = False) -> dict[str, Any]:
     """The request that made a video, from the video's own metadata."""
+    from vidgen.sample.recorded import read_record
+
     record = metadata(path).get("vidgen_request")
     if record is None:
         raise UserError(f"--like {path}: it does not say how it was made; vidgen's videos do")
-    return dict(json.loads(record))
+    try:
+        return read_record(record, allow_refs=allow_refs, own_refs=own_refs)
+    except UserError as error:
+        raise UserError(f"--like {path}: {error}") from None
 
 
 def metadata(path: str) -> dict[str, str]:
@@ -253,7 +274,7 @@ def compare_weights(path: str, pipeline: "Pipeline") -> None:
     made_with = metadata(path).get("weights")
     if made_with and made_with != pipeline.weights_hash:
         print(
-            f"note: {path} was made with other weights ({made_with}) than these "
-            f"({pipeline.weights_hash}), so it will not be the same video",
+            f"note: {printable(path)} was made with other weights ({one_line(made_with)[:40]}) "
+            f"than these ({pipeline.weights_hash}), so it will not be the same video",
             file=sys.stderr,
         )

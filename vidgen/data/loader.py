@@ -109,7 +109,9 @@ class Loader:
             if codec is None
             else EntryReader(cfg, manifest, seed, codec)
         )
-        self._group = group and ReadingGroup[Any](group, self._reader, cfg, sizes, self._replace)
+        self._group: ReadingGroup[Any] | None = None
+        if group is not None:
+            self._group = ReadingGroup(group, self._reader, cfg, sizes, self._replace)
         self._slot = max(table.batch(b) * math.prod(shape) for b, shape in sizes.items())
         on_host = torch.device(device).type == "cpu"
         slots = cfg.prefetch if cfg.workers else 1

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vidgen import limits
 from vidgen.diffusion.condition_names import gives_images
 from vidgen.diffusion.conditions import frames_needed
 from vidgen.diffusion.guidance import Branches, plan
@@ -41,14 +42,13 @@ class Job:
 
 def check(recipe: Recipe, ae: Autoencoder, request: Request) -> Job:
     """Refuses in one line what this model cannot make."""
+    _check_numbers(request)
     geometry = Geometry.of(ae, recipe.model.patch_size)
     size = request.frames, request.height, request.width
     try:
         latent = geometry.latent_grid(*size)
     except ValueError as error:
         raise UserError(str(error)) from None
-    if request.steps < 1:
-        raise UserError(f"steps {request.steps}: expected 1 or more")
     if not 0 < request.fps < math.inf:
         raise UserError(f"fps {request.fps:g}: expected a number above 0")
     if request.solver not in SOLVERS:
@@ -69,6 +69,25 @@ def check(recipe: Recipe, ae: Autoencoder, request: Request) -> Job:
     branches = guidance_branches(recipe, request, tokens)
     full = guidance_branches(recipe, request, tokens, full=True)
     return Job(request, latent, tokens, references, branches, full)
+
+
+def _check_numbers(request: Request) -> None:
+    """Before anything is built from them."""
+    for name, most in (
+        ("steps", limits.SAMPLE_STEPS),
+        ("frames", limits.SAMPLE_FRAMES),
+        ("height", limits.SAMPLE_SIDE),
+        ("width", limits.SAMPLE_SIDE),
+    ):
+        value = getattr(request, name)
+        if value < 1:
+            raise UserError(f"{name} {value}: expected 1 or more")
+        if value > most:
+            raise UserError(f"{name} {value}: expected {most} or less")
+    for name in ("guidance", "guidance_img", "motion_score"):
+        value = getattr(request, name)
+        if value is not None and not abs(value) <= limits.GUIDANCE:  # NaN too
+            raise UserError(f"{name} {value:g}: expected a finite number")
 
 
 def guidance_branches(

@@ -107,7 +107,12 @@ class Pipeline:
                 f"{path} is no run and no checkpoint: expected a run directory (with checkpoints/"
                 "step-...) or one step's directory; for published weights add --recipe stage3"
             )
-        recipe = for_sampling(checkpoint.read_objects(step)["recipe"])
+        stored = checkpoint.read_objects(step)
+        if "recipe" not in stored:
+            raise UserError(
+                f"{step} holds imported weights and no recipe: name one, such as --recipe stage3"
+            )
+        recipe = for_sampling(stored["recipe"])
         group = "ema" if "ema" in checkpoint.groups(step) else "model"
         source = f"{recipe.name} {step.name}"
         return Pipeline._build(recipe, str(step), group, device, source, memory)

@@ -390,7 +390,13 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
 
     def _load(self, path: Path, tensors: Tensors) -> dict[str, Any]:
         """Fill the tensors, and return the objects; refuses another model."""
-        then = read_recipe(checkpoint.read_objects(path)["recipe"], [], type(self.recipe))
+        stored = checkpoint.read_objects(path)
+        if "recipe" not in stored or stored.get("layout", "vidgen") != "vidgen":
+            raise UserError(
+                f"{path} holds imported weights and no state of a run: start from them with "
+                f"train.init_from={path} in another run_dir"
+            )
+        then = read_recipe(stored["recipe"], [], type(self.recipe))
         start.check_unchanged(path, then, self.recipe, self.FIXED_ON_RESUME)
         check_states_fit(path, then.optim, self.recipe.optim)
         return checkpoint.load(path, tensors)

@@ -8,6 +8,7 @@ from vidgen.runtime.checkpoint.commit import (
     steps_folder,
 )
 from vidgen.runtime.checkpoint.compare import differences
+from vidgen.runtime.checkpoint.coverage import not_checked
 from vidgen.runtime.checkpoint.layout import DamagedCheckpoint, held_bytes
 from vidgen.runtime.checkpoint.load import (
     About,
@@ -35,6 +36,7 @@ __all__ = [
     "describe",
     "differences",
     "groups",
+    "not_checked",
     "read_tensors",
     "read_objects",
     "verify",

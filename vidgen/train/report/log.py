@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidgen.errors import UserError
+from vidgen.printable import printable
 from vidgen.train.report.metrics import MetricsFile, Record, RunningZScore, read_metrics
 from vidgen.train.report.wandb_run import WandbRun, scalars
 
@@ -130,9 +131,12 @@ class RunLog:
             self.line(f"{self._file.path} {why}")
 
     def _write_events(self, step: int, record: Record) -> None:
+        events = self._events
+        if events is None:
+            return
         try:
             for name, value in scalars(record).items():
-                self._events.add_scalar(name, value, step)
+                events.add_scalar(name, value, step)
         except OSError as error:  # of its writing thread, which has ended
             self.line(f"TensorBoard events are no longer written: {error}")
             self._events = None
@@ -166,6 +170,7 @@ class RunLog:
         """Print one line, above the progress bar if there is one."""
         if not self._enabled:
             return
+        text = printable(text)
         if self._open and self._bar is not None:
             self._bar.write(text, file=self._stream)
         else:

@@ -80,7 +80,7 @@ class Saves:
         """Start to save this step's state. `must_succeed`: it is saved when this returns."""
         if self._saving is not None:
             # Its memory is needed. Every rank gets the same outcome: a save fails on all or none.
-            self.wait()
+            self._wait()
             self.settle(self._saving.failure() is not None)
         self._step, self._began, self._stall_reported = step, time.monotonic(), False
         self._saving = self._begin()
@@ -88,12 +88,14 @@ class Saves:
             self._finish(step)
 
     def wait(self) -> None:
-        """Until the save under way has ended, however it does."""
-        if self._saving is None:
-            return
-        if not self._saving.done():
+        """At the end: until the save under way has ended, however it does."""
+        if self._saving is not None and not self._saving.done():
             flight_recorder.note("wait for the checkpoint", storage=True)
-        while not self._saving.done():
+            self._wait()
+
+    def _wait(self) -> None:
+        """Within the phase of a save, which all ranks record alike."""
+        while self._saving is not None and not self._saving.done():
             self._watch_stall()
             time.sleep(0.01)
 
@@ -128,7 +130,7 @@ class Saves:
     def _finish(self, step: int) -> None:
         """Wait for the save under way, and try again where it fails; raises after the last try."""
         for attempt in range(LAST_TRIES):
-            self.wait()
+            self._wait()
             if self._saving is not None:
                 self.settle(self._saving.failure() is not None)
             if self._error is None:
@@ -137,6 +139,7 @@ class Saves:
                 flight_recorder.note("wait to save again", storage=True)
                 time.sleep(FIRST_RETRY_S * 2**attempt)
                 self.save(step, must_succeed=False)
+        assert self._error is not None
         raise self._error
 
     def _watch_stall(self) -> None:

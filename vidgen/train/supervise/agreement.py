@@ -8,6 +8,7 @@ import json
 import time
 import zlib
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -72,9 +73,13 @@ class Agreement:
             raise self._absent(call) from error
 
     def _get(self, call: str, key: str) -> Any:
-        """Waits for it, as long as the store's timeout."""
         assert self._store is not None
+        # Ranks start together; after that one may wait for storage as long as in a collective.
+        limit_s = self._world.timeout_s
+        if self._calls > 1:
+            limit_s = self._world.collective_timeout_s or limit_s
         try:
+            self._store.wait([key], timedelta(seconds=limit_s))
             text = self._store.get(key)
         except (dist.DistError, RuntimeError) as error:
             raise self._absent(call) from error
@@ -102,8 +107,8 @@ class Agreement:
         if not names:
             return UserError("rank 0 has not answered in time; it may have failed")
         return UserError(
-            f"{listed(names)} did not start within {self._world.timeout_s:.0f} s; its own output "
-            "says why"
+            f"{listed(names)} did not answer in time: it has ended, or still waits for storage; "
+            "its own output says why"
         )
 
 
