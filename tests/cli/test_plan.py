@@ -127,7 +127,7 @@ def test_roofline_prints_parts_levers_and_assumptions(vidgen: Any) -> None:
     assert status == 0, err
     assert out.startswith("stage1, 256px x 129, batch 3, on h200: a prediction\n")
     assert re.search(r"^matmuls +1\.91 +51% +tensor cores, 70% of the peak$", out, flags=re.M)
-    assert re.search(r"^products kept, ops at 80% +2\.8\d +1\.0\d$", out, flags=re.M)
+    assert re.search(r"^products kept, ops at 80% +2\.[89]\d* +1\.0\d$", out, flags=re.M)
     assert "assumed of h200: 989 TFLOP/s" in out
     found = json.loads(vidgen("plan", "stage1", "--roofline", "--json")[1])
     assert found["bucket"] == "256px x 129"
