@@ -1,4 +1,4 @@
-"""README's performance section is what the kept results say."""
+"""The performance section of README.md matches the kept results."""
 
 import json
 import subprocess
@@ -29,11 +29,11 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_results_are_shown_and_what_lacks_is_said(copy: Path) -> None:
+def test_section_shows_results_and_lists_missing_ones(copy: Path) -> None:
     assert run(copy, "--check").returncode != 0
     assert run(copy).returncode == 0
     text = (copy / "README.md").read_text()
-    assert "Not measured yet: forward and backward of the 11.9 G model" in text
+    assert "Not measured on a GPU yet: forward and backward of the 11.9 G model" in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
@@ -45,6 +45,6 @@ def test_results_are_shown_and_what_lacks_is_said(copy: Path) -> None:
     assert run(copy, "--check").returncode != 0
     run(copy)
     text = (copy / "README.md").read_text()
-    assert "1.25 videos/s, MFU 50.0%, 3.12 times the report's" in text
+    assert "| 1.25 videos/s, MFU 50.0% | 3.12x the report's |" in text
     assert "forward and backward of the 11.9 G model" not in text
     assert run(copy, "--check").returncode == 0
