@@ -1,4 +1,4 @@
-"""Shapes of the multimodal diffusion transformer, and the published ones by name."""
+"""Configuration of the multimodal diffusion transformer, and presets of published models."""
 
 from dataclasses import replace
 
@@ -15,8 +15,8 @@ class MMDiTConfig:
     patch_size: PositiveInt = 2
     hidden_size: PositiveInt = 3072
     num_heads: PositiveInt = 24
-    depth: PositiveInt = 19  # dual-stream blocks: text and video keep their own weights
-    depth_single_blocks: PositiveInt = 38  # single-stream blocks: both share one set
+    depth: PositiveInt = 19  # dual-stream blocks: text and video have separate weights
+    depth_single_blocks: PositiveInt = 38  # single-stream blocks: shared weights
     mlp_ratio: PositiveFloat = 4.0
     axes_dim: tuple[PositiveInt, PositiveInt, PositiveInt] = (16, 56, 56)  # RoPE: T, H, W
     theta: PositiveInt = 10_000

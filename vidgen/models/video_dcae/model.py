@@ -1,8 +1,8 @@
 """The Video DC-AE: 32 x 32 pixels of 4 frames become one latent of 128 channels.
 
-Six stages on either side: residual convolutions near the pixels, linear attention near the latents;
-every change of resolution has a shortcut without weights. Nothing is causal. An image is a video of
-one frame and has one latent frame.
+Encoder and decoder have six stages: residual convolutions near the pixels, linear attention near
+the latents; every change of resolution has a shortcut without weights. The model is not causal. An
+image is a video of one frame and has one latent frame.
 """
 
 from collections.abc import Sequence
@@ -105,7 +105,7 @@ class Decoder(nn.Module):
 
 
 class VideoDCAE(nn.Module):
-    """Deterministic: `encode` has no use for its seeds."""
+    """The autoencoder. It is deterministic: `encode` ignores its seeds."""
 
     compression, causal = VideoDCAEConfig.compression, VideoDCAEConfig.causal
 
@@ -115,7 +115,7 @@ class VideoDCAE(nn.Module):
         self.encoder, self.decoder = Encoder(config), Decoder(config)
 
     def forward(self, video_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction and raw latents, with gradients and without tiles: what training needs."""
+        """Reconstruction and raw latents for training, with gradients and without tiling."""
         Geometry.of(self).latent_grid(*video_BCTHW.shape[2:])
         latent = self.encoder(video_BCTHW)
         return self.decoder(latent), latent
@@ -153,9 +153,9 @@ class VideoDCAE(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Convolutions keep the size of what they are given; blocks start close to their shortcut.
+        """Initialise: convolutions preserve variance, blocks start close to their shortcut.
 
-        The public code draws every weight at a deviation of 0.02, which only fits its own widths.
+        The public code uses a deviation of 0.02 everywhere, which only suits its own widths.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv3d):

@@ -45,7 +45,7 @@ def ulysses_attention(
     if lengths is None:
         lengths = gather_lengths(L, q_BLHD.device, group)
     if len(lengths) != size or lengths[rank] != L:
-        raise ValueError(f"rank {rank} of {size} holds {L} tokens, but its length in {lengths} differs")
+        raise ValueError(f"rank {rank} of {size} holds {L} tokens, but the lengths are {lengths}")
     heads = shares(H, size)
     first, G = sum(heads[:rank]), heads[rank]
 

@@ -65,14 +65,14 @@ def fill(parameter: Tensor, whole: Tensor) -> None:
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
     """Scale gradients so that their joint 2-norm is at most `max_norm`; return the norm before.
 
-    The norm is that of the whole model: shards add up over their meshes, and plain gradients,
-    which all ranks hold alike, count once. `None` only measures. The norm is a plain scalar on the
-    gradients' device, so that nothing waits for it here.
+    The norm is that of the whole model: shards are summed over their meshes, and plain gradients,
+    which are equal on all ranks, count once. `None` only measures. The norm is a scalar tensor on
+    the gradients' device, to avoid a synchronisation here.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return torch.zeros(())
-    # Gradients sharded alike share one all-reduce.
+    # Gradients with the same sharding share one all-reduce.
     squares: dict[tuple[DeviceMesh | None, tuple[int, ...]], list[Tensor]] = {}
     for gradient in gradients:
         key, part = _sharding(gradient)
@@ -95,12 +95,12 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor; a plain one is its own."""
+    """This rank's part of a sharded tensor; a plain tensor is returned unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _sharding(tensor: Tensor) -> tuple[tuple[DeviceMesh | None, tuple[int, ...]], Tensor]:
-    """The mesh and those of its dimensions that a tensor is split over, and this rank's part."""
+    """The mesh, the mesh dimensions that a tensor is sharded over, and this rank's part."""
     if not isinstance(tensor, DTensor):
         return (None, ()), tensor
     if any(p.is_partial() for p in tensor.placements):
