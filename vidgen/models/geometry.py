@@ -48,7 +48,7 @@ class Geometry:
 
     @property
     def least_frames(self) -> int:
-        """Frames of the shortest video; a single frame is an image, which every autoencoder accepts."""
+        """Frames of the shortest video; a single frame, an image, is always accepted."""
         step = self.compression[0]
         if self.causal:
             return step + 1
