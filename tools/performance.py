@@ -1,8 +1,9 @@
 """Generates the performance section of README.md from profiles/results/*/*.json.
 
-python tools/performance.py [--check | FOLDER]
+python tools/performance.py [--check | FOLDER | --table RESULTS]
 
 --check fails when the section is out of date; the results of a FOLDER are also printed as tables.
+--table prints the section for RESULTS/<machine>/*.json and writes nothing.
 """
 
 import json
@@ -26,24 +27,19 @@ WANTED = {
 }
 
 
-def read_results() -> Iterator[tuple[str, str, dict[str, Any]]]:
+def read_results(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yields (machine, suite, contents) for each results file."""
-    for path in sorted((ROOT / "profiles/results").glob("*/*.json")):
+    for path in sorted(folder.glob("*/*.json")):
         yield path.parent.name, path.stem, json.loads(path.read_text())
 
 
-def section() -> str:
-    results = list(read_results())
-    lines = []
-    for machine in dict.fromkeys(machine for machine, _, _ in results):
-        folder = f"profiles/results/{machine}"
-        lines += [f"All figures of [{machine}]({folder}):", ""]
-        lines += ["| suite | measured | vidgen | for comparison |", "|---|---|---|---|"]
-        for name, suite, contents in results:
-            headline = summarize(suite, contents)
-            if name == machine and headline:
-                lines.append(f"| [{suite}]({folder}/{suite}.json) | {' | '.join(headline)} |")
-        lines.append("")
+def section(folder: Path = ROOT / "profiles/results") -> str:
+    results = list(read_results(folder))
+    lines = ["| machine | suite | measured | vidgen | compared with |", "|---|---|---|---|---|"]
+    for machine, suite, contents in results:
+        if headline := summarize(suite, contents):
+            path = f"profiles/results/{machine}/{suite}.json"
+            lines.append(f"| {machine} | [{suite}]({path}) | {' | '.join(headline)} |")
     missing = [
         what
         for what, suites in WANTED.items()
@@ -53,20 +49,26 @@ def section() -> str:
         )
     ]
     if missing:
-        lines.append("Not measured on a GPU yet: " + "; ".join(missing) + ".")
-    return "\n".join(lines).rstrip()
+        lines += ["", "Not measured on a GPU yet: " + "; ".join(missing) + "."]
+    return "\n".join(lines)
 
 
 def summarize(suite: str, contents: dict[str, Any]) -> Headline | None:
-    """The headline figure of a suite; None for a suite that has none."""
+    """The headline figure of a suite, or why it failed; None for a suite that has neither."""
     rows = [row for row in contents.get("rows", []) if isinstance(row, dict)]
+    measured = [row for row in rows if "failed" not in row and "skipped" not in row]
+    failed = [row for row in rows if "failed" in row]
     for prefix, headline in HEADLINES.items():
         if suite.startswith(prefix):
-            return headline(rows)
+            found = headline(measured)
+            if found is None and failed:
+                return suite, f"failed: {failed[0]['failed']}", ""
+            return found
     return None
 
 
 def _mfu(rows: list[Row]) -> Headline | None:
+    rows = [row for row in rows if "mfu" in row]
     if not rows:
         return None
     row = max(rows, key=lambda row: row["mfu"])
@@ -104,7 +106,9 @@ def _optim(rows: list[Row]) -> Headline | None:
         if "ms" in row
     }
     ours = per_million.pop(("bf16", True), None)
-    peers = [f"{name}, no EMA {ms:.2f} ms" for (name, _), ms in per_million.items() if "torch" in name]
+    peers = [
+        f"{name}, no EMA {ms:.2f} ms" for (name, _), ms in per_million.items() if "torch" in name
+    ]
     if ours is None:
         return None
     return "AdamW step and EMA, per million parameters", f"{ours:.2f} ms", ", ".join(peers)
@@ -154,6 +158,7 @@ def _of_ruler(rows: list[Row]) -> Headline | None:
 
 def _loader(rows: list[Row]) -> Headline | None:
     """Clips per second of every loader, for the longest clips."""
+    rows = [row for row in rows if "clips_per_s" in row]
     longest = max((_frames(row["clip"]) for row in rows), default=0)
     same = [row for row in rows if _frames(row["clip"]) == longest]
     ours = [row for row in same if row["loader"] == "vidgen"]
@@ -170,7 +175,7 @@ def _frames(clip: str) -> int:
 
 def _encode(rows: list[Row]) -> Headline | None:
     """The fastest cold run of `vidgen encode`, beside reading and encoding in turn."""
-    rate = {row["what"]: row["clips_per_s"] for row in rows}
+    rate = {row["what"]: row["clips_per_s"] for row in rows if "clips_per_s" in row}
     ours = [value for what, value in rate.items() if what.startswith("vidgen encode,")]
     if not ours:
         return None
@@ -179,6 +184,7 @@ def _encode(rows: list[Row]) -> Headline | None:
 
 
 def _ring(rows: list[Row]) -> Headline | None:
+    rows = [row for row in rows if "total_over_kernel" in row]
     if not rows:
         return None
     row = max(rows, key=lambda row: row["parts"])
@@ -187,13 +193,14 @@ def _ring(rows: list[Row]) -> Headline | None:
 
 
 def _step(rows: list[Row]) -> Headline | None:
-    parts = ", ".join(f"{row['part']} {row['share']:.0%}" for row in rows)
+    parts = ", ".join(f"{row['part']} {row['share']:.0%}" for row in rows if "share" in row)
     return ("where a block's time goes", parts, "") if parts else None
 
 
 def _sampling(rows: list[Row]) -> Headline | None:
     for row in rows:
-        if row.get("blocks_streamed") != 0:  # 0: the model is too small to stream
+        # blocks_streamed is 0 if the model is too small to stream
+        if "s_per_pass" in row and row.get("blocks_streamed") != 0:
             what = f"sampling pass, {row['shape']}, {row['weights']}"
             return what, f"{row['s_per_pass']:.3g} s, {row['peak_memory_gb']:.3g} GB", ""
     return None
@@ -258,6 +265,9 @@ def rewrite(text: str) -> str:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--table"]:
+        print(section(Path(sys.argv[2])))
+        return
     readme = ROOT / "README.md"
     text = readme.read_text()
     new = rewrite(text)

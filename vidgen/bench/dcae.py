@@ -32,8 +32,8 @@ def measure(
     batch: int | None,
     repeats: int,
 ) -> dict[str, Any]:
-    """Measure the named buckets, or the one with the most tokens. A training step is one rank's part
-    as the recipe divides it; a sampling pass is the whole model over one clip, on one device."""
+    """Measure the named buckets, or the one with the most tokens. A training step is one
+    rank's part as the recipe divides it; a sampling pass is the whole model over one clip."""
     own = workload_of(recipe)
     if own.encoders.autoencoder == "video_dcae":
         raise UserError(

@@ -49,7 +49,7 @@ class Measured:
 
 
 class Bench:
-    """A model with gradients and the workload's activation policy; measures one bucket at a time."""
+    """A model with gradients and the workload's activation policy; measures buckets."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class Bench:
         return once
 
     def largest_batch(self, bucket: PlannedBucket) -> int:
-        """Found by trial: doubled until out of memory, then bisected; 0 if not even one clip fits."""
+        """Found by trial: doubled until out of memory, then bisected; 0 if no clip fits."""
         best, more = 0, 1
         while self._fits(bucket, best + more):
             best += more
@@ -188,7 +188,7 @@ class Bench:
         return inputs, random(bucket.batch, local, config.in_channels)
 
     def _once(self, inputs: dict[str, Any], target: Tensor) -> tuple[float, float]:
-        """Seconds of forward and backward; gradients are reallocated, as after an optimizer step."""
+        """Seconds of forward and backward, reallocating gradients as after an optimizer step."""
         self.model.zero_grad(set_to_none=True)
         self._settle()
         began = time.perf_counter()
@@ -213,8 +213,8 @@ class Bench:
 
 
 def search(bench: Bench, rounds: int = 2) -> list[Measured]:
-    """The report's three-step batch search, measured: the longest bucket takes the largest batch that
-    fits, its times are the limits, and every other takes the largest batch within them."""
+    """The report's three-step batch search, measured: the longest bucket takes the largest batch
+    that fits, its times are the limits, and every other takes the largest batch within them."""
     longest = max(bench.workload.buckets, key=bench.workload.tokens)
     most = bench.largest_batch(longest)
     if most == 0:

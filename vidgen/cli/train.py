@@ -1,4 +1,4 @@
-"""`vidgen train`: run a recipe, going on from its newest checkpoint where there is one."""
+"""`vidgen train`: trains a recipe, resuming from its newest checkpoint if there is one."""
 
 import argparse
 import os
@@ -18,12 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stop-after",
         metavar="N",
         type=count,
-        help="save and stop at step N; the same command without it goes on from there",
+        help="save and stop at step N; the same command without it resumes",
     )
     parser.add_argument(
         "--fresh",
         action="store_true",
-        help="begin at step 0 even where the run directory holds a checkpoint",
+        help="start at step 0 even if the run directory has a checkpoint",
     )
     parser.add_argument(
         "--profile",
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     from vidgen.recipe.autoencoder import AutoencoderRecipe, read_any
 
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
-        args.fresh = False  # what torchrun starts again goes on; the first start was the fresh one
+        args.fresh = False  # restarts by torchrun resume; only the first start is fresh
     profile = profiled(args.profile)
     recipe = read_any(args.recipe, args.overrides)  # before anything is built
     if isinstance(recipe, AutoencoderRecipe):

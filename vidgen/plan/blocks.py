@@ -39,8 +39,8 @@ def product_widths(workload: Workload) -> tuple[float, float]:
 
 
 def block_flops(workload: Workload, tokens: float, attended: float) -> float:
-    """Forward FLOPs of `tokens` that each attend to `attended`. A token passes through one stream of
-    a dual block, so both kinds of block cost the same."""
+    """Forward FLOPs of `tokens` that each attend to `attended`. A token passes through one stream
+    of a dual block, so both kinds of block cost the same."""
     width = workload.model.hidden_size
     return tokens * (2 * (4 + 2 * workload.model.mlp_ratio) * width**2 + 4 * attended * width)
 

@@ -27,7 +27,9 @@ FP32 = 4
 @dataclass(frozen=True)
 class Efficiency:
     compute: float  # executed FLOP/s, including recompute and encoders, over the dense bf16 peak
-    goodput: float = 1.0  # share of the wall time spent in steps; the rest is waits, saves, restarts
+    goodput: float = (
+        1.0  # share of the wall time spent in steps; the rest is waits, saves, restarts
+    )
 
 
 # The report's system, stages 1 and 2. `compute` is what the longest row of Table 5 (256px, 129

@@ -12,7 +12,9 @@ from vidgen.models.video_dcae import VideoDCAE, VideoDCAEConfig
 _T5_LAYERS, _T5_WIDTH, _T5_FFN = 24, 4096, 10_240
 _T5_WEIGHTS = _T5_LAYERS * (4 * _T5_WIDTH**2 + 3 * _T5_WIDTH * _T5_FFN)
 _T5_EMBEDDING = 32_128 * _T5_WIDTH
-_CLIP_L_WEIGHTS = 123_060_480  # its text tower; the cost of 77 tokens is negligible compared with T5's 512
+_CLIP_L_WEIGHTS = (
+    123_060_480  # its text tower; the cost of 77 tokens is negligible compared with T5's 512
+)
 _HUNYUAN_WEIGHTS = 246_478_803
 _DCAE_WEIGHTS = 459_462_147
 _TILE = 256  # side of the squares they encode, in pixels

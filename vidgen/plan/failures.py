@@ -8,7 +8,9 @@ import math
 from dataclasses import dataclass
 
 HOURS = 3600.0
-_NEVER = 300.0  # upper limit of expected failures in an interval: it succeeds with probability exp(-300)
+_NEVER = (
+    300.0  # upper limit of expected failures in an interval: it succeeds with probability exp(-300)
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ def effective_fraction(reliability: Reliability, gpus: int, interval_s: float) -
 
 def best_interval(reliability: Reliability, gpus: int) -> float:
     """The interval between checkpoints that loses the least time, by golden-section search."""
-    first = math.sqrt(2 * reliability.checkpoint_s * reliability.mtbf_s(gpus))  # Young's approximation
+    first = math.sqrt(
+        2 * reliability.checkpoint_s * reliability.mtbf_s(gpus)
+    )  # Young's approximation
     low, high = first / 10, first * 10
     ratio = (math.sqrt(5) - 1) / 2
     while high - low > 1e-3 * first:

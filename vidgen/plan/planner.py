@@ -128,8 +128,8 @@ def dollars(gpu_days: float, dollars_per_hour: float) -> float:
 def _better_copies(
     workload: Workload, gpu: Gpu, gpus: int, efficiency: Efficiency
 ) -> tuple[int, float]:
-    """The number of copies with the shortest iteration, and that iteration. Shards span 1, 2, 4, ...
-    whole machines, and every bucket must fit."""
+    """The number of copies with the shortest iteration, and that iteration. Shards span 1, 2, 4,
+    ... whole machines, and every bucket must fit."""
     best = workload.copies, math.inf
     shards = GPUS_PER_NODE
     while shards * workload.tensor < gpus:

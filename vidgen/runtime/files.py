@@ -1,7 +1,8 @@
 """Atomic file writes: a reader, or a process that is killed, never sees half a file.
 
 `write_text` and `write_bytes` replace a whole file; `replacing` provides a temporary name in the
-same folder for code that writes the file itself. The steps are: write under a temporary name in the same
+same folder for code that writes the file itself. The steps are: write under a temporary name in the
+same
 folder, fsync the file, rename it, fsync the folder. `remove_leftovers`
 removes what a killed process leaves behind.
 """

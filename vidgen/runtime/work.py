@@ -2,8 +2,8 @@
 
 `run` gives each rank its share of the items and counts the outcomes that `process` yields, one per
 item. `ResultFolder` stores the results, one file per key, so that a run that was stopped or killed
-continues with any number of ranks. `by_key` is the basic `process`: look the result up, else compute
-and store it.
+continues with any number of ranks. `by_key` is the basic `process`: look the result up, else
+compute and store it.
 """
 
 import hashlib

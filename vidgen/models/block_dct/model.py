@@ -56,7 +56,9 @@ class BlockDCT(nn.Module):
     def encode(self, video_BCTHW: Tensor, seeds: Sequence[int] = ()) -> Tensor:
         x = video_BCTHW.float()
         if (x.shape[2] - 1) % FRAMES or x.shape[3] % SIDE or x.shape[4] % SIDE:
-            raise ValueError(f"video {tuple(x.shape)}: expected 4k+1 frames and sides that are multiples of {SIDE}")
+            raise ValueError(
+                f"video {tuple(x.shape)}: expected 4k+1 frames and sides divisible by {SIDE}"
+            )
         # The first frame is repeated to fill a block: only temporal frequency 0 is non-zero there.
         x = torch.cat([x[:, :, :1].expand(-1, -1, FRAMES, -1, -1), x[:, :, 1:]], dim=2)
         return F.conv3d(x, self.filters, stride=self.compression) * GAIN

@@ -30,7 +30,7 @@ def published_name(name: str) -> str:
 
 
 def _level(way: str, index: int) -> int:
-    """Published levels count from the pixels in both directions; diffusers' decoder counts upwards."""
+    """Published levels count from the pixels in both halves; diffusers' decoder counts upwards."""
     return index if way == "down" else LEVELS - 1 - index
 
 

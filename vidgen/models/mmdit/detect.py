@@ -48,7 +48,9 @@ def infer_config(source: TensorSource, layout: Layout) -> MMDiTConfig:
 
     def size(name: str, dim: int) -> int:
         if name not in infos or len(infos[name].shape) <= dim:
-            raise UserError(f"{source.where}: tensor '{name}' is missing; it determines the model size")
+            raise UserError(
+                f"{source.where}: tensor '{name}' is missing; it determines the model size"
+            )
         return infos[name].shape[dim]
 
     def blocks(prefix: str) -> int:

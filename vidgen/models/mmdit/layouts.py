@@ -1,7 +1,7 @@
 """Maps the rows of the model's tensors to those of published checkpoints.
 
-Internally projections are fused ([q | k | v] and [q | k | v | mlp] rows) and rotary pairs are half a
-head apart. Open-Sora v2 stores them as separate tensors; FLUX.1 stores them fused with adjacent
+Internally projections are fused ([q | k | v] and [q | k | v | mlp] rows) and rotary pairs are half
+a head apart. Open-Sora v2 stores them as separate tensors; FLUX.1 stores them fused with adjacent
 rotary pairs. Import, export and conversion all use one list of pieces.
 """
 
@@ -113,7 +113,7 @@ def published_shapes(config: MMDiTConfig, layout: Layout) -> Shapes:
 
 
 def copy_rows(out: Tensor, rows: Tensor, head_dim: int, *, to_half: bool | None) -> None:
-    """Copy and permute rotary pairs: to_half=True from adjacent to half a head apart, False back."""
+    """Copy and permute rotary pairs: to_half from adjacent to half a head apart, False back."""
     if to_half is None:
         out.copy_(rows)
         return

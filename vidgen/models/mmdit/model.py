@@ -71,8 +71,8 @@ def whole(batch: int, text_length: int, video_length: int) -> Part:
 class Seams:
     """Extension points of the forward pass, in place of subclassing.
 
-    `attention` takes q, k, v (B, L, H, head) and selects backend and mask. `run_block` is called for
-    every block in order: recompute, offload, caching, capture or injection of the residual.
+    `attention` takes q, k, v (B, L, H, head) and selects backend and mask. `run_block` is called
+    for every block in order: recompute, offload, caching, capture or injection of the residual.
     `modulation` returns a modulation layer's output, for example from a `ModulationTable`. `split`
     takes the numbers of samples, text and video tokens and returns the tokens computed here.
     """
@@ -344,7 +344,7 @@ class MMDiT(nn.Module):
                     module.weight.zero_()
                 else:
                     bound = math.sqrt(6 / (module.in_features + module.out_features))
-                    # Drawn on the CPU, unsharded, so that a seed gives the same weights on every device and mesh.
+                    # Drawn on the CPU, unsharded: the same on every device and mesh.
                     shape, dtype = module.weight.shape, module.weight.dtype
                     drawn = torch.empty(shape, dtype=dtype, device="cpu")
                     fill(module.weight, drawn.uniform_(-bound, bound, generator=generator))

@@ -1,9 +1,9 @@
 """Precomputed modulation for sampling, so that a quarter of the weights can leave the device.
 
 Modulation depends only on a sample's conditioning vector (timestep, pooled text, guidance), not on
-its tokens, and sampling knows all of these vectors in advance: 50 steps with three guidance branches
-need 150 rows of about a million values, 0.3 GB in bf16 for the published model. The layers take
-6.5 GB.
+its tokens, and sampling knows all of these vectors in advance: 50 steps with three guidance
+branches need 150 rows of about a million values, 0.3 GB in bf16 for the published model. The layers
+take 6.5 GB.
 """
 
 from collections.abc import Callable

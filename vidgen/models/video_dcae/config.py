@@ -23,7 +23,9 @@ class VideoDCAEConfig:
     encoder_depths: Six = (2, 2, 2, 3, 3, 3)
     decoder_depths: Six = (3, 3, 3, 3, 3, 3)
     head_dim: PositiveInt = 32  # of the linear attention in the last three stages
-    std: PositiveFloat = 1.0  # deviation of raw latents, which are divided by it; published training: 0.493
+    std: PositiveFloat = (
+        1.0  # deviation of raw latents, which are divided by it; published training: 0.493
+    )
     # Larger videos are split into tiles that overlap and are blended.
     tiling: bool = True
     tile_frames: PositiveInt = 32

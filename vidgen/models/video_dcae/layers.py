@@ -22,7 +22,7 @@ class RMSNorm3d(nn.Module):
 
 
 class Conv3d(nn.Conv3d):
-    """A convolution that calls oneDNN on the CPU; torch would use im2col for a single small video."""
+    """Calls oneDNN directly on the CPU; torch would use im2col for a single small video."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not onednn_takes(x):

@@ -3,8 +3,8 @@
 A backend selected by name runs or raises with the reason. "auto" is the backend VIDGEN_ATTENTION
 names, if set; otherwise the first backend of the table that can serve on a CPU, and the fastest one
 on a GPU. That is measured once for each kind of call and cached in the user's cache folder for this
-GPU, driver and these versions. Before its first use by "auto", a backend must pass a small numerical
-check.
+GPU, driver and these versions. Before its first use by "auto", a backend must pass a small
+numerical check.
 
 All ranks of a distributed run must choose the same backend, and no rank may wait for another within
 a call. Such a run therefore measures nothing: the table's order decides, or, once `agree()` was

@@ -19,7 +19,9 @@ from vidgen.runtime.memory import HOST, Arena, Lane, Lease, Ticket
 Plan = TypeVar("Plan")
 Result = TypeVar("Result")
 
-_LOOK_AGAIN_S = 0.002  # polling interval for room held by a copy to the device, which signals nothing when done
+_LOOK_AGAIN_S = (
+    0.002  # polling interval for room held by a copy to the device, which signals nothing when done
+)
 _CLOSED_S = 0.5  # polling interval for a stop that does not wake the waiting thread
 
 Filling = Generator[Request, Any, Result]

@@ -52,8 +52,8 @@ class _Worker:
 
 
 class Processes:
-    """A pool of worker processes. Only the creating thread may call its methods; the kernel ends the
-    processes with that thread."""
+    """A pool of worker processes. Only the creating thread may call its methods; the kernel ends
+    the processes with that thread."""
 
     def __init__(
         self, count: int, *, file: int, nbytes: int, timeout_s: float, name: str = "loader"
@@ -167,8 +167,8 @@ class Processes:
 
 
 def _environment() -> dict[str, str]:
-    """The workers' environment: one thread each, and the same module path. Freed memory is returned to
-    the system at once; the allocator would otherwise keep 10 MB of decoded frames."""
+    """The workers' environment: one thread each, and the same module path. Freed memory is returned
+    to the system at once; the allocator would otherwise keep 10 MB of decoded frames."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
     return {
         **os.environ,

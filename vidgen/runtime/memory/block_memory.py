@@ -1,4 +1,4 @@
-"""Activation policies: what each block keeps until the backward pass, where, and what it recomputes."""
+"""Activation policies: what each block keeps until the backward pass, where, what it recomputes."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -117,8 +117,9 @@ def choose_blocks(
     window: int = 1,
     allowed: Collection[BlockMemory] = tuple(BlockMemory),
 ) -> Choice:
-    """A greedy search for the policy that fits memory and adds the least time to a step: it repeatedly
-    applies the change that frees a byte for the fewest seconds.
+    """A greedy search for the policy that fits memory and adds the least time to a step.
+
+    It repeatedly applies the change that frees a byte for the fewest seconds.
 
     Raises ValueError if nothing fits. The last `window` blocks keep everything, since the backward
     pass starts there.
@@ -148,7 +149,7 @@ def choose_blocks(
         if best is None:
             raise ValueError(
                 f"activations of {device_limit:.0f} bytes on the device and {host_limit:.0f} on "
-                f"the host: no policy fits; the smallest found needs {state.device} and {state.host}"
+                f"the host: no policy fits; the smallest needs {state.device} and {state.host}"
             )
         _, _, index, how, state = best
         current[index] = how

@@ -72,8 +72,8 @@ Consumer = torch.cuda.Stream | _Host
 
 
 class Lane:
-    """An in-order queue of copies: a separate stream on CUDA, else a simulated engine, which several
-    lanes may share."""
+    """An in-order queue of copies: a separate stream on CUDA, else a simulated engine, which
+    several lanes may share."""
 
     def __init__(
         self,

@@ -73,8 +73,8 @@ class Offloader:
         self._orphans: list[tuple[Pending, torch.UntypedStorage]] = []
 
     def run(self, module: nn.Module, call: Callable[..., Any], *inputs: Any) -> Any:
-        """Run `call(*inputs)` and offload what it saves for the backward pass, except the parameters
-        of `module`."""
+        """Run `call(*inputs)` and offload what it saves for the backward pass, except parameters of
+        `module`."""
         if not torch.is_grad_enabled():
             return call(*inputs)
         block = self.begin(module)

@@ -25,7 +25,7 @@ FOLDER = Path("profiles/results")
 
 
 def machine_name() -> str:
-    """The name of the folder under profiles/results: the GPU's name, else the CPU's and its cores."""
+    """The folder's name under profiles/results: the GPU's name, else the CPU's and its cores."""
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
     else:

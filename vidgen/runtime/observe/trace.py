@@ -30,8 +30,8 @@ class StepTrace:
                 with trace.step(step): ...
 
     After the last step, or when the run ends, it writes trace-rank0.json.gz (chrome://tracing,
-    Perfetto) and, on CUDA, memory-rank0.pickle (pytorch.org/memory_viz). The steps are also a cudaProfilerApi range, for
-    `nsys profile --capture-range=cudaProfilerApi`.
+    Perfetto) and, on CUDA, memory-rank0.pickle (pytorch.org/memory_viz). The steps are also a
+    cudaProfilerApi range, for `nsys profile --capture-range=cudaProfilerApi`.
     """
 
     def __init__(

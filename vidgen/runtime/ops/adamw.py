@@ -95,7 +95,7 @@ def random_bits(like_LD: Tensor, place: list[int]) -> Tensor:
 
 
 def round_randomly(value: Tensor, bits16: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round to bfloat16, up where 16 random bits carry into the upper half; other dtypes unchanged."""
+    """Round to bfloat16, up if 16 random bits carry into the upper half; else return unchanged."""
     if dtype != torch.bfloat16:
         return value.to(dtype)
     narrow = value.float()

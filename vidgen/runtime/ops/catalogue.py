@@ -14,7 +14,7 @@ class Op:
     triton: bool = True  # whether vidgen/runtime/ops/triton has it
     # The ops whose kernels it runs, if it has none of its own.
     made_of: tuple[str, ...] = ()
-    # One more dtype, besides the floating-point ones, of the tensor that selects the implementation.
+    # One more dtype, besides floating-point ones, of the tensor that selects the implementation.
     dtype: torch.dtype | None = None
 
 

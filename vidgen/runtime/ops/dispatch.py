@@ -55,7 +55,7 @@ def _decide(op: str, device: str, dtype: torch.dtype) -> str:
         chosen = _automatic(op, device, dtype)
     elif why := why_not(op, wish, device, dtype):
         raise UserError(
-            f"VIDGEN_OPS={wish}, but {op} cannot run so: {why}; VIDGEN_OPS=auto selects one that can"
+            f"VIDGEN_OPS={wish}, but {op} cannot run: {why}; VIDGEN_OPS=auto selects what can"
         )
     _chosen[op, device, dtype] = chosen
     return chosen

@@ -14,8 +14,8 @@ from vidgen.runtime.ops.registry import define
 def gelu_tanh(x: Tensor, out: Tensor | None = None) -> Tensor:
     """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), in the type of x, any shape.
 
-    With `out`, of x's shape and dtype, the result is written there, for example into part of a wider
-    buffer; such a call has no gradient, as in torch.
+    With `out`, of x's shape and dtype, the result is written there, for example into part of a
+    wider buffer; such a call has no gradient, as in torch.
     """
     if out is not None:
         return _into(x, out)

@@ -1,8 +1,8 @@
 """Packed projections to the q, k and v of joint attention.
 
-A projection's rows are q, k, v and, in a single-stream block, the MLP's hidden features. One op reads
-all of them, so that its backward pass writes the gradient of a projection once, in place; nothing is
-concatenated or stacked in either direction.
+A projection's rows are q, k, v and, in a single-stream block, the MLP's hidden features. One op
+reads all of them, so that its backward pass writes the gradient of a projection once, in place;
+nothing is concatenated or stacked in either direction.
 """
 
 from collections.abc import Sequence

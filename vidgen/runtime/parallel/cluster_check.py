@@ -27,7 +27,7 @@ _COLLECTIVES = {
 
 
 def check_cluster(world: World, axes: dict[str, int], size: int) -> dict[str, Any]:
-    """Rates in bytes per second and rank, measured collectively; the result is the same on all ranks.
+    """Rates in bytes per second and rank, measured collectively; the same on every rank.
 
     `axes` are the mesh's, outermost first; with more than one, all ranks together are measured
     too. `size` is the bytes of one message.
@@ -126,7 +126,7 @@ def _slow(everyone: list[Any], found: list[dict[str, Any]]) -> list[str]:
     for rank, (host, flops, _, _) in enumerate(everyone):
         if flops < SLOW * usual:
             lines.append(
-                f"rank {rank} on {host} runs attention at {flops / usual:.0%} of the median rank's speed"
+                f"rank {rank} on {host} has {flops / usual:.0%} of the median attention speed"
             )
     usual = median(link["bytes_per_s"] for link in found)
     for link in found:

@@ -38,7 +38,10 @@ class InputSplitConv(nn.Module):
         super().__init__()
         self.group = group
         self.conv = _cut(whole, slice(None), columns)
-        self.bias, self.conv.bias = self.conv.bias, None  # the bias is added once, not by every rank
+        self.bias, self.conv.bias = (
+            self.conv.bias,
+            None,
+        )  # the bias is added once, not by every rank
 
     def forward(self, x: Tensor) -> Tensor:
         total = sum_parts(self.conv(x), self.group)

@@ -1,8 +1,9 @@
 """Ulysses attention: exchange sequence parts for heads, attend, and exchange back.
 
 Heads and lengths need not divide by the ranks: the exchange is then uneven. Tokens that every rank
-holds (replicated text) come first: a rank attends with its own heads of its own copy. Shapes: L this rank's own tokens, R replicated ones, S all ranks' own tokens, G this
-rank's share of the H heads.
+holds (replicated text) come first: a rank attends with its own heads of its own copy. Shapes: L
+this rank's own tokens, R replicated ones, S all ranks' own tokens, G this rank's share of the H
+heads.
 """
 
 from collections.abc import Callable, Sequence
