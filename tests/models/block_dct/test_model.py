@@ -1,4 +1,4 @@
-"""The training-free codec: an orthonormal transform whose first frame stands alone."""
+"""The training-free codec: an orthonormal transform with a separate first frame."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""T5 and CLIP with tiny random weights: shapes, padding, and what is refused."""
+"""T5 and CLIP with tiny random weights: shapes, padding, and errors."""
 
 import logging
 from dataclasses import replace

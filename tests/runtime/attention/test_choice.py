@@ -1,4 +1,4 @@
-"""Which backend runs: a name or a reason, the order on a CPU, what was measured on a GPU."""
+"""Selection of a backend: by name, by order on a CPU, by measurement on a GPU."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A backend that computes something else is found out before "auto" uses it."""
+"""A backend with wrong results is detected before "auto" uses it."""
 
 import logging
 from collections.abc import Iterator
