@@ -74,7 +74,8 @@ def _mfu(rows: list[Row]) -> Headline | None:
     row = max(rows, key=lambda row: row["mfu"])
     report = f"{row['ratio']:.2f}x the report's" if row.get("ratio") else ""
     rate = f"{row['videos_per_s']:.3g} videos/s, MFU {row['mfu']:.1%}"
-    return f"forward and backward, {row['bucket']}", rate, report
+    fewer = f" (batch {row['batch']}, the largest that fits)" if "in_place_of_batch" in row else ""
+    return f"forward and backward, {row['bucket']}{fewer}", rate, report
 
 
 def _ops(rows: list[Row]) -> Headline | None:
@@ -285,8 +286,8 @@ def show(folder: Path) -> None:
 
     for path in sorted(folder.glob("*.json")):
         rows = json.loads(path.read_text()).get("rows")
-        if isinstance(rows, list):
-            print(f"\n{path}\n{results.table(rows)}")
+        if isinstance(rows, list) and rows:
+            print(f"\n{path}\n{results.table(row for row in rows if isinstance(row, dict))}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ ABOUT = """\
 Computes latents and text features once, so that training runs without the encoders.
 
 For each clip that fits a bucket it stores the latents of its middle window (centre crop), the
-features of its caption, and the end frames that the recipe's conditions.weights need. data.workers
+features of its caption, and the frames that the recipe's conditions.weights need. data.workers
 processes read clips while others are encoded. If it is stopped or killed, the same command
 continues; an entry that is damaged, or whose clip or caption has changed, is recomputed. "cached"
 counts existing entries, "computed" new ones.

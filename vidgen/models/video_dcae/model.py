@@ -27,6 +27,7 @@ from vidgen.models.video_dcae.layers import (
     Upsample,
     conv,
 )
+from vidgen.models.video_dcae.public_tiling import in_public_tiles
 from vidgen.models.video_dcae.tiling import in_tiles
 
 FIRST_ATTENTION = 3  # stages before it are residual convolutions
@@ -81,11 +82,16 @@ class Encoder(nn.Module):
         self.project_out = Project(config.widths[5], config.latent_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.with_stage(x, 1)[0]
+
+    def with_stage(self, x: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """The latents, and the output of a stage, counted from 1."""
         x = self.project_in(x)
-        for stage in self.stages:
+        kept = x
+        for index, stage in enumerate(self.stages, 1):
             x = stage(x)
-        out: Tensor = self.project_out(x)
-        return out
+            kept = x if index == number else kept
+        return self.project_out(x), kept
 
 
 class Decoder(nn.Module):
@@ -114,9 +120,15 @@ class VideoDCAE(nn.Module):
         self.config, self.latent_channels = config, config.latent_channels
         self.encoder, self.decoder = Encoder(config), Decoder(config)
 
-    def forward(self, video_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction and raw latents for training, with gradients and without tiling."""
+    def forward(self, video_BCTHW: Tensor, stage: int | None = None) -> tuple[Tensor, Tensor]:
+        """Reconstruction and raw latents for training, with gradients and without tiling.
+
+        With `stage`, counted from 1, the output of that encoder stage instead of the latents.
+        """
         Geometry.of(self).latent_grid(*video_BCTHW.shape[2:])
+        if stage is not None:
+            latent, kept = self.encoder.with_stage(video_BCTHW, stage)
+            return self.decoder(latent), kept
         latent = self.encoder(video_BCTHW)
         return self.decoder(latent), latent
 
@@ -149,7 +161,8 @@ class VideoDCAE(nn.Module):
             c.tile_size // UNIT_PIXELS,
             c.tile_size // UNIT_PIXELS,
         )
-        return in_tiles(run, x, shape, latents, c.tile_overlap)
+        rule = in_public_tiles if c.tiling_rule == "public" else in_tiles
+        return rule(run, x, shape, latents, c.tile_overlap)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
