@@ -54,16 +54,19 @@ def section(folder: Path = ROOT / "profiles/results") -> str:
 
 
 def summarize(suite: str, contents: dict[str, Any]) -> Headline | None:
-    """The headline figure of a suite, or why it failed; None for a suite that has neither."""
+    """The headline figure of a suite and its failed rows; None for a suite that has neither."""
     rows = [row for row in contents.get("rows", []) if isinstance(row, dict)]
     measured = [row for row in rows if "failed" not in row and "skipped" not in row]
-    failed = [row for row in rows if "failed" in row]
+    failures = [
+        " ".join(str(row[key]) for key in NAMES if key in row) + f": {row['failed']}"
+        for row in rows
+        if "failed" in row
+    ]
     for prefix, headline in HEADLINES.items():
         if suite.startswith(prefix):
-            found = headline(measured)
-            if found is None and failed:
-                return suite, f"failed: {failed[0]['failed']}", ""
-            return found
+            what, figure, peers = headline(measured) or ("", "", "")
+            peers = "; ".join(filter(None, [peers, *failures]))
+            return (what, figure, peers) if what or failures else None
     return None
 
 
@@ -238,6 +241,9 @@ def _speedup(rows: list[Row]) -> Headline | None:
             return what, figures, ", ".join(peers)
     return None
 
+
+# The keys that identify a row without figures.
+NAMES = ("what", "bucket", "backend", "loader", "shape", "states", "tokens", "dtype", "length")
 
 HEADLINES: dict[str, Callable[[list[Row]], Headline | None]] = {
     "mfu": _mfu,

@@ -58,7 +58,7 @@ def test_section_shows_results_and_lists_missing_ones(copy: Path) -> None:
     ],
 )
 def test_rows_without_figures_do_not_stop_the_table(copy: Path, suite: str) -> None:
-    """Of host time, of what ran out of memory or was left out, and of a suite cut short."""
+    """Rows of host time, of failures, of skipped cases, and of an incomplete suite."""
     folder = copy / "profiles/results/nvidia-h200"
     folder.mkdir(parents=True)
     rows = [
@@ -77,13 +77,13 @@ def test_rows_without_figures_do_not_stop_the_table(copy: Path, suite: str) -> N
     assert printed.stdout.strip() in text
 
 
-def test_a_smaller_batch_is_said(copy: Path) -> None:
+def test_a_smaller_batch_is_shown(copy: Path) -> None:
     folder = copy / "profiles/results/nvidia-h100"
     folder.mkdir(parents=True)
     row = {"bucket": "256px x 129", "videos_per_s": 1.0, "mfu": 0.5, "batch": 2}
     (folder / "mfu_stage1.json").write_text(json.dumps({"rows": [row | {"in_place_of_batch": 3}]}))
     run(copy)
     assert (
-        "256px x 129 (batch 2, the largest that fits): 1 videos/s"
+        "256px x 129 (batch 2, the largest that fits) | 1 videos/s"
         in (copy / "README.md").read_text()
     )

@@ -3,8 +3,8 @@
 A backend selected by name runs or raises with the reason. "auto" is the backend VIDGEN_ATTENTION
 names, if set; otherwise the first backend of the table that can serve on a CPU, and the fastest one
 on a GPU. That is measured once for each kind of call and cached in the user's cache folder for this
-GPU, driver and these versions. Before "auto" uses or times a backend for the first time, the backend
-must compute a small case correctly; the others are not checked.
+GPU, driver and these versions. Before "auto" uses or times a backend for the first time, the
+backend must compute a small case correctly; the others are not checked.
 
 All ranks of a distributed run must choose the same backend, and no rank may wait for another within
 a call. Such a run therefore measures nothing: the table's order decides, or, once `agree()` was
