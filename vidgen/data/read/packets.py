@@ -13,7 +13,7 @@ _REORDERED = 17
 _NO_TABLE = ("matroska", "mpegts")
 _GRID_LEAST = 4  # frames from which a rate can be told
 _GRID_NEAR, _GRID_GAP = 0.5, 1.75  # periods: rounded times are near the grid, a lost frame is not
-_GRID_MOST = 0.8  # of the gaps that are one period where the rate is constant
+_GRID_MOST = 0.8  # of the gaps but one are one period where the rate is constant
 _START_S = 2.0  # MPEG-TS begins at 1.4 s
 
 
@@ -46,22 +46,30 @@ def pick(container: Any, stream: Any, indices: list[int]) -> Pick | None:
             times.append(packet.pts)
         if len(times) > indices[-1] - start + _REORDERED:
             break
-    if None in times or len(set(times)) < len(times):
+    if None in times:
+        return None
+    if len(set(times)) < len(times):
+        _refuse_disorder(container)
         return None
     if start == 0:
-        check_grid(container, stream, sorted(times)[: indices[-1] + 1])
+        last = indices[-1]
+        if all(packet.is_keyframe for packet in packets):
+            last = len(times)  # frames come in order: all times are known
+            if times != sorted(times):
+                _refuse_disorder(container)
+        check_grid(container, stream, sorted(times), last)
     if start and min(times) < times[0]:
         # Frames shown before the key frame follow it: its place is not the packet's.
         return _pick_by_times(container, stream, indices)
     return _picked(packets, sorted(times), start, indices)
 
 
-def check_grid(container: Any, stream: Any, times: list[int]) -> None:
+def check_grid(container: Any, stream: Any, times: list[int], last: int) -> None:
     """Refuse a file that has lost frames: those after the gap would take their places.
 
     Matroska and MPEG-TS have no table of frames, so a lost cluster only shows in the times. `times`
-    ascend from the first frame. Where few frames are on the grid of the declared rate, the rate
-    varies, and a gap says nothing.
+    ascend from the first frame; a gap counts up to frame `last`. Where few frames are on the grid
+    of the declared rate, the rate varies, and a gap says nothing.
     """
     rate, unit = stream.average_rate, stream.time_base
     name = container.format.name.split(",")[0]
@@ -71,18 +79,25 @@ def check_grid(container: Any, stream: Any, times: list[int]) -> None:
     if period < 1:
         return
     gaps = [(after - before) / float(period) for before, after in pairwise(times)]
-    lost = [place for place, gap in enumerate(gaps) if gap > _GRID_GAP]
+    lost = [place for place, gap in enumerate(gaps[:last]) if gap > _GRID_GAP]
     on_grid = sum(abs(gap - 1) < _GRID_NEAR for gap in gaps)
-    if lost and on_grid >= _GRID_MOST * len(gaps):
+    if lost and on_grid >= _GRID_MOST * (len(gaps) - 1):
         before = times[lost[0]] - times[0]
         raise BadClip(
             f"has lost {round(gaps[lost[0]]) - 1} frame(s) after frame {lost[0]}, "
             f"{float(before * unit):.3f} s from its start: the times of its frames have a gap"
         )
-    if len(container.streams) == 1 and on_grid >= _GRID_MOST * len(gaps):
+    if len(container.streams) == 1 and on_grid >= _GRID_MOST * (len(gaps) - 1):
         begin = float(times[0] * unit)
         if begin * float(rate) > _GRID_LEAST and begin > _START_S:
             raise BadClip(f"has lost the frames before {begin:.3f} s, where its first one is")
+
+
+def _refuse_disorder(container: Any) -> None:
+    """In Matroska each frame has a time of its own, and key frames come in order; counting would
+    hide what was lost."""
+    if container.format.name.startswith("matroska"):
+        raise BadClip("has frames at one time, or out of order: it is damaged")
 
 
 def decode(stream: Any, picked: Pick) -> Iterator[tuple[int, Any]]:
@@ -130,11 +145,14 @@ def _pick_by_times(container: Any, stream: Any, indices: list[int]) -> Pick | No
     """By the times of all packets: a frame rate does not find frames where it varies."""
     _go_to(container, stream, None)
     shown = [(p.pts, p.is_keyframe) for p in _packets(container, stream) if not p.is_discard]
-    if any(time is None for time, _ in shown) or len(dict(shown)) < len(shown):
+    if any(time is None for time, _ in shown):
+        return None
+    if len(dict(shown)) < len(shown):
+        _refuse_disorder(container)
         return None
     times = sorted(time for time, _ in shown)
     _check_length(len(times), indices)
-    check_grid(container, stream, times[: indices[-1] + 1])
+    check_grid(container, stream, times, indices[-1])
     first = times[indices[0]]
     keys = [time for time, is_key in shown if is_key and time <= first]
     _go_to(container, stream, max(keys, default=times[0]))

@@ -182,6 +182,7 @@ def _opened(path: str | os.PathLike[str], probe: bool = True) -> Iterator[tuple[
             if stream is None:
                 raise BadClip("has no video stream")
             check_frame_size(stream.height, stream.width)
+            size_known = bool(stream.width)
             # The loader's workers are the parallelism; codec threads would fight them.
             stream.thread_type = "NONE"
             stream.codec_context.thread_count = 1
@@ -194,9 +195,9 @@ def _opened(path: str | os.PathLike[str], probe: bool = True) -> Iterator[tuple[
             try:
                 yield container, stream
             except av.FFmpegError as error:
-                if stream.width:
+                if size_known:
                     raise
-                # Unknown where the decoder refused it.
+                # Where the decoder refused the size, there is none before decoding.
                 raise BadClip(
                     f"cannot be decoded with frames of at most {limits.FRAME_PIXELS} pixels"
                 ) from error
