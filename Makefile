@@ -19,11 +19,11 @@ quickstart: ## set up, train a small model, sample from it, write runs/quickstar
 
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-test: ## set up, run the tests this machine can run, but for the long ones
+test: ## set up, run all tests this machine can run, except the long ones
 	@tools/bootstrap.sh dev
 	@$(PYTEST) -m "not long" $(ARGS)
 
-test-fast: ## the tests to run on each change: none that takes more than a few seconds
+test-fast: ## the fast tests, to run on each change
 	@tools/bootstrap.sh dev
 	@$(PYTEST) -m "not slow and not long" $(ARGS)
 
@@ -31,7 +31,7 @@ test-long: ## the long tests: every CPU variant under the sanitizers
 	@tools/bootstrap.sh dev
 	@$(PYTEST) -m long $(ARGS)
 
-soak: ## repeat the tests of races and crashes with new seeds; SOAK_SECONDS=3600
+soak: ## repeat the race and crash tests with new seeds; SOAK_SECONDS=3600
 	@tools/bootstrap.sh dev
 	@PY="$(PY)" tools/soak.sh $(ARGS)
 
@@ -39,7 +39,7 @@ lint: ## ruff, mypy, clang-format: check, change nothing
 	@tools/bootstrap.sh dev
 	@PY="$(PY)" tools/lint.sh check
 
-format: ## let ruff and clang-format rewrite what they can
+format: ## let ruff and clang-format fix what they can
 	@tools/bootstrap.sh dev
 	@PY="$(PY)" tools/lint.sh fix
 

@@ -1,4 +1,4 @@
-"""Filling the latent cache: `vidgen encode` beside reading and encoding in turns.
+"""Filling the latent cache: `vidgen encode` against reading and encoding in turn.
 
     python benchmarks/bench_encode.py
 

@@ -1,4 +1,4 @@
-"""Lanes beside plain copies: bandwidth both ways, overlap with computation, the cost of a lease.
+"""Lanes against plain copies: bandwidth in both directions, overlap with computation, lease cost.
 
     python benchmarks/bench_lane.py              # --short: a few seconds
 

@@ -1,4 +1,4 @@
-"""Loading published weights: seconds and memory beside the disk's own reading speed.
+"""Loading published weights: time and memory, compared with the disk's read bandwidth.
 
     python benchmarks/bench_load.py                      # as deep a model as memory allows
     python benchmarks/bench_load.py --depth 19 --single 38 --device cuda   # all 11.9 G parameters

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# One machine: a process to each GPU, started again from the newest checkpoint when one is lost.
+# One machine: one process per GPU, restarted from the newest checkpoint when one is lost.
 #
 #   launch/torchrun.sh recipes/stage1.yaml data.manifest=clips.parquet
 #
-# GPUS: how many (all). RESTARTS: how often a run may be started again (10).
+# GPUS: number of GPUs (all). RESTARTS: maximum number of restarts (10).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,4 +1,4 @@
-"""What every test shares: one CPU thread, a known seed, and one line that says what was not run.
+"""Shared by all tests: one CPU thread, a fixed seed, and a line that counts tests not run.
 
 And `ranks`, for tests that need several processes.
 """

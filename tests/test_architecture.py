@@ -27,7 +27,7 @@ def defined(source: str, dotted: str) -> bool:
     return True
 
 
-def test_what_is_not_defined_is_told() -> None:
+def test_missing_definitions_are_detected() -> None:
     source = "class A:\n    def f(self): ...\n"
     assert defined(source, "A.f")
     assert not defined(source, "A.g")
@@ -39,7 +39,7 @@ def test_a_hop_exists(path: str, function: str) -> None:
     assert defined((ROOT / path).read_text("utf-8"), function)
 
 
-def test_the_walks_are_counted_right() -> None:
+def test_the_walks_have_their_stated_number_of_hops() -> None:
     assert [name for name, _, _ in WALKS] == ["Clip to loss", "Loss to disk", "Prompt to video"]
     for name, count, text in WALKS:
         numbers = [int(number) for number in re.findall(r"^(\d+)\. `", text, re.M)]
@@ -47,7 +47,7 @@ def test_the_walks_are_counted_right() -> None:
 
 
 def test_a_training_step_reads_straight_down() -> None:
-    """From batch to gradients, nothing of it stands above what it follows."""
+    """The calls from batch to gradients appear in execution order."""
     source = (ROOT / "vidgen" / "train" / "step.py").read_text("utf-8")
     order = [
         "ops.video_to_input(",

@@ -1,4 +1,4 @@
-"""The changelog's newest release is the version that the package says it is."""
+"""The changelog's newest release matches the package's version."""
 
 import re
 from pathlib import Path

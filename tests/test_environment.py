@@ -45,7 +45,7 @@ def sources() -> Iterator[Path]:
         ("PY := $(or $(VIDGEN_PYTHON),x)", "", {"VIDGEN_PYTHON"}),
     ],
 )
-def test_a_variable_is_told_from_a_macro(text: str, suffix: str, found: set[str]) -> None:
+def test_variables_are_distinguished_from_macros(text: str, suffix: str, found: set[str]) -> None:
     assert variables(text, suffix) == found
 
 

@@ -1,4 +1,4 @@
-"""What the documents tell a reader to type exists: commands, options, recipes, targets, files."""
+"""Commands, options, recipes, make targets and files named in the documents exist."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""README's walk from a folder of videos to a trained model, typed as it stands there."""
+"""README's workflow from a folder of videos to a trained model, with its exact commands."""
 
 import shlex
 from pathlib import Path

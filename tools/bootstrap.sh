@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up .venv and builds vidgen in it: `run` for training and sampling, `dev` for tests and lint
-# too. Each part is redone only when what it was made from has changed, so a second call is instant.
+# too. A step is repeated only when its inputs changed, so a second call is instant.
 #
 #   VIDGEN_PYTHON=python3     use this interpreter's own environment (a container's, with its own
 #                             torch) instead of .venv; only vidgen itself is installed into it
@@ -148,7 +148,7 @@ else
     fi
 fi
 
-# Of the CPU, what decides which kernels are built.
+# The CPU features that determine which kernels are built.
 cpu=$(grep -m 1 ^flags /proc/cpuinfo 2>/dev/null | grep -owE 'avx2|avx512bw|avx512_bf16' | xargs || true)
 gpu=$(nvidia-smi -L 2>/dev/null | head -n 1 || true)
 sources=$(fingerprint "$python ${CXX:-} $cpu ${VIDGEN_CPU_VARIANTS:-} ${VIDGEN_CUDA:-} ${VIDGEN_CUDA_ARCHS:-} ${CUDA_HOME:-} $(command -v nvcc || true) $gpu" \

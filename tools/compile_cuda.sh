@@ -1,6 +1,6 @@
 #!/bin/sh
 # Compiles every CUDA file for the architectures named (default: 80 90a 100a) and fails on a warning
-# or a register spill. Needs nvcc, no GPU. Usage: tools/compile_cuda.sh [ARCH...]
+# or a register spill. Needs nvcc but no GPU. Usage: tools/compile_cuda.sh [ARCH...]
 set -eu
 cd "$(dirname "$0")/.."
 nvcc=${CUDACXX:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}

@@ -3,8 +3,8 @@
 #
 #   PY=.venv/bin/python tools/wheel.sh [FOLDER]        # default: dist
 #
-# It holds the CPU kernels of every instruction set, and the CUDA kernels of VIDGEN_CUDA_ARCHS where
-# that is set. Its manylinux tag names the oldest glibc that it runs on: the build machine's at most.
+# It contains the CPU kernels for every instruction set, and CUDA kernels for VIDGEN_CUDA_ARCHS if set.
+# Its manylinux tag names the oldest supported glibc: at most the build machine's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,4 +1,4 @@
-"""Attention: every backend that runs here, beside a large matmul of the same run.
+"""Attention: every available backend, compared with a large matmul in the same run.
 
     python benchmarks/attention/bench_attention.py            all lengths of this device
     python benchmarks/attention/bench_attention.py --short    the first two

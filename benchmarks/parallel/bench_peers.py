@@ -1,4 +1,4 @@
-"""Ring and Ulysses attention beside their peers on gloo: time, error, and what each refuses.
+"""Ring and Ulysses attention against their peers on gloo: time, error, unsupported cases.
 
     python benchmarks/parallel/bench_peers.py [--ranks 4]
 

@@ -1,4 +1,4 @@
-"""One rank of a ring on one device, its hops local copies: what a ring costs beside one kernel.
+"""One rank of a ring on one device, with local copies as hops: a ring's cost against one kernel.
 
     python benchmarks/parallel/bench_ring.py         what this device does in a minute
     python benchmarks/parallel/bench_ring.py --tokens 76544 --parts 4

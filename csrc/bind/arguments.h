@@ -1,4 +1,4 @@
-// Argument structs as Python sees them: their fields, one after the other.
+// Converts Python arguments to argument structs, field by field.
 #pragma once
 
 #include <cstddef>

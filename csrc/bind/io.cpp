@@ -16,8 +16,8 @@ namespace {
 using io::Settings;
 using io::Statistics;
 
-// A Python function that threads of the engine call and, when one is stuck, outlive the caller
-// with: reference counts change only under the interpreter's lock.
+// A Python function called by the engine's threads, which may outlive the caller if one is stuck;
+// reference counts change only while holding the GIL.
 std::shared_ptr<py::object> shared(const py::object& function) {
   return {new py::object(function), [](py::object* held) {
             py::gil_scoped_acquire acquired;
@@ -42,7 +42,7 @@ Settings settings_of(bool direct, bool uring, int threads, unsigned depth, std::
       }
     };
   }
-  // Without a progress function too: a waiting caller hears of Ctrl-C.
+  // Also without a progress function, so that a waiting caller handles Ctrl-C.
   settings.progress = [held = shared(progress)](uint64_t bytes) {
     py::gil_scoped_acquire acquired;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
@@ -150,9 +150,9 @@ void io(py::module_& module) {
              "Copy (to, from, bytes) between addresses on several threads.");
   module.def("io_why_not_direct", &io::why_not_direct, py::arg("directory"),
              py::call_guard<py::gil_scoped_release>(),
-             "Why O_DIRECT does not write in a directory; empty when it does.");
+             "Why O_DIRECT cannot write in a directory; empty if it can.");
   module.def("io_why_not_uring", &io::why_not_uring,
-             "Why io_uring cannot be used; empty when it can.");
+             "Why io_uring cannot be used; empty if it can.");
 }
 
 }  // namespace vidgen::bind

@@ -1,5 +1,5 @@
 // Arena, lease and lane as Python classes, in the submodule memory. Addresses are plain numbers;
-// vidgen/runtime/memory turns tensors into them and sees to the edges.
+// vidgen/runtime/memory converts tensors to them and enforces the edges.
 #include <pybind11/stl.h>
 
 #include <optional>
@@ -53,7 +53,7 @@ Keep to_keep(const py::object& object) {
   });
 }
 
-// A lane waits, when it goes, for copies that let go of Python objects on threads of their own.
+// A lane's destructor waits for copies that release Python objects on other threads.
 template <class T>
 struct WithoutInterpreter {
   void operator()(T* lane) const {
@@ -78,8 +78,8 @@ void* address(std::uintptr_t value) { return reinterpret_cast<void*>(value); }
 
 std::uintptr_t number(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer); }
 
-// What the Python classes of the same meaning are told; they are defined in Python, since the
-// package can be imported without this module.
+// Translates exceptions to the Python classes of the same meaning, which are defined in Python
+// since the package can be imported without this module.
 void set_error(const char* name, const char* message) {
   const auto errors = py::module_::import("vidgen.runtime.memory.errors");
   PyErr_SetString(errors.attr(name).ptr(), message);
@@ -205,7 +205,7 @@ void memory(py::module_& parent) {
   define_lanes(module);
   module.def(
       "registrations", [] { return cuda_driver().registrations(); },
-      "Page-lockings of this process so far.");
+      "Number of page-lock calls of this process.");
   module.def("numa_node_of_device", &numa_node_of_device, Released());
 }
 

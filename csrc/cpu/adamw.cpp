@@ -13,7 +13,7 @@ VIDGEN_INLINE Words lane_numbers() {
   return lanes;
 }
 
-// 32 random bits for each element: one half for each moment.
+// 32 random bits per element: 16 for each moment.
 VIDGEN_INLINE Words random_bits(const AdamwPlace& place, Words element) {
   Words x = element ^ fill_words(place.key[0]);
   x ^= x >> 16;
@@ -24,7 +24,7 @@ VIDGEN_INLINE Words random_bits(const AdamwPlace& place, Words element) {
   return x ^ (x >> 16);
 }
 
-// Up where the random bits carry into the upper half. `random` is below 2^16.
+// Rounds up if the random bits carry into the upper half. `random` is below 2^16.
 template <class At>
 VIDGEN_INLINE void store_randomly(At at, BFloat16* row, Floats value, Words random) {
   const Words bits = bit_cast<Words>(value);

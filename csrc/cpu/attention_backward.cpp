@@ -1,8 +1,8 @@
-// Attention backward: one pass over the scores, made anew from q, k and the log-sum-exp.
+// Attention backward: one pass over the scores, recomputed from q, k and the log-sum-exp.
 //
-// A job is a range of keys of one head. It owns the gradients of those keys and values, and adds up
-// its part of the gradient of every query; where the keys of a head are cut into several ranges,
-// the parts are added in order afterwards. The cut depends on the shape alone, so the bits do not
+// A job is a range of keys of one head. It owns the gradients of those keys and values, and sums
+// its part of the gradient of every query; if the keys of a head are split into several ranges, the
+// parts are summed in order afterwards. The split depends only on the shape, so the bits do not
 // depend on the number of threads.
 #include "cpu/attention_keys.h"
 
@@ -16,7 +16,7 @@ constexpr int64_t kLeastKeys = 512;  // of a range
 
 VIDGEN_INLINE int64_t group_of_keys(int64_t padded) { return padded <= 128 ? 128 : 64; }
 
-// How the keys of a head are cut into ranges, one a job.
+// How the keys of a head are split into ranges, one per job.
 struct Ranges {
   int64_t keys;   // of a range, whole groups
   int64_t count;  // of ranges
@@ -55,7 +55,7 @@ struct Memory {
   }
 };
 
-// Of every query: its log-sum-exp in powers of two, and what its score gradients are taken from,
+// Per query: its base-2 log-sum-exp, and the term subtracted in its score gradients,
 // grad_out . out - grad_lse.
 template <class Out, class Grad>
 VIDGEN_INLINE void read_queries(const AttentionBackward& a, const Memory& m, int64_t b, int64_t h) {
@@ -69,7 +69,7 @@ VIDGEN_INLINE void read_queries(const AttentionBackward& a, const Memory& m, int
                                   VIDGEN_LAMBDA { dot.part[s] += at.load(out) * at.load(grad); });
     const float grad_lse = a.grad_lse.dims == 0 ? 0.0f : floats(a.grad_lse)[line + l];
     const float lse = floats(a.lse)[line + l];
-    // A query that sees nothing: 2^(score - infinity) is zero.
+    // A query without keys: 2^(score - infinity) is zero.
     m.lse[l] = lse == -kInfinity ? kInfinity : lse * kLog2E;
     m.delta[l] = dot.total() - grad_lse;
   }
@@ -97,8 +97,8 @@ VIDGEN_INLINE void score_gradients(const Memory& m, int64_t first, int64_t rows,
   }
 }
 
-// The same in bfloat16. Of two rows together: pairs in `probs` (row r / 2, which has been read) and
-// `score_pairs`; of each row alone, at its start in `scores`.
+// The same in bfloat16. Two rows together give pairs in `probs` (row r / 2, already read) and
+// `score_pairs`; each single row is stored at its start in `scores`.
 VIDGEN_INLINE void score_gradient_pairs(const Memory& m, int64_t first, int64_t rows,
                                         int64_t columns, float scale) {
   const Floats scales = spread(scale);
@@ -151,7 +151,7 @@ VIDGEN_INLINE void pass(const Memory& m, const Runs& runs, int64_t first, int64_
   if constexpr (kPairs) {
     score_gradient_pairs(m, first, rows, column, scale);
     grads_of_pairs = m.score_pairs;
-    // The last of an odd number of keys is paired with a column that is no key.
+    // The last of an odd number of keys is paired with a padding column.
     const int64_t last = runs.list[runs.count - 1].count;
     const int64_t end = column - whole_panels(last) + last;
     for (int64_t r = 0; r < rows && end % 2 != 0; ++r) {
@@ -235,7 +235,7 @@ VIDGEN_INLINE void write(const TensorView& to, int64_t b, int64_t h, int64_t fir
 }
 
 // The keys [first, end) of one head; their part of the gradient of the queries goes to `partial`,
-// or, where there is none, straight to grad_q.
+// or directly to grad_q if that is null.
 template <class T>
 VIDGEN_INLINE void job(const AttentionBackward& a, int64_t b, int64_t h, int64_t first, int64_t end,
                        float* partial) {

@@ -1,7 +1,7 @@
-// Attention forward: the softmax is kept up to date while one group of keys after another passes.
+// Attention forward: online softmax over groups of keys.
 //
-// A job is some queries of one head. It packs a group of keys once and takes its queries past it a
-// few at a time, so that a score lives in the cache between the two products.
+// A job is a range of queries of one head. It packs a group of keys once and processes a few
+// queries at a time, so that scores stay in the cache between the two products.
 #include <math.h>
 
 #include "cpu/attention_keys.h"
@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kJobQueries = 4 * kMaskQueries;
 constexpr int64_t kQueries = 48;  // that pass a group of keys together: whole tiles
 
-// Keys that are packed at a time: keys and values together take a quarter of a megabyte.
+// Keys packed at a time: keys and values together take a quarter of a megabyte.
 VIDGEN_INLINE int64_t group_of_keys(int64_t padded) {
   const int64_t blocks = 32768 / padded / kMaskKeys;
   return kMaskKeys * larger(1, smaller(Runs::kMost, blocks));
@@ -47,7 +47,7 @@ VIDGEN_INLINE float softmax_row(float* scores, int64_t columns, float scale, flo
   };
   Floats most[2] = {spread(-kInfinity), spread(-kInfinity)};
   for (int64_t i = 0; i < columns; i += kPanel) {
-    // A NaN is never larger: it shows in the sum.
+    // A NaN never compares larger; it propagates through the sum.
     const Floats x = score(i), y = score(i + kLanes);
     most[0] = x > most[0] ? x : most[0];
     most[1] = y > most[1] ? y : most[1];

@@ -1,4 +1,4 @@
-// Which keys a block of queries sees.
+// The keys that a block of queries attends to.
 #pragma once
 
 #include "cpu/attention_tiles.h"

@@ -1,11 +1,11 @@
-// What attention's passes share: packing, products of small matrices in registers, powers of two.
+// Shared by attention's passes: packing, small matrix products in registers, powers of two.
 //
-// A product C += A B takes B as panels: kPanel columns of one row after another. A is read number
-// by number, so it may lie either way. D is padded to whole panels with zeros.
+// A product C += A B takes B as panels: kPanel columns of each row in turn. A is read element by
+// element, so it may be row-major or column-major. D is zero-padded to whole panels.
 //
-// Everything is float. Where the CPU multiplies pairs of bfloat16 and the tensors hold bfloat16, A
-// and B hold such pairs instead, two neighbours along the depth in the place of one float, so that
-// a product is half as deep and everything else is as it was.
+// Everything is float. If the CPU has bfloat16 pair products and the tensors are bfloat16, A and B
+// hold pairs instead: two neighbours along the depth in place of one float, so that a product is
+// half as deep and everything else is unchanged.
 #pragma once
 
 #include "cpu/tokens.h"
@@ -14,7 +14,7 @@
 
 namespace vidgen::cpu::VIDGEN_ISA {
 
-// Rows x columns of C that fit into registers beside one row of B.
+// Rows x columns of C that fit in registers together with one row of B.
 constexpr int kPanel = 2 * kLanes;
 #if defined(__AVX512F__)
 constexpr int kTileRows = 12;
@@ -56,7 +56,7 @@ class Carver {
 
 // ---- products ----
 
-// VIDGEN_EMULATE_BF16 lets tests run the code for pairs on a CPU that has no such products.
+// VIDGEN_EMULATE_BF16 lets tests run the pair code on a CPU without such products.
 #if defined(__AVX512BF16__) || defined(VIDGEN_EMULATE_BF16)
 constexpr bool kPairProducts = true;
 #else

@@ -3,7 +3,7 @@
 namespace vidgen::cpu::VIDGEN_ISA {
 
 void copy_rows_forward(const CopyRows& a, int threads) {
-  // Heads that lie side by side in both tensors are one run of memory.
+  // Heads adjacent in both tensors are copied as one contiguous range.
   const int64_t width = a.x.size[3];
   const bool side_by_side = a.x.stride[2] == width && a.out.stride[2] == width;
   const int64_t heads = side_by_side ? 1 : a.x.size[2];

@@ -23,7 +23,7 @@ void gated_residual_modulate_forward(const GatedResidualModulateForward& a, int 
       over<T>(width, [&](auto at, int) VIDGEN_LAMBDA {
         at.store(residual, at.load(x) + at.beside(factor) * at.load(y));
       });
-      // The norm is of the residual as stored: the backward pass has nothing else to start from.
+      // Normalise the residual as stored (rounded), which is what the backward pass reads.
       const RowStatistics statistics = row_statistics<T>(residual, width, a.eps);
       floats(a.mean)[b * length + l] = statistics.mean;
       floats(a.rstd)[b * length + l] = statistics.rstd;

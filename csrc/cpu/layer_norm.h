@@ -10,7 +10,7 @@ struct RowStatistics {
   float rstd;
 };
 
-// In two passes: the variance of a row with a large mean would drown in a sum of squares.
+// Two passes: a sum of squares would lose the variance of a row with a large mean.
 template <class T>
 VIDGEN_INLINE RowStatistics row_statistics(const T* x, int64_t width, float eps) {
   Sums sums;

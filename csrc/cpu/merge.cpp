@@ -6,7 +6,7 @@
 namespace vidgen::cpu::VIDGEN_ISA {
 namespace {
 
-// What each side counts, and log(e^a + e^b); where both sides are empty, neither counts.
+// The weight of each side, and log(e^a + e^b); both weights are zero if both sides are empty.
 struct Weights {
   float a, b, lse;
 };
@@ -15,7 +15,7 @@ VIDGEN_INLINE Weights weigh(float lse_a, float lse_b) {
   const bool b_leads = lse_b > lse_a;
   const float most = b_leads ? lse_b : lse_a;
   if (lse_a == -kInfinity && lse_b == -kInfinity) return {0.0f, 0.0f, -kInfinity};
-  // e^(smaller - larger) never overflows, and a NaN stays one.
+  // e^(smaller - larger) never overflows, and NaN propagates.
   const float ratio = expf(b_leads ? lse_a - lse_b : lse_b - lse_a);
   const float lead = 1.0f / (1.0f + ratio);
   return {b_leads ? ratio * lead : lead, b_leads ? lead : ratio * lead, most + log1pf(ratio)};

@@ -6,8 +6,8 @@ namespace {
 // Tokens handled as one chunk of the sums over tokens.
 constexpr int64_t kTokensPerChunk = 16;
 
-// Heads whose sums are made before the first of them is needed: roots and quotients take long, so
-// they are taken of many heads at once.
+// Heads whose sums are computed together: square roots and divisions have a long latency, so they
+// are vectorised over many heads.
 constexpr int64_t kHeadsAtOnce = 32;
 
 constexpr int64_t kMaxPairs = kMaxHeadWidth / 2;

@@ -94,8 +94,8 @@ VIDGEN_INLINE Pair load(const BFloat16* at) {
   return {bit_cast<Floats>(both << 16), bit_cast<Floats>(both & 0xffff0000u)};
 }
 
-// To the nearest, ties to even. A NaN whose lower half is 0 stays a NaN, and all are such that come
-// from bfloat16 numbers and from float ones that went through `clean`.
+// To nearest, ties to even. A NaN whose lower half is 0 stays a NaN; NaNs from bfloat16 values, and
+// from floats that went through `clean`, have that form.
 VIDGEN_INLINE Words rounded_to_bfloat16(Floats value) {
   const Words bits = bit_cast<Words>(value);
   return bits + (((bits >> 16) & 1) + 0x7fff);
@@ -116,7 +116,7 @@ VIDGEN_INLINE void store(BFloat16* at, Pair value) {
   store_upper(at, rounded_to_bfloat16(value.a), rounded_to_bfloat16(value.b));
 }
 
-// For approximations: ties, which mean nothing there, go away from 0.
+// For approximations: ties, which are irrelevant there, round away from 0.
 VIDGEN_INLINE void store_approximate(BFloat16* at, Pair value) {
   store_upper(at, bit_cast<Words>(value.a) + 0x8000u, bit_cast<Words>(value.b) + 0x8000u);
 }

@@ -1,5 +1,5 @@
-// Stores past the caches, for results too large to stay in them: an ordinary store first reads the
-// line that it overwrites, which of out = f(x) is a third of all the memory traffic.
+// Non-temporal stores, for results larger than the caches: an ordinary store first reads the line
+// it overwrites, which for out = f(x) is a third of all memory traffic.
 #pragma once
 
 #include "cpu/simd.h"
@@ -8,7 +8,7 @@
 namespace vidgen::cpu::VIDGEN_ISA {
 
 constexpr int64_t kCacheLine = 64;
-// Below this the next kernel finds the result in a cache.
+// Smaller results are still in the cache for the next kernel.
 constexpr int64_t kStreamedBytes = int64_t{16} << 20;
 
 // Whether stores to `out` may be streamed: it is large and each of its rows starts a cache line.
@@ -58,7 +58,7 @@ VIDGEN_INLINE void store_streamed(Part<T> at, T* row, Pair value) {
   at.store(row, value);
 }
 
-// After the last streamed store of a thread: other threads see all of them.
+// Called after a thread's last streamed store, to make the stores visible to other threads.
 VIDGEN_INLINE void end_stream() {
 #if defined(__x86_64__)
   _mm_sfence();

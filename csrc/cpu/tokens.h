@@ -1,4 +1,4 @@
-// What the kernels over token tensors share: rows, vectors as float, chunks, sums over tokens.
+// Shared by the kernels over token tensors: rows, vectors as float, chunks, sums over tokens.
 #pragma once
 
 #include "cpu/simd.h"
@@ -101,7 +101,7 @@ VIDGEN_INLINE void for_tokens(const TensorView& x, int threads, Body&& body) {
   });
 }
 
-// How the tokens of one sample are cut for sums over tokens: a function of L alone, so that the
+// How the tokens of one sample are split for sums over tokens: a function of L only, so that the
 // sums do not depend on the number of threads.
 struct TokenChunks {
   int64_t tokens;  // of a sample

@@ -48,7 +48,7 @@ VIDGEN_INLINE void store_halves(BFloat16* at, Words wide) {
 
 VIDGEN_INLINE void store_one(BFloat16* at, Floats value) {
 #if defined(__AVX512BF16__)
-  // The instruction takes denormals for zero, so they go the long way.
+  // The instruction flushes denormals to zero, so they take the slow path.
   if (__builtin_expect(_mm512_fpclass_ps_mask((__m512)value, 0x20) == 0, 1)) {
     const __m256bh narrow = _mm512_cvtneps_pbh((__m512)value);
     std::memcpy(at, &narrow, sizeof narrow);

@@ -5,7 +5,7 @@
 namespace vidgen::cuda {
 namespace {
 
-// 32 random bits for each element: one half for each moment.
+// 32 random bits per element: 16 for each moment.
 __device__ __forceinline__ uint32_t random_bits(const AdamwPlace& place, uint32_t element) {
   uint32_t x = element ^ place.key[0];
   x ^= x >> 16;
@@ -16,7 +16,7 @@ __device__ __forceinline__ uint32_t random_bits(const AdamwPlace& place, uint32_
   return x ^ (x >> 16);
 }
 
-// Up where the random bits carry into the upper half. `random` is below 2^16.
+// Rounds up if the random bits carry into the upper half. `random` is below 2^16.
 template <class T>
 __device__ __forceinline__ T rounded_randomly(float value, uint32_t random);
 template <>
@@ -43,7 +43,7 @@ __device__ __forceinline__ void store_randomly(T* at, const float (&values)[N],
   *reinterpret_cast<Pack<T, N>*>(at) = pack;
 }
 
-// One block a row. T is what the moments are kept in.
+// One block per row. T is the type of the moments.
 template <class T, int N>
 __global__ void __launch_bounds__(256)
     step_kernel(Rows<float> params, Rows<const float> grads, Rows<T> firsts, Rows<T> seconds,

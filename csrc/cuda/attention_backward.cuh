@@ -1,9 +1,9 @@
-// What the three kernels of attention's backward pass share.
+// Shared by the three kernels of attention's backward pass.
 //
-// First each query's row is summed up (attention_terms.cuh). Then one kernel owns keys and walks
-// over the queries (attention_grad_keys.cuh), another owns queries and walks over the keys
-// (attention_grad_queries.cuh). The scores are computed twice, and in return every sum has one
-// owner: no atomics, the same bits every time.
+// First each query's terms are computed (attention_terms.cuh). Then one kernel owns keys and loops
+// over queries (attention_grad_keys.cuh), another owns queries and loops over keys
+// (attention_grad_queries.cuh). The scores are computed twice so that every sum has one owner: no
+// atomics, and deterministic results.
 #pragma once
 
 #include "cuda/attention_tiles.cuh"

@@ -1,7 +1,7 @@
-// Attention: a block has 128 queries of a head and meets the keys 64 at a time.
+// Attention: a block has 128 queries of a head and loops over the keys 64 at a time.
 //
-// A warp has whole rows of scores, so the softmax needs no exchange beyond its own lanes. While it
-// multiplies with one tile (keys, then values) the next arrives: the buffer of either is free as
+// A warp has whole rows of scores, so the softmax only exchanges data within the warp. While it
+// multiplies with one tile (keys, then values) the next is loaded: the buffer of either is free as
 // soon as the other is in use.
 #include "cuda/attention_tiles.cuh"
 
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(Shape<kWidth>::kThreads, Shape<kWidth>::kBlock
   commit_copies();
   while (block < blocks) {
     wait_for_copies<0>();
-    __syncthreads();  // the keys are there, and nobody needs the values before any more
+    __syncthreads();  // the keys have arrived, and the previous values are no longer needed
     load_tile<typename S::Keys, S::kThreads>(v_tile, a.v.head(b, h), block * kKeys, keys, a.width);
     commit_copies();
     float scores[S::kRowTiles][kKeys / 8][4];
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(Shape<kWidth>::kThreads, Shape<kWidth>::kBlock
     multiply_rows_by_rows<T, typename S::Queries, typename S::Keys>(scores, q_tile, first_row,
                                                                     k_tile);
     wait_for_copies<0>();
-    __syncthreads();  // the values are there, and nobody needs these keys any more
+    __syncthreads();  // the values have arrived, and these keys are no longer needed
     const int there = keys - block * kKeys;
     if (there < kKeys) {
 #pragma unroll

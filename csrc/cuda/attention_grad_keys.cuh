@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(GradKeysShape<kWidth>::kThreads, 2)
   commit_copies();
   while (tile < tiles) {
     wait_for_copies<0>();
-    __syncthreads();  // this stage is there, and nobody needs the other any more
+    __syncthreads();  // this stage has arrived, and the other is no longer needed
     const uint32_t q_tile = stages + static_cast<uint32_t>(stage) * S::kStageBytes;
     const uint32_t grad_tile = q_tile + S::Queries::kBytes;
     const auto* stage_terms =

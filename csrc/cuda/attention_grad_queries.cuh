@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(GradQueriesShape<kWidth>::kThreads, 2)
   commit_copies();
   while (tile < tiles) {
     wait_for_copies<0>();
-    __syncthreads();  // this stage is there, and nobody needs the other any more
+    __syncthreads();  // this stage has arrived, and the other is no longer needed
     const uint32_t k_tile = stages + static_cast<uint32_t>(stage) * S::kStageBytes;
     const uint32_t v_tile = k_tile + S::Keys::kBytes;
     const int there = keys - tile * S::kKeys;

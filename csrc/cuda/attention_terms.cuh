@@ -1,4 +1,4 @@
-// The first kernel of attention's backward pass: what the others need to know of every query.
+// The first kernel of attention's backward pass: the terms of every query for the others.
 #pragma once
 
 #include "cuda/attention_backward.cuh"

@@ -1,7 +1,7 @@
-// What C++ has no words for: shared memory, asynchronous copies, matrix fragments (PTX).
+// PTX that C++ cannot express: shared memory, asynchronous copies, matrix fragments.
 //
-// tests/cuda_emulator/include/cuda/device.cuh has the same functions in plain C++ and says what the
-// fragments look like.
+// tests/cuda_emulator/include/cuda/device.cuh has the same functions in plain C++ and documents the
+// layout of fragments.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -1,4 +1,4 @@
-// Starts a kernel; one that cannot start is an exception.
+// Launches a kernel; throws if the launch fails.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,7 +15,7 @@ inline unsigned blocks(int64_t count) { return static_cast<unsigned>(count); }
 
 inline void expect_success(const char* name, cudaError_t error) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // or the next call of anybody would report it again
+  cudaGetLastError();  // clears the error, or the next CUDA call would report it
   throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(error));
 }
 

@@ -47,7 +47,7 @@ struct Shape {
         width(static_cast<int>(out.size[3])) {}
 };
 
-// What each side counts, and log(e^a + e^b); where both sides are empty, neither counts.
+// The weight of each side, and log(e^a + e^b); both weights are zero if both sides are empty.
 struct Weights {
   float a, b, lse;
 };
@@ -55,7 +55,7 @@ struct Weights {
 __device__ __forceinline__ Weights weigh(float lse_a, float lse_b) {
   if (lse_a == kNothing && lse_b == kNothing) return {0.0f, 0.0f, kNothing};
   const bool b_leads = lse_b > lse_a;
-  // e^(smaller - larger) never overflows, and a NaN stays one.
+  // e^(smaller - larger) never overflows, and NaN propagates.
   const float ratio = expf(b_leads ? lse_a - lse_b : lse_b - lse_a);
   const float lead = 1.0f / (1.0f + ratio);
   return {b_leads ? ratio * lead : lead, b_leads ? lead : ratio * lead,

@@ -1,4 +1,4 @@
-// What the GPU kernels share: packs of elements, rows, sums over a block, sums over tokens.
+// Shared by the GPU kernels: packs of elements, rows, sums over a block, sums over tokens.
 #pragma once
 
 #include <cstdint>

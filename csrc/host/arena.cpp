@@ -86,7 +86,7 @@ std::unique_ptr<Lease> Arena::take(std::size_t bytes, std::size_t align, double 
                                    const std::function<void()>& interrupted) {
   const auto joined = queue(bytes, align, std::move(what), std::move(place));
   double pause_s = 20e-6;
-  Events spent;  // outlives the lock: an event may run foreign code when it goes
+  Events spent;  // destroyed after unlocking: an event's destructor may run foreign code
   for (bool first = true;; first = false) {
     {
       Lock lock(mutex_);
@@ -98,7 +98,7 @@ std::unique_ptr<Lease> Arena::take(std::size_t bytes, std::size_t align, double 
       }
       const double left = timeout_s < 0 ? 1e9 : timeout_s - seconds_since(joined->joined_);
       if (left <= 0) time_out(*joined);
-      // Events give no notice: while some are awaited, look again soon.
+      // Events do not notify: poll while some are awaited.
       const bool awaited = std::any_of(loans_.begin(), loans_.end(), [](const auto& entry) {
         return entry.second->returned && !entry.second->events.empty();
       });
@@ -180,8 +180,8 @@ std::unique_ptr<Lease> Arena::lend(std::size_t offset, std::size_t size, const P
   return std::make_unique<Lease>(shared_from_this(), std::move(loan), place.bytes_);
 }
 
-// Frees what was waiting for events that have come. The lock is open while they are asked, since
-// an event may be anything, even Python.
+// Frees leases whose events are complete. Events are polled without the lock, since they may run
+// any code, even Python.
 void Arena::collect(Lock& lock, Events& spent) {
   std::vector<std::pair<std::shared_ptr<Loan>, std::size_t>> returned;  // and their last event + 1
   const std::size_t first = spent.size();
@@ -195,7 +195,7 @@ void Arena::collect(Lock& lock, Events& spent) {
   std::vector<bool> done;
   for (std::size_t i = first, r = 0; r < returned.size(); ++r) {
     bool all = true;
-    // Every one is asked: asking moves a simulated copy engine on.
+    // Poll every event: polling advances a simulated copy engine.
     for (; i < returned[r].second; ++i) all = spent[i]->done() && all;
     done.push_back(all);
   }
@@ -332,7 +332,7 @@ void Arena::drop(const std::shared_ptr<Loan>& loan) {
 
 void Arena::view_gone(const std::shared_ptr<Loan>& loan) {
   std::lock_guard<std::mutex> lock(mutex_);
-  // Whoever waits for room, or asks next, collects it: its events are not asked in here.
+  // The next waiting or new request frees it; its events are not polled here.
   if (--loan->views > 0 || !loan->returned) return;
   changed_.notify_all();
   // Full, it says so already.

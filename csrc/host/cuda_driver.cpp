@@ -212,7 +212,7 @@ void CudaDriver::copy(int device, void* destination, const void* source, std::si
 }
 
 const CudaDriver& cuda_driver() {
-  // Another library may stand in for the driver, as the tests' own does.
+  // Another library may replace the driver, as in the tests.
   static const CudaDriver* driver = [] {
     const char* named = std::getenv("VIDGEN_CUDA_DRIVER");
     return new CudaDriver(named == nullptr ? "libcuda.so.1" : named);

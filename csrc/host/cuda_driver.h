@@ -1,4 +1,4 @@
-// The CUDA driver, found when it is first asked for: nothing here needs CUDA to build or to load.
+// The CUDA driver, loaded when first needed: building and loading vidgen need no CUDA.
 #pragma once
 
 #include <cstddef>
@@ -16,7 +16,7 @@ class CudaDriver {
   // `library`: what to load; the system's driver by its usual name.
   explicit CudaDriver(const char* library);
 
-  // Empty where the driver can be used, else why it cannot.
+  // Why the driver cannot be used; empty if it can.
   const std::string& problem() const { return problem_; }
 
   void register_memory(int device, void* data, std::size_t bytes) const;
@@ -47,7 +47,7 @@ class CudaDriver {
 // The process's driver. Throws std::runtime_error where it cannot be used.
 const CudaDriver& cuda_driver();
 
-// The NUMA node a GPU hangs on; -1 where there is one node only, or nobody knows.
+// The NUMA node of a GPU; -1 if there is only one node or it is unknown.
 int numa_node_of_device(int device);
 
 }  // namespace vidgen

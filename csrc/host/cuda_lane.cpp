@@ -8,7 +8,7 @@
 namespace vidgen {
 namespace {
 
-// Events are made once and used again: to make one is no call for the middle of a step.
+// Events are pooled: creating one is too slow within a step.
 class EventPool {
  public:
   explicit EventPool(int device) : device_(device), owner_(getpid()) {}
@@ -66,7 +66,7 @@ class CudaTicket : public Ticket {
 
  private:
   void finish() {
-    Keep gone;  // goes with the lock open: it may be anything, even Python
+    Keep gone;  // destroyed after unlocking: it may be anything, even Python
     std::lock_guard<std::mutex> lock(mutex_);
     finished_ = true;
     gone.swap(keep_);
@@ -122,7 +122,7 @@ class DriverLane : public CudaLane {
   }
 
   void reap() override {
-    std::vector<std::shared_ptr<CudaTicket>> gone;  // goes with the lock open
+    std::vector<std::shared_ptr<CudaTicket>> gone;  // destroyed after unlocking
     for (;;) {
       std::shared_ptr<CudaTicket> first;
       {

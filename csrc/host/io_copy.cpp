@@ -13,8 +13,8 @@ namespace {
 
 constexpr uint64_t kPiece = uint64_t{1} << 20;  // bytes a thread takes at a time
 
-// Stores that go around the cache spare the memory one of three transfers: the destination is not
-// read first, and nobody wants it soon.
+// Non-temporal stores save one of three memory transfers: the destination is not read first, and it
+// is not needed soon.
 void copy_past_cache(unsigned char* to, const unsigned char* from, uint64_t bytes) {
 #if defined(__SSE2__)
   const uint64_t head = std::min<uint64_t>(-reinterpret_cast<uintptr_t>(to) % 16, bytes);

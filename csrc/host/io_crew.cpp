@@ -50,7 +50,7 @@ int64_t Crew::call(const char* name, const std::string& path, uint64_t offset, u
   int64_t result;
   for (;;) {
     result = allowed(name, path, offset, bytes);
-    // The hook may have outlasted the caller's patience, and with it the caller's memory.
+    // The hook may have outlived the caller's timeout, and so the caller's memory.
     if (stopped) result = -ECANCELED;
     if (result >= 0) result = real(static_cast<uint64_t>(result));
     if ((result != -EINTR && result != -EAGAIN) || stopped) break;
@@ -122,7 +122,7 @@ void Crew::run(const std::shared_ptr<Crew>& job, int threads, std::function<void
   for (int i = 0; i < threads; ++i) {
     try {
       members.emplace_back(member);
-    } catch (const std::system_error&) {  // no more threads to be had: fewer do as well
+    } catch (const std::system_error&) {  // cannot create more threads; continue with fewer
       std::lock_guard<std::mutex> lock(job->mutex_);
       if (i == 0) throw;
       job->running_ -= threads - i;
@@ -143,7 +143,7 @@ void Crew::run(const std::shared_ptr<Crew>& job, int threads, std::function<void
   } catch (const Error&) {
     for (std::thread& thread : members) thread.detach();
     throw;
-  } catch (...) {  // the caller was interrupted: whatever is under way must end first
+  } catch (...) {  // the caller was interrupted: transfers in flight must end first
     job->stopped = true;
     for (std::thread& thread : members) thread.join();
     throw;

@@ -1,4 +1,4 @@
-// Threads at work on one job, and a caller that waits for them and notices when they are stuck.
+// Threads that work on one job, and a caller that waits and detects stuck threads.
 #pragma once
 
 #include <atomic>
@@ -36,7 +36,7 @@ class Crew {
   virtual ~Crew() = default;
 
   const Settings settings;
-  std::atomic<bool> stopped{false};  // whoever sees it begins nothing new
+  std::atomic<bool> stopped{false};  // threads that see it start nothing new
   std::atomic<uint64_t> bytes{0}, direct{0}, continued{0}, retried{0};
 
   struct Operation {

@@ -45,7 +45,7 @@ class WriteJob : public Crew {
     }
   }
 
-  // On its own thread like the rest: to open a file can take for ever, too.
+  // On a worker thread, since opening a file can also hang.
   void open_all() {
     for (std::size_t i = 0; i < files_.size() && !stopped; ++i) {
       const std::string& path = files_[i].path;
@@ -64,7 +64,7 @@ class WriteJob : public Crew {
   std::vector<std::vector<uint32_t>> take_crcs() { return std::move(crcs_); }
 
  private:
-  // With O_DIRECT the last page is written whole and then cut off.
+  // With O_DIRECT the last page is written whole and then truncated.
   uint64_t length(std::size_t file) const {
     return settings.direct ? round_up(files_[file].bytes) : files_[file].bytes;
   }
@@ -143,7 +143,7 @@ class WriteJob : public Crew {
       return;
     }
     if (!must("fsync", path, [&] { return fsync(descriptor); })) return;
-    // Network file systems tell of a full disk as late as this.
+    // Network file systems may report a full disk only here.
     if (close(open_[i].release()) < 0 && errno != EINTR) {
       fail(errno, path, std::string("close: ") + std::strerror(errno));
     }

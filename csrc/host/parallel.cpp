@@ -1,8 +1,8 @@
-// Threads for the CPU kernels: the OpenMP team the process already has, or else a pool of our own.
+// Threads for the CPU kernels: the process's existing OpenMP team, or else a separate pool.
 //
 // torch keeps an OpenMP team whose threads spin for a while after each of its operators. A second
-// pool would fight them for the cores, so where libgomp's entry point is already in the process we
-// run on the same team.
+// pool would compete with them for the cores, so if libgomp is already loaded, the kernels run on
+// the same team.
 #include "host/parallel.h"
 
 #include <dlfcn.h>

@@ -54,7 +54,7 @@ bool Region::map(std::size_t bytes, bool huge, const std::string& name, bool sha
   if (shared) {
     file = memfd_create(name.c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING | (huge ? MFD_HUGETLB : 0));
     if (file < 0) return false;
-    // A file that another process cut short would end this one by a signal.
+    // If another process truncated the file, access would raise SIGBUS.
     if (ftruncate(file, static_cast<off_t>(bytes)) != 0 ||
         fcntl(file, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
       close(file);
@@ -85,7 +85,7 @@ void Region::drop_pages(unsigned char* from, std::size_t bytes) {
   if (huge_pages_) return;
   const auto offset = static_cast<std::size_t>(from - data_);
   const std::size_t first = round_up(offset, kPage), end = (offset + bytes) / kPage * kPage;
-  // A kernel that cannot keeps them: that costs memory only.
+  // If the kernel cannot, the pages stay, which only costs memory.
   if (first < end) madvise(data_ + first, end - first, file_ >= 0 ? MADV_REMOVE : MADV_DONTNEED);
 }
 

@@ -144,7 +144,7 @@ void SimulatedEngine::run(int queue, std::unique_lock<std::mutex>& lock) {
   const auto run = std::move(copy->run);
   const Keep keep = std::move(copy->keep);
   state_->moved.notify_all();
-  lock.unlock();  // `keep` goes with the lock open: it may be anything, even Python
+  lock.unlock();  // `keep` is destroyed after unlocking: it may be anything, even Python
 }
 
 bool SimulatedEngine::advance() {
@@ -179,7 +179,7 @@ bool SimulatedEngine::move(int queue) {
   return true;
 }
 
-// Lets some queue move, or none; says whether `copy` is finished.
+// Advances some queue, or none; returns whether `copy` is complete.
 bool SimulatedEngine::poll(const std::shared_ptr<Copy>& copy) {
   bool go;
   {

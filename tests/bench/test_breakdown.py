@@ -1,4 +1,4 @@
-"""Parts of a profile: what a kernel's name says, and what no kernel covers."""
+"""Parts of a profile: classification by kernel name, and gaps between kernels."""
 
 import pytest
 

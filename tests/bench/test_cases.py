@@ -1,4 +1,4 @@
-"""The peers compute what ours do, so that their times may be compared."""
+"""The peers compute the same as vidgen's ops, so that their times are comparable."""
 
 import pytest
 import torch

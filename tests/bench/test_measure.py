@@ -1,4 +1,4 @@
-"""One rank's part has its share of the FLOPs; the largest batch is found by trying."""
+"""One rank's part has its share of the FLOPs; the largest batch is found by trial."""
 
 from collections.abc import Callable
 from dataclasses import replace

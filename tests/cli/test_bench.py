@@ -196,7 +196,7 @@ def test_dcae_at_the_reports_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     ("changes", "message"),
     [
         (("autoencoder={kind: video_dcae}",), "this recipe has the Video DC-AE's"),
-        (("--bucket", "48px x 1"), "48 pixels are no multiple of 32"),
+        (("--bucket", "48px x 1"), "48 pixels is not a multiple of 32"),
     ],
 )
 def test_dcae_of_a_recipe_it_cannot_compare(

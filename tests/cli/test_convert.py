@@ -45,7 +45,7 @@ def test_mistakes_are_one_line(
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(flux.read_bytes()[:-100])
     assert main(["convert", str(cut), out, "--to", "flux"]) == 2
-    assert "cut short or damaged" in capsys.readouterr().err
+    assert "truncated or damaged" in capsys.readouterr().err
     assert not Path(out).exists()
     assert main(["convert", str(flux), str(flux), "--to", "vidgen"]) == 2
     assert "exists already" in capsys.readouterr().err

@@ -75,7 +75,7 @@ def test_what_is_slow_is_named() -> None:
         for rank in range(4)
     ]
     assert _slow(everyone, links) == [
-        "rank 3 on node1 attends at 50% of the median rank's speed",
+        "rank 3 on node1 has 50% of the median attention speed",
         "link from rank 1 (node0) to rank 2 (node1) carries 30% of the median link's",
     ]
 

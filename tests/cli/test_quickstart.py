@@ -195,7 +195,7 @@ def test_data_is_made_once_and_again_when_something_else_is_asked(
     quickstart.make_data()
     quickstart.make_data()
     assert written == [((17, 1), (33, 1))]
-    assert "is there already\n" in capsys.readouterr().out
+    assert "exists already\n" in capsys.readouterr().out
     quickstart.clips = 5
     quickstart.make_data()
     assert written[1:] == [((17, 5), (33, 1))]
@@ -204,7 +204,7 @@ def test_data_is_made_once_and_again_when_something_else_is_asked(
     quickstart.clips = 1
     quickstart.make_data()
     assert len(written) == 2
-    assert "it is used as it is" in capsys.readouterr().out
+    assert "it is used unchanged" in capsys.readouterr().out
 
 
 def test_fresh_forgets_an_interrupted_one(
@@ -247,7 +247,7 @@ def test_ctrl_c_waits_for_the_child_and_says_how_to_go_on(
     with pytest.raises(KeyboardInterrupt), quickstart._minding(training):
         raise KeyboardInterrupt
     assert saved.exists()
-    assert "the same `vidgen quickstart` goes on from there" in capsys.readouterr().out
+    assert "the same `vidgen quickstart` resumes from there" in capsys.readouterr().out
 
 
 def test_a_recipe_that_is_not_there(vidgen: Callable[..., tuple[int, str, str]]) -> None:

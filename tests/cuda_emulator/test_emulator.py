@@ -1,4 +1,4 @@
-"""The emulator notices what it is for, and computes as the GPU's instructions are documented."""
+"""The emulator detects the errors it is meant for, and follows the documented GPU instructions."""
 
 import ctypes
 

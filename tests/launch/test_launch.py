@@ -1,4 +1,4 @@
-"""Launch scripts, as far as they go without a cluster: what they would start, and with what."""
+"""Launch scripts without a cluster: the commands they would start."""
 
 import os
 import subprocess

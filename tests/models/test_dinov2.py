@@ -1,4 +1,4 @@
-"""DINOv2 with small random weights: features cell by cell, and what is refused."""
+"""DINOv2 with small random weights: features per cell, and errors."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""From a video's size to its latent grid, and what is said about sizes that have none."""
+"""From a video's size to its latent grid, and errors for unsupported sizes."""
 
 from dataclasses import replace
 from itertools import product

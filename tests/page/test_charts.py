@@ -1,4 +1,4 @@
-"""Charts are well-formed SVG whose geometry says what the numbers say."""
+"""Charts are well-formed SVG whose geometry matches the values."""
 
 import re
 import xml.etree.ElementTree as ET

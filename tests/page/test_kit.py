@@ -1,4 +1,4 @@
-"""Pages are well formed, escaped, and need nothing from outside."""
+"""Pages are well formed, escaped and self-contained."""
 
 from pathlib import Path
 

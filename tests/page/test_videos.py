@@ -1,4 +1,4 @@
-"""Cards and players: the whole video is in the page, and a player drives all of its group."""
+"""Cards and players: videos are embedded in the page, and a player controls its whole group."""
 
 import base64
 from pathlib import Path

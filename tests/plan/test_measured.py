@@ -41,7 +41,7 @@ def test_the_slowest_link_of_each_axis(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ({"gpus": []}, "says nothing of a GPU's speed"),
+        ({"gpus": []}, "has no figures of a GPU"),
         ({**DOCTOR, "gpus": [{"name": "NVIDIA T4", "memory": 1}]}, "'NVIDIA T4', whose FLOP/s"),
         ("{", "is not what `vidgen doctor --json` writes"),
         ("[]", "no mapping"),

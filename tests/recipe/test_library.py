@@ -80,7 +80,7 @@ def test_a_recipe_that_is_not_there(wrong: str, message: str) -> None:
 
 
 def test_copying_needs_a_name_and_a_folder() -> None:
-    with pytest.raises(UserError, match=r"no recipe named 'stage9'; there is dcae, "):
+    with pytest.raises(UserError, match=r"no recipe named 'stage9'; available: dcae, "):
         library.copy("stage9", "mine.yaml")
     with pytest.raises(UserError, match=r"no/mine\.yaml: cannot be written: No such file"):
         library.copy("stage1", "no/mine.yaml")

@@ -153,7 +153,7 @@ def test_unknown_key_found_elsewhere_in_the_recipe() -> None:
 
 def test_unknown_key_like_nothing_lists_what_there_is() -> None:
     assert refusal({"optim": {"zzz": 3}}) == (
-        "unknown key 'optim.zzz'; here are optim.lr, optim.betas, optim.warmup, optim.clip"
+        "unknown key 'optim.zzz'; valid keys: optim.lr, optim.betas, optim.warmup, optim.clip"
     )
 
 
@@ -282,7 +282,7 @@ def test_replace_takes_the_whole_mapping_away(write: Any) -> None:
 
 def test_circular_bases(write: Any) -> None:
     write("a.yaml", "base: b.yaml\n")
-    assert "comes back to the same file" in refusal(write("b.yaml", "base: a.yaml\n"))
+    assert "refers back to the same file" in refusal(write("b.yaml", "base: a.yaml\n"))
 
 
 def test_a_missing_file_names_the_nearest(write: Any) -> None:

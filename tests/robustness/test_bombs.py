@@ -93,7 +93,7 @@ def test_a_config_noted_in_weights(tmp_path: Path) -> None:
     header = json.dumps({"__metadata__": note}).encode()
     with (
         TensorFiles(weights(tmp_path / "a.safetensors", header)) as found,
-        pytest.raises(UserError, match="notes a model config vidgen cannot read"),
+        pytest.raises(UserError, match="records a model config that vidgen cannot read"),
     ):
         noted_config(found)
 

@@ -1,4 +1,4 @@
-"""Leases and the ops' inputs and outputs pass between libraries by DLPack, never by a copy.
+"""Leases and the ops' inputs and outputs pass between libraries through DLPack without a copy.
 
 Each test proves it twice: both sides have the same address, and each sees what the other writes.
 """

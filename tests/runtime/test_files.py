@@ -1,4 +1,4 @@
-"""Atomic writes: whole or not at all, durable in the right order, errors in one line."""
+"""Atomic writes: all or nothing, durable in the right order, errors in one line."""
 
 import os
 import signal

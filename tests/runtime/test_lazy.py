@@ -1,4 +1,4 @@
-"""A value is built once, when it is needed, and again after it is dropped."""
+"""A value is built once on first use, and again after it is dropped."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""README's performance section is what the kept results say."""
+"""The performance section of README.md matches the kept results."""
 
 import json
 import subprocess
@@ -29,11 +29,11 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_results_are_shown_and_what_lacks_is_said(copy: Path) -> None:
+def test_section_shows_results_and_lists_missing_ones(copy: Path) -> None:
     assert run(copy, "--check").returncode != 0
     assert run(copy).returncode == 0
     text = (copy / "README.md").read_text()
-    assert "Not measured yet: forward and backward of the 11.9 G model" in text
+    assert "Not measured on a GPU yet: forward and backward of the 11.9 G model" in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
@@ -45,7 +45,7 @@ def test_results_are_shown_and_what_lacks_is_said(copy: Path) -> None:
     assert run(copy, "--check").returncode != 0
     run(copy)
     text = (copy / "README.md").read_text()
-    assert "1.25 videos/s, MFU 50.0%, 3.12 times the report's" in text
+    assert "| 1.25 videos/s, MFU 50.0% | 3.12x the report's |" in text
     assert "forward and backward of the 11.9 G model" not in text
     assert run(copy, "--check").returncode == 0
 
@@ -58,7 +58,7 @@ def test_results_are_shown_and_what_lacks_is_said(copy: Path) -> None:
     ],
 )
 def test_rows_without_figures_do_not_stop_the_table(copy: Path, suite: str) -> None:
-    """Of host time, of what ran out of memory or was left out, and of a suite cut short."""
+    """Rows of host time, of failures, of skipped cases, and of an incomplete suite."""
     folder = copy / "profiles/results/nvidia-h200"
     folder.mkdir(parents=True)
     rows = [
@@ -77,13 +77,13 @@ def test_rows_without_figures_do_not_stop_the_table(copy: Path, suite: str) -> N
     assert printed.stdout.strip() in text
 
 
-def test_a_smaller_batch_is_said(copy: Path) -> None:
+def test_a_smaller_batch_is_shown(copy: Path) -> None:
     folder = copy / "profiles/results/nvidia-h100"
     folder.mkdir(parents=True)
     row = {"bucket": "256px x 129", "videos_per_s": 1.0, "mfu": 0.5, "batch": 2}
     (folder / "mfu_stage1.json").write_text(json.dumps({"rows": [row | {"in_place_of_batch": 3}]}))
     run(copy)
     assert (
-        "256px x 129 (batch 2, the largest that fits): 1 videos/s"
+        "256px x 129 (batch 2, the largest that fits) | 1 videos/s"
         in (copy / "README.md").read_text()
     )

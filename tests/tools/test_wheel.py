@@ -1,4 +1,4 @@
-"""A wheel is all that a machine without a compiler needs: kernels, recipes, the command."""
+"""A wheel is sufficient without a compiler: it contains kernels, recipes and the command."""
 
 import os
 import re

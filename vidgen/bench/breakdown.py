@@ -1,4 +1,4 @@
-"""Where the time of a forward and backward goes: attention, matrix products, fused ops, gaps."""
+"""Time breakdown of a forward and backward: attention, matrix products, fused ops, gaps."""
 
 import re
 from collections import defaultdict
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-# The first pattern that an operation's or a kernel's name matches says what part it is.
+# The first pattern that matches the name of an operation or kernel determines its part.
 PARTS = (
     ("attention", r"attention|attn|flash|fmha|sdpa|merge"),
     ("matmul", r"gemm|nvjet|cutlass|xmma|matmul|splitK|addmm|aten::b?mm\b|aten::linear"),
@@ -26,7 +26,7 @@ def part_of(name: str) -> str:
 
 
 def breakdown(step: Callable[[], None], device: torch.device) -> list[dict[str, Any]]:
-    """A row a part, its ms and share adding up to the step; profiled once, after a warm-up."""
+    """One row per part, with ms and share that sum to the step; profiled once, after a warm-up."""
     step()
     cuda = device.type == "cuda"
     activity = torch.profiler.ProfilerActivity
@@ -70,7 +70,7 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def rows(times: dict[str, dict[str, float]], total: float, busy: float) -> list[dict[str, Any]]:
-    """Times are in microseconds; kernels that run side by side share the time they cover."""
+    """Rows from times in microseconds; concurrent kernels share the time they cover."""
     summed = sum(sum(named.values()) for named in times.values()) or 1.0
     found = []
     for part in (*(name for name, _ in PARTS), OTHER):

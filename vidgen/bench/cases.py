@@ -1,5 +1,5 @@
-"""The table of op cases: inputs, the same computation in plain torch, and the bytes that have to be
-read and written, each tensor once. `vidgen bench ops`, benchmarks/ and gpu-check share it."""
+"""The table of op cases: inputs, the same computation in plain torch, and the bytes to read and
+write, counting each tensor once. Shared by `vidgen bench ops`, benchmarks/ and gpu-check."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Case:
-    """`op` is ours, `plain` the same in eager torch; those of `inputs` with a gradient get one."""
+    """`op` is vidgen's, `plain` the same in eager torch; inputs that require grad receive one."""
 
     op: Callable[..., Any]
     plain: Callable[..., Any]
@@ -61,7 +61,7 @@ class Inputs:
 
 
 def modulate(given: Inputs) -> Case:
-    """x and the result; backward: the gradient, x and its gradient."""
+    """Bytes: x and the result; backward: the gradient, x and its gradient."""
     x = given.tokens()
     return Case(ops.modulate, _modulate, (x, *given.vectors(2)), 2 * x.nbytes, 3 * x.nbytes)
 
@@ -71,7 +71,7 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def gated_residual(given: Inputs) -> Case:
-    """x, y and the result; backward: the gradient, y and the gradient of y."""
+    """Bytes: x, y and the result; backward: the gradient, y and the gradient of y."""
     x, y = given.tokens(), given.tokens()
 
     def plain(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def gated_residual(given: Inputs) -> Case:
 
 
 def gated_residual_modulate(given: Inputs) -> Case:
-    """x, y and two results; backward: two gradients, the residual, y and two more."""
+    """Bytes: x, y and two results; backward: two gradients, the residual, y and two outputs."""
     x, y = given.tokens(), given.tokens()
 
     def plain(x: Tensor, y: Tensor, gate: Tensor, *both: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +94,7 @@ def gated_residual_modulate(given: Inputs) -> Case:
 
 
 def qk_norm_rope(given: Inputs) -> Case:
-    """q, k and the results; backward: two gradients, q, k and two more."""
+    """Bytes: q, k and the results; backward: two gradients, q, k and two outputs."""
     q, k = given.per_head(), given.per_head()
 
     def plain(q: Tensor, k: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,7 +138,7 @@ def joint_qkv(given: Inputs) -> Case:
 
 
 def split_streams(given: Inputs) -> Case:
-    """Two samples, of which the streams are copies; backward: as many bytes the other way."""
+    """Two samples, so that the streams are copied; the backward moves as many bytes."""
     size, text = given.size, given.text // 2
     joint = given.random(2, size.tokens // 2, size.heads, given.head)
 
@@ -152,7 +152,7 @@ def split_streams(given: Inputs) -> Case:
 
 
 def attention_mlp(given: Inputs) -> Case:
-    """Attention's output beside the activation of four times as many hidden features."""
+    """Attention's output, and the activation of four times as many hidden features."""
     size, hidden = given.size, 4 * given.size.width
     packed = given.random(1, size.tokens, 3 * size.width + hidden).detach()
     attended = given.per_head().detach()
@@ -169,7 +169,7 @@ def attention_mlp(given: Inputs) -> Case:
 
 
 def gelu_tanh(given: Inputs) -> Case:
-    """x and the result; backward: the gradient, x and its gradient."""
+    """Bytes: x and the result; backward: the gradient, x and its gradient."""
     x = given.tokens()
 
     def plain(x: Tensor) -> Tensor:
@@ -192,8 +192,8 @@ def copy_rows(given: Inputs) -> Case:
 
 
 def video_to_input(given: Inputs) -> Case:
-    """A clip of 33 frames: a byte read and a number written for every pixel and channel. Its size
-    is the bucket's, not the tokens', but for a tiny size."""
+    """A clip of 33 frames: one byte read and one value written per pixel and channel. Its size is
+    that of a bucket, except for tiny sizes."""
     shape = (1, 33, 256, 448, 3) if given.size.tokens >= 256 else (1, 2, 16, 24, 3)
     u8 = torch.randint(0, 256, shape, dtype=torch.uint8, device=given.device)
 
@@ -208,7 +208,7 @@ def video_to_input(given: Inputs) -> Case:
 
 
 def merge(given: Inputs) -> Case:
-    """Two results, one of them a running sum in fp32; backward: the gradient, both and two more."""
+    """Two results, one a running sum in fp32; backward: the gradient, both and two outputs."""
     size = given.size
     out_a = given.random(1, size.tokens, size.heads, given.head, dtype=torch.float32)
     out_b = given.per_head()
@@ -226,8 +226,8 @@ def merge(given: Inputs) -> Case:
 
 
 def adamw(given: Inputs) -> Case:
-    """A step: weights and both moments read and written, the gradient read. The moments are in the
-    case's dtype, the weights in fp32."""
+    """One step: weights and both moments are read and written, the gradient is read. Moments have
+    the case's dtype, weights are fp32."""
     shape = (given.size.tokens, given.size.width)
     states = torch.bfloat16 if given.dtype == torch.float16 else given.dtype
     param, grad = (torch.randn(shape, device=given.device) for _ in range(2))

@@ -1,5 +1,5 @@
-"""What the Video DC-AE's latents save the generator: training step and sampling pass, beside those
-of a recipe's own latents in the same run, and the report's figures."""
+"""The generator's speed-up with Video DC-AE latents: training step and sampling pass, compared with
+the recipe's own latents in the same run and with the report's figures."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from vidgen.recipe.schema import Recipe
 from vidgen.runtime.memory.block_memory import BlockMemory
 from vidgen.text_table import table
 
-# Of the report, at 768px and 129 frames: 19k tokens against 76k.
+# The report's figures at 768px and 129 frames: 19k tokens against 76k.
 REPORT = {("768px", 129): {"training": 5.2, "sampling": 10.0}}
 OURS = "Video DC-AE"
 
@@ -33,14 +33,14 @@ def measure(
     repeats: int,
     tell: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
-    """At the buckets named, or the one of most tokens. A training step is one rank's part as the
-    recipe divides it; a sampling pass is the whole model over one clip, on one device.
-    `tell` is given the result whenever it has one more row."""
+    """Measure the named buckets, or the one with the most tokens. A training step is one
+    rank's part as the recipe divides it; a sampling pass is the whole model over one clip.
+    `tell` is called with the result after each row."""
     own = workload_of(recipe)
     if own.encoders.autoencoder == "video_dcae":
         raise UserError(
-            "bench dcae compares with another autoencoder's latents, and this recipe has the "
-            "Video DC-AE's: take another recipe"
+            "bench dcae compares with another autoencoder's latents, but this recipe uses the "
+            "Video DC-AE's: use another recipe"
         )
     buckets = chosen(own, names, batch)
     if not names:
@@ -59,12 +59,12 @@ def measure(
 
 
 def with_dcae(workload: Workload, buckets: list[PlannedBucket]) -> Workload:
-    """The same generator with the published DC-AE's channels, a latent a token."""
+    """The same generator with the published DC-AE's channels, one latent per token."""
     for bucket in buckets:
         if bucket.side % UNIT_PIXELS:
             raise UserError(
-                f"bucket {bucket.name}: {bucket.side} pixels are no multiple of {UNIT_PIXELS}, "
-                "which the Video DC-AE needs; take another --bucket"
+                f"bucket {bucket.name}: {bucket.side} pixels is not a multiple of {UNIT_PIXELS}, "
+                "which the Video DC-AE needs; use another --bucket"
             )
     channels = VideoDCAEConfig().latent_channels
     return replace(
@@ -121,7 +121,7 @@ def _figures(
 
 
 def _speed_up(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Beside what the FLOPs alone would give, and what the report says of this bucket."""
+    """The speed-up, with the ratio of FLOPs and the report's figure for this bucket."""
     resolution, _, frames = before["bucket"].partition(" x ")
     report = REPORT.get((resolution, int(frames)), {})
     found: dict[str, Any] = {}
@@ -157,7 +157,7 @@ def report(result: dict[str, Any]) -> list[str]:
 
 
 def _both(row: dict[str, Any], name: str) -> str:
-    """Of training and of sampling."""
+    """The figures of training and of sampling."""
     keys = [
         f"report_{what}_speed_up" if name == "report" else f"{what}_{name}"
         for what in ("training", "sampling")

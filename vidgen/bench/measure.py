@@ -1,8 +1,8 @@
-"""Forward and backward of a recipe's model on the device at hand, with random weights.
+"""Measures forward and backward of a recipe's model on this device, with random weights.
 
-Where several ranks share a sample, this is one rank's part of it: its share of the tokens passes
-the weights, and attention is what an exchange of heads leaves it, its share of the heads over all
-tokens. What is exchanged is not.
+If several ranks share a sample, one rank's part is measured: its share of the tokens passes through
+the weights, and attention runs its share of the heads over all tokens. Communication is not
+included.
 """
 
 import math
@@ -34,7 +34,7 @@ class Measured:
     batch: int
     forward_ms: float
     backward_ms: float
-    videos_per_s: float  # a GPU
+    videos_per_s: float  # per GPU
     tflops: float  # model FLOPs
     mfu: float
     hfu: float
@@ -49,8 +49,7 @@ class Measured:
 
 
 class Bench:
-    """One model with room for its gradients, its blocks keeping what the workload says; measures
-    bucket after bucket."""
+    """A model with gradients and the workload's activation policy; measures buckets."""
 
     def __init__(
         self,
@@ -59,7 +58,7 @@ class Bench:
         dtype: torch.dtype,
         model: MMDiT | None = None,
     ) -> None:
-        """`model` is another's, to be measured under this workload too."""
+        """`model` reuses the model of another Bench for this workload."""
         heads, ranks = workload.model.num_heads, workload.context
         if heads % ranks:
             raise UserError(
@@ -76,7 +75,7 @@ class Bench:
         self.seams = Seams(run_block=self.activations.run_block, attention=self._attention)
 
     def measure(self, bucket: PlannedBucket, rounds: int) -> Measured:
-        """The fastest of `rounds`, one more before them to warm up."""
+        """The fastest of `rounds`, after one warm-up round."""
         inputs, target = self._inputs(bucket)
         self._settle()
         if self.device.type == "cuda":
@@ -104,7 +103,7 @@ class Bench:
 
     @torch.no_grad()
     def pass_ms(self, bucket: PlannedBucket, rounds: int) -> float:
-        """One pass as sampling runs it, without gradients: the fastest of `rounds`."""
+        """Milliseconds of a sampling pass, without gradients: the fastest of `rounds`."""
         inputs, _ = self._inputs(bucket)
         taken = []
         for _ in range(rounds + 1):
@@ -116,7 +115,7 @@ class Bench:
         return 1e3 * min(taken[1:])
 
     def step(self, bucket: PlannedBucket) -> Callable[[], None]:
-        """One forward and backward, for a profiler to watch."""
+        """One forward and backward, for a profiler."""
         inputs, target = self._inputs(bucket)
 
         def once() -> None:
@@ -125,7 +124,7 @@ class Bench:
         return once
 
     def largest_batch(self, bucket: PlannedBucket) -> int:
-        """By trying: doubled until memory is short, then refined; 0 if not even one clip fits."""
+        """Found by trial: doubled until out of memory, then bisected; 0 if no clip fits."""
         best, more = 0, 1
         while self._fits(bucket, best + more):
             best += more
@@ -140,7 +139,7 @@ class Bench:
         self.activations.close()
 
     def forget(self) -> None:
-        """Give back what a step that ran out of memory left."""
+        """Release memory left by a step that ran out of memory."""
         self.model.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -170,7 +169,7 @@ class Bench:
         def random(*shape: int) -> Tensor:
             return torch.randn(shape, device=self.device).to(self.dtype)
 
-        # A share of the tokens is a grid of one column: rotations cost the same at any position.
+        # A share of the tokens is a grid with one column: rotations cost the same at any position.
         local = video // context
         inputs: dict[str, Any] = {
             "x_BVD": random(bucket.batch, local, config.in_channels),
@@ -189,7 +188,7 @@ class Bench:
         return inputs, random(bucket.batch, local, config.in_channels)
 
     def _once(self, inputs: dict[str, Any], target: Tensor) -> tuple[float, float]:
-        """Seconds forward and backward; gradients are made anew, as after an optimizer step."""
+        """Seconds of forward and backward, reallocating gradients as after an optimizer step."""
         self.model.zero_grad(set_to_none=True)
         self._settle()
         began = time.perf_counter()
@@ -214,8 +213,8 @@ class Bench:
 
 
 def search(bench: Bench, rounds: int = 2) -> list[Measured]:
-    """The report's three steps, measured: the longest bucket takes the largest batch that fits;
-    its times are the limits; every other takes the largest that fits and stays within them."""
+    """The report's three-step batch search, measured: the longest bucket takes the largest batch
+    that fits, its times are the limits, and every other takes the largest batch within them."""
     longest = max(bench.workload.buckets, key=bench.workload.tokens)
     most = bench.largest_batch(longest)
     if most == 0:
@@ -241,7 +240,7 @@ def search(bench: Bench, rounds: int = 2) -> list[Measured]:
 
 
 def random_model(config: MMDiTConfig, device: torch.device, dtype: torch.dtype) -> MMDiT:
-    """Small weights everywhere, modulation too: no block is the identity."""
+    """A model with small random weights everywhere, so that no block is the identity."""
     with torch.device("meta"):
         model = MMDiT(config).to(dtype)
     model.to_empty(device=device)

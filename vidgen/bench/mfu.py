@@ -1,4 +1,4 @@
-"""Forward and backward of a recipe's model with random weights, its MFU, and the report's pace."""
+"""Forward and backward of a recipe's model with random weights: MFU, compared with the report."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ def measure(
     buckets = chosen(workload, names, batch)
     with closing(Bench(workload, device, dtype)) as bench:
         result = {"recipe": recipe.name, "peak": str(bench.peak), **_policy(workload), "rows": []}
-        # On stderr: the result alone is for stdout.
+        # On stderr: stdout is for the result only.
         for bucket in tqdm(buckets, "buckets", unit="bucket"):
             result["rows"].append(_measured(bench, bucket, repeats))
             tell(result)
@@ -66,7 +66,7 @@ def measure_parts(
     names: list[str] | None,
     batch: int | None,
 ) -> dict[str, Any]:
-    """Of one dual and one single block that keep everything, at the longest bucket."""
+    """Breakdown of one dual and one single block without recompute, at the longest bucket."""
     workload = workload_of(recipe)
     longest = max(chosen(workload, names, batch), key=workload.tokens)
     two = replace(
@@ -85,7 +85,7 @@ def measure_parts(
 
 
 def _policy(workload: Workload) -> dict[str, Any]:
-    """How many blocks do what; "auto": each bucket's own choice."""
+    """The number of blocks per policy; "auto": chosen for each bucket."""
     blocks = workload.blocks
     kept = "auto" if blocks is None else dict(Counter(how.value for how in blocks))
     return {"context": workload.context, "blocks": kept, "compiled": workload.compiled}
@@ -99,7 +99,7 @@ def chosen(
 
 
 def picked(workload: Workload, name: str) -> PlannedBucket:
-    """A bucket by its name; frame counts within a row's range do too, such as "256px x 9"."""
+    """A bucket by name; any frame count in a row's range works, such as "256px x 9"."""
     resolution, _, frames = (part.strip() for part in name.partition(" x "))
     rows = [b for b in workload.buckets if b.resolution == resolution]
     if frames.isdigit():
@@ -107,7 +107,7 @@ def picked(workload: Workload, name: str) -> PlannedBucket:
             if int(frames) <= bucket.frames and (bucket.frames == 1) == (int(frames) == 1):
                 return replace(bucket, frames=int(frames))
     known = ", ".join(f'"{bucket.name}"' for bucket in workload.buckets)
-    raise UserError(f"--bucket {name!r} is none of the recipe's: {known}")
+    raise UserError(f"--bucket {name!r} is not in the recipe; expected one of: {known}")
 
 
 def report(result: dict[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
-"""The fused ops beside their ruler, a copy of as many bytes, and their peers in torch.
+"""Measures the fused ops against a ruler, a copy of as many bytes, and against torch.
 
-Ruler, peers and ours take turns, so that a machine that slows down slows all of them; the best of
-each counts. The ruler copies a tensor of the tokens' size.
+Ruler, peers and vidgen's op alternate, so that a machine that slows down affects all of them; the
+best time of each counts. The ruler copies a tensor of the tokens' size.
 """
 
 import ctypes
@@ -48,7 +48,7 @@ class Settings:
 
 
 def measure(settings: Settings) -> Iterator[Row]:
-    """A row for each op, direction, dtype, size and implementation, as soon as it is measured."""
+    """Yield a row for each op, direction, dtype, size and implementation, once measured."""
     device = settings.device
     for size in settings.sizes:
         for dtype in settings.dtypes:
@@ -107,14 +107,14 @@ def gradients(direction: str) -> Any:
 
 
 def ruler_of(size: Size, device: torch.device, dtype: torch.dtype) -> tuple[Call, int]:
-    """A copy of a tensor of the tokens' size, and the bytes that it reads and writes."""
+    """A copy of a tensor of the tokens' size, and the bytes it reads and writes."""
     source = torch.ones(size.tokens, size.width, dtype=dtype, device=device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source), 2 * source.nbytes
 
 
 def calls(case: Case, direction: str, implementations: Sequence[str]) -> dict[str, Call]:
-    """By implementation: "compiled", "triton", "eager" or "torch.compile"."""
+    """The calls by implementation: "compiled", "triton", "eager" or "torch.compile"."""
     return {name: call(case, direction, name) for name in implementations}
 
 
@@ -172,7 +172,7 @@ def seconds(work: Call, device: torch.device) -> float:
 
 
 def graph_ms(work: Call, device: torch.device) -> float:
-    """Milliseconds of a replay of the call as a CUDA graph: it can be captured, and costs so."""
+    """Milliseconds to replay the call as a CUDA graph; fails if it cannot be captured."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
@@ -180,7 +180,7 @@ def graph_ms(work: Call, device: torch.device) -> float:
 
 
 def host_rows(settings: Settings) -> Iterator[Row]:
-    """What a call costs the host, with inputs too small to keep the device busy."""
+    """The host overhead of a call, with inputs too small to keep the device busy."""
     given = Inputs(Size(16, 256, 2), settings.device, torch.bfloat16)
     for name in settings.names:
         case = CASES[name](given)
@@ -195,7 +195,7 @@ def host_rows(settings: Settings) -> Iterator[Row]:
 
 
 def host_us(work: Call) -> float:
-    """Microseconds the host is busy with a call, before the device has done it."""
+    """Microseconds until a call returns on the host, without waiting for the device."""
     repeats = 200
     torch.cuda.synchronize()
     start = time.perf_counter()
@@ -207,15 +207,15 @@ def host_us(work: Call) -> float:
 
 
 def reuse_freed_memory() -> None:
-    """Results come from memory already touched: page faults are not what is measured."""
+    """Configure malloc to reuse freed memory, so that page faults are not measured."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: nothing straight from the system
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing back to it
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: do not allocate with mmap
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: do not return memory to the system
 
 
 def report(result: dict[str, Any]) -> list[str]:
-    """A line for each op, direction, dtype and size: ours, and how many times faster than peers."""
+    """A line for each op, direction, dtype and size, with the speed-up over peers."""
     groups: dict[tuple[Any, ...], dict[str, Row]] = {}
     for row in result["rows"]:
         if "ms" in row:

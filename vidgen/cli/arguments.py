@@ -11,29 +11,32 @@ if TYPE_CHECKING:
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "recipe", metavar="RECIPE", help="a YAML file or a name: `vidgen recipe list`"
+        "recipe", metavar="RECIPE", help="a YAML file, or a name from `vidgen recipe list`"
     )
     parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="changes to the recipe: optim.lr=3e-5"
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="overrides of the recipe, such as optim.lr=3e-5",
     )
 
 
 def read_transformer(path: str, overrides: list[str]) -> "Recipe":
-    """A recipe of the video model, for commands that know no autoencoder's."""
+    """Read a transformer's recipe, for commands that do not support an autoencoder's."""
     from vidgen.recipe.autoencoder import read_any
     from vidgen.recipe.schema import Recipe
 
     recipe = read_any(path, overrides)
     if not isinstance(recipe, Recipe):
         raise UserError(
-            f"{path} trains an autoencoder; this command is for a transformer's recipe, such as "
+            f"{path} trains an autoencoder; this command needs a transformer's recipe, such as "
             "stage1"
         )
     return recipe
 
 
 def count(text: str) -> int:
-    """A whole number from 1 up: the `type` of an argument."""
+    """A whole number of at least 1, as the `type` of an argument."""
     try:
         value = int(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""`vidgen bench`: how fast operations and models run on this machine."""
+"""`vidgen bench`: measures operations and models on this machine."""
 
 import argparse
 import functools
@@ -30,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "suite",
         choices=("ops", "mfu", "step", "dcae"),
-        help="ops: the fused operations beside a plain copy and their peers in torch; "
-        "mfu: forward and backward of a recipe's model, beside the report's pace; "
-        "step: what takes the time of one block of it; "
-        "dcae: how much faster it trains and samples with the Video DC-AE's latents",
+        help="ops: the fused operations, compared with a copy and with torch; "
+        "mfu: forward and backward of a recipe's model, compared with the report; "
+        "step: the time breakdown of one block; "
+        "dcae: the speed-up of training and sampling with the Video DC-AE's latents",
     )
     parser.add_argument(
         "recipe",
@@ -68,8 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bucket",
         metavar="NAME",
         action="append",
-        help='"256px x 129", several times for several; default: all of the recipe\'s, of which '
-        "step and dcae take the longest",
+        help='"256px x 129"; may be repeated; default: all of the recipe\'s, of which '
+        "step and dcae use the longest",
     )
     mfu.add_argument("--batch", metavar="N", type=count, help="default: the bucket's")
 
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
     from vidgen.runtime.observe import hardware
 
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU here; `vidgen doctor` says more")
+        raise UserError("--device cuda: torch finds no GPU; `vidgen doctor` shows why")
     use_cuda = args.device == "cuda" or (args.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if use_cuda else "cpu")
     dtype = getattr(torch, args.dtype)
@@ -111,7 +111,7 @@ def keep(args: argparse.Namespace, body: dict[str, Any]) -> None:
 
 
 def run_ops(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype") -> Suite:
-    """Every row is kept as soon as it is measured."""
+    """Run the ops suite; every row is written once measured."""
     from vidgen.bench import ops
     from vidgen.bench.cases import CASES, Size
 

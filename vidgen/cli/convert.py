@@ -1,4 +1,4 @@
-"""`vidgen convert`: published weights from one layout to another."""
+"""`vidgen convert`: converts published weights between layouts."""
 
 import argparse
 
@@ -22,12 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--start",
         choices=("t2v", "i2v"),
-        help="make the start of a video model from an image model: leaves the guidance embedder "
-        "out; i2v adds a condition embedder of zeros",
+        help="create initial weights of a video model from an image model: omits the guidance "
+        "embedder; i2v adds a condition embedder of zeros",
     )
-    parser.add_argument(
-        "--ema", action="store_true", help="of a training run, the averaged weights"
-    )
+    parser.add_argument("--ema", action="store_true", help="use the EMA weights of a training run")
     parser.add_argument("--force", action="store_true", help="overwrite DESTINATION")
 
 

@@ -1,4 +1,4 @@
-"""`vidgen doctor`: what this machine has, what will run on it, and why the rest will not."""
+"""`vidgen doctor`: shows this machine's hardware, what runs on it, and why the rest cannot."""
 
 import argparse
 import json
@@ -20,17 +20,26 @@ EXAMPLE = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument(
-        "--dir", metavar="DIR", default=".", help="whose disk to measure (default: here)"
+        "--dir",
+        metavar="DIR",
+        default=".",
+        help="directory whose disk to measure (default: the current one)",
     )
-    parser.add_argument("--no-measure", action="store_true", help="leave the measurements out")
+    parser.add_argument("--no-measure", action="store_true", help="skip the measurements")
     parser.add_argument(
-        "--distributed", action="store_true", help="measure what torchrun's ranks do together"
+        "--distributed",
+        action="store_true",
+        help="measure collectives of the ranks that torchrun started",
     )
     parser.add_argument(
         "--mesh", metavar="AXIS=RANKS,...", help="along these axes (default: machines, their ranks)"
     )
     parser.add_argument(
-        "--message", metavar="MIB", type=int, default=64, help="MiB of a message (default: 64)"
+        "--message",
+        metavar="MIB",
+        type=int,
+        default=64,
+        help="size of a message in MiB (default: 64)",
     )
 
 
@@ -139,14 +148,14 @@ def report(found: dict[str, Any]) -> list[str]:
         or [("none", "runs on the CPU")],
     )
     section(
-        "operations (VIDGEN_OPS picks)",
+        "operations (selected by VIDGEN_OPS)",
         [
             (f"{_mark(row)} {row['op']} on {row['device']}: {row['implementation']}", row["reason"])
             for row in found["ops"]
         ],
     )
     section(
-        "attention (VIDGEN_ATTENTION picks)",
+        "attention (selected by VIDGEN_ATTENTION)",
         [(f"{_mark(row)} {row['name']}", row["reason"] or "") for row in found["attention"]],
     )
     section(
@@ -174,7 +183,7 @@ def _bandwidth(bandwidth: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _mark(row: dict[str, Any]) -> str:
-    """* runs, + could run, - cannot."""
+    """* selected, + available, - not available."""
     return "*" if row.get("chosen") else "+" if row["available"] else "-"
 
 

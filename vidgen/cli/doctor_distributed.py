@@ -1,4 +1,4 @@
-"""`vidgen doctor --distributed`: what the ranks that torchrun started can do together."""
+"""`vidgen doctor --distributed`: measures collectives of the ranks that torchrun started."""
 
 import json
 import math
@@ -18,7 +18,7 @@ def check_ranks(mesh: str | None, message_mib: int, as_json: bool) -> None:
     with start(timeout_s=120) as world:
         if world.world == 1:
             raise UserError(
-                "--distributed measures several ranks and this is one process; start with: "
+                "--distributed measures several ranks, but this is a single process; start with: "
                 "torchrun --nproc-per-node 2 -m vidgen doctor --distributed"
             )
         axes = default_axes(world) if mesh is None else read_mesh(mesh, world.world)
@@ -29,22 +29,24 @@ def check_ranks(mesh: str | None, message_mib: int, as_json: bool) -> None:
 
 
 def read_mesh(text: str, ranks: int) -> dict[str, int]:
-    """`data=2,context=4` as {"data": 2, "context": 4}: as many ranks as there are."""
+    """Parse `data=2,context=4` to {"data": 2, "context": 4}; the product must equal `ranks`."""
     axes: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = part.strip().partition("=")
         if not name or not size.isdecimal() or int(size) < 1 or name in axes:
-            raise UserError(f"--mesh {text}: expected axes and their ranks, as data=2,context=4")
+            raise UserError(
+                f"--mesh {text}: expected axes and their sizes, such as data=2,context=4"
+            )
         axes[name] = int(size)
     if math.prod(axes.values()) != ranks:
         raise UserError(
-            f"--mesh {text} is of {math.prod(axes.values())} ranks, and {ranks} were started"
+            f"--mesh {text} has {math.prod(axes.values())} ranks, but {ranks} were started"
         )
     return axes
 
 
 def report(found: dict[str, Any]) -> list[str]:
-    lines = ["collectives: what each rank sends, of the slowest group"]
+    lines = ["collectives: bytes sent per rank, in the slowest group"]
     slowest: dict[tuple[str, str], dict[str, Any]] = {}
     for row in found["axes"]:
         key = row["axis"], row["collective"]
@@ -56,7 +58,7 @@ def report(found: dict[str, Any]) -> list[str]:
     flops = [rank["attention_flops"] for rank in found["ranks"]]
     lines += [
         "",
-        f"links from rank to next rank, alone: {_rate(min(rates))} to {_rate(max(rates))}",
+        f"links from rank to next rank: {_rate(min(rates))} to {_rate(max(rates))}",
         f"attention of a rank: {min(flops) / 1e12:.3g} to {max(flops) / 1e12:.3g} TFLOP/s",
         "",
         *(found["slow"] or ["no rank and no link is slow"]),

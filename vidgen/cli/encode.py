@@ -1,4 +1,4 @@
-"""`vidgen encode`: latents and text features of a data set, computed once."""
+"""`vidgen encode`: computes latents and text features of a dataset once."""
 
 import argparse
 from dataclasses import replace
@@ -14,11 +14,11 @@ EXAMPLE = """\
 ABOUT = """\
 Computes latents and text features once, so that training runs without the encoders.
 
-Of each clip that has a bucket: the latents of its middle window, cut in the centre, the features of
-its caption, and the frames of it that the recipe's conditions.weights ask for. data.workers
-processes read clips while others are encoded. Stopped, even killed, it goes on where it was when
-called again; an entry that is damaged, or whose clip or caption has changed, is computed again.
-"cached" counts what was there, "computed" what was added.
+For each clip that fits a bucket it stores the latents of its middle window (centre crop), the
+features of its caption, and the frames that the recipe's conditions.weights need. data.workers
+processes read clips while others are encoded. If it is stopped or killed, the same command
+continues; an entry that is damaged, or whose clip or caption has changed, is recomputed. "cached"
+counts existing entries, "computed" new ones.
 """
 
 
@@ -26,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = ABOUT
     add_recipe(parser)
     parser.add_argument(
-        "--out", metavar="DIR", required=True, help="where to write; what it holds is kept"
+        "--out", metavar="DIR", required=True, help="output folder; existing entries are kept"
     )
     parser.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where the encoders run"
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="device of the encoders"
     )
 
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
             bar_format="{desc} {percentage:3.0f}% |{bar}| {n} of {total}{postfix}",
         ) as bar,
     ):
-        # Ahead of the encoders and the folder, which a wrong manifest must not begin.
+        # Read first: an invalid manifest fails before encoders are loaded or a folder is created.
         manifest = Manifest.open(recipe.data.manifest, check=recipe.data.check_files)
         dtype = compute_dtype(recipe.train.dtype, world.device)
         encoders = build_encoders(recipe, world.device, dtype)

@@ -1,8 +1,8 @@
-"""The `vidgen` command: finds the subcommand, and turns a user's mistake into one line.
+"""The `vidgen` command: dispatches to a subcommand, and prints a user's mistake as one line.
 
 A subcommand `foo` is the module `vidgen/cli/foo.py` with three names: `EXAMPLE`, a string shown
-by --help; `add_arguments(parser)`; and `run(args)`, whose result is the exit status (None is 0).
-It imports what it needs inside `run`, so that asking for help loads nothing.
+by --help; `add_arguments(parser)`; and `run(args)`, which returns the exit status (None is 0). It
+imports what it needs inside `run`, so that --help is fast.
 """
 
 import argparse
@@ -20,25 +20,25 @@ from vidgen.printable import printable
 from vidgen.version import __version__
 
 COMMANDS = {
-    "quickstart": "make a small data set, train on it, sample, judge, write a report",
-    "manifest": "list the clips of a folder or a table for training",
-    "train": "train, or go on training, what a recipe describes",
-    "sample": "make videos from a trained model",
-    "encode": "compute the latents and text features of a data set ahead of training",
-    "convert": "translate published weights between layouts",
+    "quickstart": "create a small dataset, train, sample, judge, write a report",
+    "manifest": "write a manifest of the clips in a folder or table",
+    "train": "train a recipe, or resume its training",
+    "sample": "sample videos from a trained model",
+    "encode": "precompute the latents and text features of a dataset",
+    "convert": "convert published weights between layouts",
     "ckpt": "list, check, compare, export and import checkpoints",
     "recipe": "list, show, copy, validate or compare recipes",
     "eval": "measure an autoencoder's reconstructions: PSNR, SSIM, LPIPS",
-    "plan": "say what a run needs and costs before it starts",
+    "plan": "estimate what a run needs and costs",
     "bench": "measure operations and models on this machine",
-    "doctor": "say what this machine has, what will run on it and why the rest will not",
+    "doctor": "show this machine's hardware, what runs on it and why the rest cannot",
 }
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses abbreviations, and reports mistakes in our own way."""
+    """A parser that rejects abbreviations and raises UserError."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see `{self.prog} --help`)")
@@ -59,7 +59,7 @@ def usage() -> str:
         "Train and sample video diffusion transformers.\n\n"
         f"commands:\n{lines}\n\n"
         "example:\n  vidgen train stage1 model=tiny optim.lr=3e-5\n\n"
-        "`vidgen COMMAND --help` says more; `vidgen --version` prints the version."
+        "See `vidgen COMMAND --help`; `vidgen --version` prints the version."
     )
 
 
@@ -74,7 +74,7 @@ def parse(command: str, argv: Sequence[str]) -> tuple[argparse.Namespace, object
         allow_abbrev=False,
     )
     module.add_arguments(parser)
-    # Intermixed: options may stand between and after `key=value` overrides.
+    # Intermixed: options may come between and after `key=value` overrides.
     args, unknown = parser.parse_known_intermixed_args(list(argv))
     for text in unknown:
         if not text.startswith("-"):
@@ -98,7 +98,7 @@ def dispatch(argv: Sequence[str]) -> int:
     command = argv[0]
     if command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there is {', '.join(COMMANDS)}"
+        hint = f"did you mean {close[0]!r}?" if close else f"available: {', '.join(COMMANDS)}"
         raise UserError(f"unknown command {command!r} ({hint})")
     args, module = parse(command, argv[1:])
     return int(module.run(args) or 0)  # type: ignore[attr-defined]
@@ -120,8 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("vidgen: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output, such as `head`, has left: nothing is wrong. What is still
-        # buffered must not raise again when the interpreter closes stdout.
+        # The reader of the output, such as `head`, has exited, which is not an error. Buffered
+        # output must not raise again when the interpreter closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:

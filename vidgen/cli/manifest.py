@@ -1,4 +1,4 @@
-"""`vidgen manifest`: the list of clips that training reads, from a folder or a table of them."""
+"""`vidgen manifest`: writes the list of clips for training, from a folder or a table."""
 
 import argparse
 import os
@@ -25,12 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=count,
         default=min(32, 2 * (os.cpu_count() or 1)),
-        help="files looked into at a time",
+        help="files probed concurrently",
     )
     parser.add_argument(
         "--leave-out",
         action="store_true",
-        help="write the manifest without clips that cannot be read, and a list of those",
+        help="omit clips that cannot be read, and write a list of them",
     )
 
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         path, why = found.bad[0]
         raise UserError(
             f"{len(found.bad)} of {len(clips)} clips cannot be used, the first is {path}, which "
-            f"{why}; mend or remove them, or add --leave-out to write the manifest without them"
+            f"{why}; repair or remove them, or add --leave-out to omit them from the manifest"
         )
     if not found.rows:
         raise UserError(f"none of {len(clips)} clips can be read; no manifest was written")

@@ -1,4 +1,4 @@
-"""`vidgen plan`: memory, step times, days and dollars of a recipe."""
+"""`vidgen plan`: estimates memory, step times, days and cost of a recipe."""
 
 import argparse
 import json
@@ -38,7 +38,7 @@ def price(text: str) -> float:
 
 
 def amount(what: str) -> Callable[[str], float]:
-    """The `type` of an argument that is a number from 0 up."""
+    """The `type` of an argument that is a number of at least 0."""
 
     def read(text: str) -> float:
         try:
@@ -57,10 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpu",
         default="h200",
-        help="a100, h100, h200 (default) or b200, or the .json that `vidgen doctor --json` wrote",
+        help="a100, h100, h200 (default) or b200, or a .json file from `vidgen doctor --json`",
     )
     parser.add_argument(
-        "--links", metavar="FILE", help="what `vidgen doctor --distributed --json` wrote"
+        "--links", metavar="FILE", help="a .json file from `vidgen doctor --distributed --json`"
     )
     parser.add_argument("--gpus", metavar="N", type=count, default=8, help="default 8")
     parser.add_argument(
@@ -76,12 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the wall time spent in steps; default: the report's, stage 1",
     )
     parser.add_argument(
-        "--fit-batches", action="store_true", help="find the batch of every bucket anew"
+        "--fit-batches", action="store_true", help="search the batch size of every bucket"
     )
     parser.add_argument(
         "--search",
         action="store_true",
-        help="find the batch of every bucket by trying on the GPU at hand",
+        help="search the batch size of every bucket by measuring on this GPU",
     )
     parser.add_argument(
         "--roofline",
@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="time by part of the longest bucket's forward and backward on one GPU, which bound "
         "holds, and what each lever is expected to give",
     )
-    parser.add_argument("--price", metavar="USD", type=price, help="dollars a GPU and hour")
+    parser.add_argument("--price", metavar="USD", type=price, help="dollars per GPU and hour")
     parser.add_argument(
         "--mtbf",
         metavar="HOURS",
@@ -109,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         type=amount("a number of seconds"),
         default=10.0,
-        help="seconds for which a checkpoint stops training; default 10",
+        help="seconds for which a checkpoint blocks training; default 10",
     )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
 
@@ -204,7 +204,7 @@ def searched(recipe: "Recipe") -> list[str]:
     from vidgen.plan.workload import workload_of
 
     if not torch.cuda.is_available():
-        raise UserError("--search measures on a GPU, and torch sees none; leave it out to estimate")
+        raise UserError("--search measures on a GPU, but torch finds none; omit it to estimate")
     bench = Bench(workload_of(recipe), torch.device("cuda"), torch.bfloat16)
     rows = [["bucket", "batch", "forward ms", "backward ms", "videos/s", "MFU", "GB"]]
     for found in search(bench):
@@ -272,7 +272,7 @@ def memory_by_part(found: TrainingPlan) -> list[list[str]]:
 
 
 def kept_blocks(found: TrainingPlan) -> list[list[str]]:
-    """For each bucket what its blocks do, and below it what would take less, if anything would."""
+    """The policy of each bucket's blocks, and below it a cheaper one if there is any."""
     rows = [["blocks, dual + single", "", "again s", "copies s", "GB", "on the host", "step s"]]
     for row in found.rows:
         rows.append([row.bucket, *keeping(row.keeps)])
@@ -302,5 +302,5 @@ def keeping(found: "Keeping") -> list[str]:
 
 def cost(found: TrainingPlan) -> str:
     if found.dollars is None:
-        return f"no price known for {found.gpu.name}: give --price"
+        return f"no price known for {found.gpu.name}: pass --price"
     return f"{found.dollars:,.0f} USD"

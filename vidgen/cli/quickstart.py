@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 EXAMPLE = """\
   vidgen quickstart
-  vidgen quickstart train.steps=200 checkpoint.every=50     # a quick look, nothing well learnt
+  vidgen quickstart train.steps=200 checkpoint.every=50     # faster; the model will be undertrained
 
-exit status: 0 when the videos reach the targets for colour, direction and shape, 1 when they are
-below one of them, 2 when the command cannot run
+exit status: 0 if the videos reach the targets for colour, direction and shape, 1 if they are below
+one of them, 2 if the command cannot run
 """
 
 TARGETS = {"colour": 0.95, "direction": 0.90, "shape": 0.60}
-BELOW_TARGET = 1  # exit status: everything ran, and the model does not follow its prompts
+BELOW_TARGET = 1  # exit status: everything ran, but the model does not follow its prompts
 FRAMES = 17
-EXTRA_HELD_OUT = 2  # more videos of each held-out scene than of the others
+EXTRA_HELD_OUT = 2  # additional videos of each held-out scene
 SAMPLE_BATCH = 16
-# What a quickstart leaves in its folder, besides the data.
+# What a quickstart writes to its folder, besides the data.
 PRODUCTS = (
     *("checkpoints", "metrics.jsonl", "recipe.yaml", "tensorboard"),
     *("samples", "control", "summary.json", "report.html"),
@@ -46,17 +46,17 @@ PRODUCTS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="values of the recipe to replace"
-    )
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="overrides of the recipe")
     parser.add_argument(
         "--recipe", default="quickstart", metavar="RECIPE", help="a name or a YAML file"
     )
     parser.add_argument(
-        "--clips", metavar="N", type=count, default=16, help="17-frame clips of each scene"
+        "--clips", metavar="N", type=count, default=16, help="17-frame clips per scene"
     )
     parser.add_argument(
-        "--fresh", action="store_true", help="begin anew where an interrupted one could go on"
+        "--fresh",
+        action="store_true",
+        help="start from scratch instead of resuming an interrupted run",
     )
 
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class Quickstart:
-    """Each phase prints one line when it begins and one when it ends, with its seconds."""
+    """Runs the phases; each prints a line at its start, and one with its seconds at its end."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Quickstart:
         self.phases: list[tuple[str, float]] = []
 
     def run(self) -> list[str]:
-        """What is below its target."""
+        """Run all phases; returns the scores below their targets."""
         if (self.folder / "report.html").exists():
             print(f"{self.folder} holds a finished quickstart; it is replaced")
             self.remove_products()
@@ -114,7 +114,7 @@ class Quickstart:
         print(f"[{len(self.phases)}/4] {name}: {self.phases[-1][1]:.0f} s", flush=True)
 
     def remove_products(self) -> None:
-        """Nothing else: the folder is the user's to name."""
+        """Remove only known files: the user chose the folder."""
         for path in (self.folder / name for name in PRODUCTS):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -129,12 +129,12 @@ class Quickstart:
         from vidgen.data.synthetic.shapes import HELD_OUT, SCENES, write_dataset
 
         manifest = Path(self.recipe.data.manifest)
-        note = manifest.with_name("quickstart.json")  # beside data of our own making
+        note = manifest.with_name("quickstart.json")  # next to generated data
         asked = {"clips": self.clips, "seed": self.recipe.seed, "vidgen": __version__}
         if manifest.exists():
             made = json.loads(note.read_text()) if note.exists() else None
             if made in (asked, None):
-                print(f"{manifest} is there already{'' if made else '; it is used as it is'}")
+                print(f"{manifest} exists already{'' if made else '; it is used unchanged'}")
                 return
             manifest.unlink()
         files.write_text(note, json.dumps(asked))
@@ -143,10 +143,10 @@ class Quickstart:
         with tqdm(total=total, unit="clip", desc="write clips") as bar:
             write_dataset(manifest.parent, clips=clips, seed=self.recipe.seed, progress=bar.update)
 
-    # 2. and 3. Training, in processes of its own, as a user starts it
+    # 2. and 3. Training, in separate processes, as a user starts it
 
     def train_until_killed(self) -> int | None:
-        """SIGKILL after the checkpoint nearest to half way; the step that was reached."""
+        """Train and SIGKILL after the checkpoint nearest to half way; returns the step reached."""
         from vidgen.runtime import checkpoint
 
         every, steps = self.recipe.checkpoint.every, self.recipe.train.steps
@@ -165,7 +165,7 @@ class Quickstart:
                     print(f"killed at step {self._last_step()}, with checkpoint {half} saved")
                     return self._last_step()
         self._check(child)
-        return None  # it was done before it could be killed
+        return None  # training finished before it could be killed
 
     def train_to_the_end(self) -> int:
         from vidgen.runtime import checkpoint
@@ -183,7 +183,7 @@ class Quickstart:
 
     @contextmanager
     def _minding(self, child: "subprocess.Popen[bytes]") -> Iterator[None]:
-        """Ctrl-C reaches the child too: let it save before leaving. SIGTERM is passed on."""
+        """On Ctrl-C, which the child receives too, wait for it to save; forward SIGTERM."""
 
         def leave(number: int, frame: object) -> None:
             raise SystemExit(128 + number)
@@ -193,7 +193,7 @@ class Quickstart:
             yield
         except KeyboardInterrupt:
             child.wait()
-            print("the same `vidgen quickstart` goes on from there", flush=True)
+            print("the same `vidgen quickstart` resumes from there", flush=True)
             raise
         finally:
             signal.signal(signal.SIGTERM, before)
@@ -204,7 +204,7 @@ class Quickstart:
     def _check(self, child: "subprocess.Popen[bytes]") -> None:
         if child.returncode:
             raise UserError(
-                f"training ended with exit code {child.returncode}; its message stands above"
+                f"training ended with exit code {child.returncode}; see its message above"
             )
 
     def _last_step(self) -> int:
@@ -224,7 +224,7 @@ class Quickstart:
         asked = [scene.caption for scene in scenes]
         return {
             "prompted": self._judge_all(pipeline, scenes, asked, "samples"),
-            # The same model, blind: what the judge gives when the prompt is not read.
+            # The control: the same model without text.
             "control": self._judge_all(pipeline, scenes, [""] * len(scenes), "control"),
         }
 
@@ -258,7 +258,7 @@ class Quickstart:
                 bar.update(len(group))
         return judged
 
-    # 5. What came of it
+    # 5. Results
 
     def summarise(
         self, results: dict[str, list["Judged"]], killed_at: int | None, resumed_at: int
@@ -312,7 +312,7 @@ class Quickstart:
             self.folder,
             title="vidgen quickstart",
             subtitle="A small model trained on moving shapes, killed half way, resumed, sampled "
-            "and judged by pixels alone.",
+            "and judged from pixels only.",
             facts={
                 "colour right": f"{summary['adherence']['colour']:.0%}",
                 "direction right": f"{summary['adherence']['direction']:.0%}",
@@ -350,7 +350,7 @@ class Quickstart:
 
 
 class Judged:
-    """One sampled video, what was asked of it and what the judge saw."""
+    """One sampled video, its prompt and the judge's verdict."""
 
     def __init__(self, scene: "Scene", request: "Request", path: Path, verdict: "Verdict") -> None:
         self.scene, self.request, self.path, self.verdict = scene, request, path, verdict
@@ -363,7 +363,7 @@ class Judged:
 
 
 def scores(judged: Sequence[Judged]) -> dict[str, Any]:
-    """The fraction right of each attribute, and of how many videos."""
+    """The fraction of correct videos per attribute, and the number of videos."""
     matches = [j.verdict.matches(j.scene) for j in judged]
     rates = {name: round(sum(m[name] for m in matches) / len(matches), 4) for name in TARGETS}
     return {**rates, "videos": len(judged)}

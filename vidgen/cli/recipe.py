@@ -1,4 +1,4 @@
-"""`vidgen recipe`: look at recipes without running them."""
+"""`vidgen recipe`: inspects recipes without running them."""
 
 import argparse
 
@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
         choices=tuple(TAKES),
-        help="list: the recipes that come with vidgen; show: every value, defaults included; copy: "
-        "one of vidgen's to a new file; validate: check; diff: what differs; explain: the "
+        help="list: the recipes included in vidgen; show: every value, including defaults; copy: "
+        "a recipe to a new file; validate: check; diff: the differences; explain: the "
         "section or table of the report that each value comes from",
     )
     parser.add_argument(
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def validate(paths: list[str], overrides: list[str]) -> int:
-    """Checks every file before it fails, so that one run shows all that is wrong."""
+    """Check every file before failing, so that one run shows all errors."""
     from vidgen.recipe import read_any
 
     problems = []

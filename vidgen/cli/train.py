@@ -1,4 +1,4 @@
-"""`vidgen train`: run a recipe, going on from its newest checkpoint where there is one."""
+"""`vidgen train`: trains a recipe, resuming from its newest checkpoint if there is one."""
 
 import argparse
 import os
@@ -18,12 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--stop-after",
         metavar="N",
         type=count,
-        help="save and stop at step N; the same command without it goes on from there",
+        help="save and stop at step N; the same command without it resumes",
     )
     parser.add_argument(
         "--fresh",
         action="store_true",
-        help="start at step 0; what the run directory holds is moved beside it",
+        help="start at step 0; the run directory's contents are moved aside",
     )
     parser.add_argument(
         "--from",
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     from vidgen.recipe.autoencoder import AutoencoderRecipe, read_any
 
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
-        # What torchrun starts again resumes from its newest checkpoint: the first start chose.
+        # Restarts by torchrun resume from the newest checkpoint; only the first start can choose.
         args.fresh, args.from_step = False, None
     if args.fresh and args.from_step is not None:
         raise UserError("--fresh starts at step 0 and --from resumes: give one of them")

@@ -1,8 +1,7 @@
-"""How close a reconstruction is to its video: PSNR and SSIM of each frame.
+"""Fidelity of a reconstruction: PSNR and SSIM of each frame.
 
-Beside frames as every measure takes them (`metrics.frames`), both take batches of float pixels
-(B, C, T, H, W), in [0, 1] unless `peak` says otherwise, as autoencoders have them. Report the mean
-over frames, so that clips of any length weigh by their frames.
+Both take uint8 frames (see `metrics.frames`) or batches of float pixels (B, C, T, H, W), in [0, 1]
+unless `peak` is given. Report the mean over all frames, so that clips are weighted by their length.
 """
 
 import torch
@@ -61,5 +60,5 @@ def ssim(video: Frames, other: Frames) -> Tensor:
 
 
 def _unit_BCTHW(video: Frames) -> Tensor:
-    """A batch of one, in [0, 1]."""
+    """The video as a batch of one, in [0, 1]."""
     return (frames_THWC(video).double() / 255).permute(3, 0, 1, 2)[None]

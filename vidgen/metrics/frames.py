@@ -1,7 +1,7 @@
-"""What every measure takes: one video's frames (T, H, W, C), uint8, numpy or torch.
+"""The input of every metric: one video's frames (T, H, W, C), uint8, numpy or torch.
 
-A measure returns float64: one figure a frame, or one a pair of neighbouring frames. It runs where
-a tensor lies; arrays are measured on the CPU.
+A metric returns float64: one value per frame, or per pair of neighbouring frames. It runs on the
+tensor's device; arrays are measured on the CPU.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ LUMA = (0.299, 0.587, 0.114)  # BT.601
 
 
 def frames_THWC(video: Frames) -> Tensor:
-    """The frames as a tensor; refuses another shape or dtype."""
+    """The frames as a tensor; raises for another shape or dtype."""
     if isinstance(video, np.ndarray):
         video = torch.from_numpy(np.ascontiguousarray(video))
     frames = video
@@ -26,11 +26,11 @@ def frames_THWC(video: Frames) -> Tensor:
 
 
 def is_frames(video: Frames) -> bool:
-    """Whether it is a video's uint8 frames, and not a batch of float pixels."""
+    """Whether the input is uint8 frames rather than a batch of float pixels."""
     return video.dtype in (np.uint8, torch.uint8)
 
 
 def luma_THW(video: Frames) -> Tensor:
-    """Brightness, 0 to 255."""
+    """Luma, 0 to 255."""
     frames = frames_THWC(video).double()
     return frames @ frames.new_tensor(LUMA)

@@ -1,4 +1,4 @@
-"""How sharp the frames of a video are."""
+"""Sharpness of the frames of a video."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -7,9 +7,9 @@ from vidgen.metrics.frames import Frames, luma_THW
 
 
 def laplacian_variance(video: Frames) -> Tensor:
-    """Variance of the brightness's Laplacian, (T,): low where a frame is blurred or flat.
+    """Variance of the Laplacian of luma, (T,): low for a blurred or flat frame.
 
-    The kernel is the 4-neighbour one, at the positions where it lies inside the picture.
+    Uses the 4-neighbour kernel, at valid positions only.
     """
     luma = luma_THW(video)
     kernel = luma.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])

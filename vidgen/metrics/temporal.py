@@ -1,4 +1,4 @@
-"""How a video changes from frame to frame."""
+"""Changes between the frames of a video."""
 
 from torch import Tensor
 
@@ -15,9 +15,9 @@ def change(video: Frames) -> Tensor:
 
 
 def flicker(video: Frames) -> Tensor:
-    """How far each frame's mean brightness lies from the mean of its neighbours', (T - 2,).
+    """Difference of each frame's mean luma from the mean of its neighbours', (T - 2,).
 
-    In levels of 255. Steady fades and things that move inside the picture do not count.
+    In levels of 255. Steady fades and motion within the picture do not count.
     """
     mean = luma_THW(video).mean(dim=(1, 2))
     return (mean[1:-1] - (mean[:-2] + mean[2:]) / 2).abs()

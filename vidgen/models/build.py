@@ -1,4 +1,4 @@
-"""Building the parts a recipe names: transformer, autoencoder, text encoder."""
+"""Builds the parts a recipe names: transformer, autoencoder, text encoder."""
 
 from typing import Annotated
 
@@ -65,7 +65,7 @@ def build_text(config: TextConfig, device: torch.device, dtype: torch.dtype) -> 
 def check_parts_fit(
     model: MMDiTConfig, autoencoder: Autoencoder, text: TextEncoder | TextConfig
 ) -> None:
-    """The widths at which the parts of a recipe meet; of the text its config tells them too."""
+    """Check that the widths of a recipe's parts match; the text's widths come from its config."""
     for key, has, part, gives in (
         ("in_channels", model.latent_channels, "the autoencoder", autoencoder.latent_channels),
         ("context_in_dim", model.context_in_dim, "text tokens", text.token_width),

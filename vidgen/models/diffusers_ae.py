@@ -18,14 +18,14 @@ class DiffusersAE(nn.Module):
     causal: bool
 
     def __init__(self, module: Any, latent_channels: int, scale: float, shift: float = 0.0) -> None:
-        """Of a module with its weights."""
+        """Wrap a module that has its weights."""
         super().__init__()
         self.module = module.eval().requires_grad_(False)
         self.latent_channels, self.scale, self.shift = latent_channels, scale, shift
 
     @torch.no_grad()
     def encode(self, video_BCTHW: Tensor, seeds: Sequence[int]) -> Tensor:
-        """A sample of the posterior, drawn for each video from its own seed."""
+        """A sample of the posterior, drawn for each video from its seed."""
         Geometry.of(self).latent_grid(*video_BCTHW.shape[2:])
         mean, std = self.posterior(video_BCTHW.to(self.module.dtype))
         sample = mean + std * posterior_noise(mean, seeds)
@@ -55,9 +55,9 @@ def filled(
     shapes: Shapes,
     published_name: Callable[[str], str] = str,
 ) -> nn.Module:
-    """A module from the meta device with the weights of a published file, which holds tensors of
-    these shapes; a wrong, missing or extra one is an error."""
-    nn.Module.to(module, dtype)  # diffusers' own `to` warns of a case that is not here
+    """Fill a module on the meta device from a published file with tensors of these shapes; a wrong,
+    missing or extra tensor is an error."""
+    nn.Module.to(module, dtype)  # diffusers' own `to` warns about a case that does not apply
     with open_source(source) as tensors:
         check_tensors(tensors, shapes)
         module.to_empty(device=device)

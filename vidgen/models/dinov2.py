@@ -1,4 +1,4 @@
-"""DINOv2's patch features of images, through transformers, with weights from a folder."""
+"""DINOv2 patch features of images, through transformers, with weights from a folder."""
 
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,17 @@ from torch.nn import functional as F
 
 from vidgen.errors import UserError
 
-# Of ImageNet's colours in [0, 1], which DINOv2 was trained with.
+# ImageNet's mean and deviation of colours in [0, 1], as in DINOv2's training.
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-AT_ONCE = 32  # images, which bounds the memory
+AT_ONCE = 32  # images per batch, to bound memory
 
 
 class DINOv2:
-    """Frozen; one feature for each cell of a grid over an image."""
+    """A frozen DINOv2 that computes one feature per cell of a grid over an image."""
 
     def __init__(self, path: str | Path, *, device: torch.device, dtype: torch.dtype) -> None:
-        """`path` is a folder of Hugging Face's form, such as a download of facebook/dinov2-large:
-        config.json and model.safetensors."""
+        """`path` is a folder with config.json and model.safetensors, such as a download of
+        facebook/dinov2-large."""
         folder = Path(path).expanduser()
         if not (folder / "config.json").is_file():
             found = "holds no config.json" if folder.is_dir() else "no such folder"
@@ -40,8 +40,8 @@ class DINOv2:
 
     @torch.no_grad()
     def __call__(self, images_NHWC: Tensor, rows: int, columns: int) -> Tensor:
-        """Features (N, rows, columns, width) of uint8 images, whose sides are scaled so that one
-        patch covers one cell."""
+        """Features (N, rows, columns, width) of uint8 images, resized so that one patch covers one
+        cell."""
         parts = [self._features(part, rows, columns) for part in images_NHWC.split(AT_ONCE)]
         return torch.cat(parts)
 
@@ -53,7 +53,7 @@ class DINOv2:
         mean, deviation = (x.new_tensor(each).view(3, 1, 1) for each in (MEAN, DEVIATION))
         pixels = ((x - mean) / deviation).to(self._dtype)
         found: Tensor = self._model(pixel_values=pixels).last_hidden_state
-        return found[:, 1:].reshape(count, rows, columns, self.width)  # 0 is the whole image's
+        return found[:, 1:].reshape(count, rows, columns, self.width)  # token 0 is the class token
 
 
 def _load(kind: Any, path: str | Path, folder: Path, dtype: torch.dtype) -> Any:
@@ -64,7 +64,7 @@ def _load(kind: Any, path: str | Path, folder: Path, dtype: torch.dtype) -> Any:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{path}: cannot be loaded as DINOv2: {first}") from error
-    # Left to itself transformers fills what a file lacks with random numbers.
+    # By default transformers initialises missing tensors randomly.
     if missing := sorted(loaded["missing_keys"]):
         raise UserError(
             f"{path}: lacks '{missing[0]}' and {len(missing) - 1} more tensors of DINOv2"

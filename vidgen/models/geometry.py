@@ -16,11 +16,11 @@ class Compressing(Protocol):
 
 @dataclass(frozen=True)
 class Geometry:
-    """What an autoencoder and a model's patches make of a video's frames, rows and columns."""
+    """Maps a video's frames, rows and columns to latents and tokens."""
 
-    compression: tuple[int, int, int] = (4, 8, 8)  # frames, rows, columns behind a latent position
-    causal: bool = True  # the first frame is a latent frame of its own: T = 4k + 1; else T = 4k
-    patch: int = 2  # side, in latents, of the model's tokens
+    compression: tuple[int, int, int] = (4, 8, 8)  # frames, rows, columns per latent position
+    causal: bool = True  # the first frame is a separate latent frame: T = 4k + 1; else T = 4k
+    patch: int = 2  # side of a token in latents
 
     @classmethod
     def of(cls, autoencoder: Compressing, patch: int = 1) -> "Geometry":
@@ -29,13 +29,13 @@ class Geometry:
 
     @property
     def unit(self) -> tuple[int, int]:
-        """Rows and columns of a token, in pixels: a video's sides are multiples of them."""
+        """Height and width of a token in pixels; a video's sides are multiples of them."""
         _, rows, columns = self.compression
         return rows * self.patch, columns * self.patch
 
     @property
     def side(self) -> int:
-        """Side of a token, in pixels, of an autoencoder that compresses both sides alike."""
+        """Side of a token in pixels, for an autoencoder that compresses both sides equally."""
         rows, columns = self.unit
         if rows != columns:
             raise ValueError(f"tokens are {rows}x{columns} pixels; expected squares")
@@ -43,21 +43,21 @@ class Geometry:
 
     @property
     def first(self) -> int:
-        """Pixel frames of the first latent frame that are not `compression[0]`: 1 if causal."""
+        """1 if causal, as the first latent frame is then a single pixel frame; else 0."""
         return 1 if self.causal else 0
 
     @property
     def least_frames(self) -> int:
-        """The shortest video; a single frame is an image, which every autoencoder takes."""
+        """Frames of the shortest video; a single frame, an image, is always accepted."""
         step = self.compression[0]
         if self.causal:
             return step + 1
-        # Without causality a single latent frame is an image's: `step` frames would come back as 1.
+        # A single non-causal latent frame is an image: `step` frames would decode to 1.
         return 2 * step if step > 1 else 1
 
     @property
     def frame_form(self) -> str:
-        """The frame counts it takes, in words."""
+        """The accepted frame counts, in words."""
         step = self.compression[0]
         if self.causal:
             return f"{step}k+1"
@@ -68,28 +68,28 @@ class Geometry:
         return frames == 1 or (frames >= self.least_frames and (frames - self.first) % step == 0)
 
     def nearest_frames(self, frames: int) -> tuple[int, int]:
-        """The frame counts it takes just below and above one that it does not take."""
+        """The nearest accepted frame counts below and above one that is not accepted."""
         step, least = self.compression[0], self.least_frames
         low = (frames - self.first) // step * step + self.first
         return low if low >= least else 1, max(low + step, least)
 
     def latent_frames(self, frames: int) -> int:
-        """Of a frame count that `takes` allows; of another, those that its whole steps fill."""
+        """Latent frames of a frame count; counts that `takes` rejects are rounded down."""
         return max(1, (frames - self.first) // self.compression[0] + self.first)
 
     def pixel_frames(self, latent_frames: int) -> int:
-        """Pixel frames of a video (not an image) of so many latent frames."""
+        """Pixel frames of a video (not an image) with `latent_frames` latent frames."""
         return (latent_frames - self.first) * self.compression[0] + self.first
 
     def frames_behind(self, latent: int, frames: int) -> slice:
-        """The pixel frames, of `frames`, that a latent frame stands for."""
+        """The slice of `frames` pixel frames that a latent frame encodes."""
         if frames == 1:
             return slice(0, 1)
         end = self.pixel_frames(latent + 1)
         return slice(max(0, end - self.compression[0]), end)
 
     def latent_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Latent (t, h, w) of a video; raises ValueError naming the nearest sizes it can take."""
+        """Latent (t, h, w) of a video; raises ValueError naming the nearest accepted sizes."""
         for name, size, unit in zip(("height", "width"), (height, width), self.unit, strict=True):
             if size <= 0 or size % unit:
                 low = size // unit * unit
@@ -105,7 +105,7 @@ class Geometry:
         return self.latent_frames(frames), height // rows, width // columns
 
     def token_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Tokens along frames, rows and columns, of the whole ones that fit."""
+        """Whole tokens along frames, rows and columns."""
         rows, columns = self.unit
         return self.latent_frames(frames), height // rows, width // columns
 
@@ -114,4 +114,4 @@ class Geometry:
         return t * h * w
 
 
-DEFAULT = Geometry()  # of most video autoencoders, and of the report's model
+DEFAULT = Geometry()  # of most video autoencoders, including the report's

@@ -1,4 +1,4 @@
-"""LPIPS through the lpips package, with VGG-16 weights from a file: nothing is downloaded."""
+"""LPIPS through the lpips package, with VGG-16 weights from a file; downloads nothing."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ class LPIPS(nn.Module):
                 f"LPIPS needs the packages lpips and torchvision ({error}): "
                 'pip install "vidgen[dcae]"'
             ) from error
-        # The package carries LPIPS' own linear weights; the backbone starts random and is filled.
+        # The package contains LPIPS' linear weights; the backbone is filled from the file.
         self.model = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
         backbone = self.model.net.state_dict()
         for name, target in backbone.items():  # slice3.10.weight is VGG's features.10.weight

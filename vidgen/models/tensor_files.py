@@ -1,4 +1,4 @@
-"""Safetensors files read and written a tensor at a time, in the memory of one tensor."""
+"""Reads and writes safetensors files one tensor at a time."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from vidgen.runtime.checkpoint import find_step
 from vidgen.runtime.files import read_bytes, replacing
 
 DTYPES, DTYPE_NAMES = dtypes.by_name(), dtypes.names()
-READ_CHUNK = 256 << 20  # bytes a system call; Linux stops a little short of 2 GiB
+READ_CHUNK = 256 << 20  # bytes per system call; Linux transfers slightly less than 2 GiB at most
 PathOrTensors = str | os.PathLike[str] | Mapping[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -38,12 +38,12 @@ class TensorInfo:
 
 
 class TensorSource(Protocol):
-    """Named tensors that can be read by rows, wherever they lie."""
+    """Named tensors that can be read by rows, from any storage."""
 
-    where: str  # how error messages name it
+    where: str  # its name in error messages
     infos: dict[str, TensorInfo]
     metadata: dict[str, str]
-    readers: int  # threads that may read at once, to some use
+    readers: int  # useful number of concurrent reader threads
 
     def read(self, name: str, out: Tensor, row: int = 0) -> None:
         """Fill `out` (contiguous, on the CPU, the source's dtype) from row `row` onwards."""
@@ -51,7 +51,7 @@ class TensorSource(Protocol):
 
 
 class TensorDict:
-    """Tensors that are in memory already."""
+    """Tensors in memory."""
 
     readers = 1
 
@@ -68,7 +68,7 @@ class TensorDict:
 class TensorFiles:
     """One safetensors file or the shards of one checkpoint; a context manager."""
 
-    readers = 4  # one thread copies out of the page cache more slowly than a good disk reads
+    readers = 4  # a single thread copies from the page cache more slowly than a fast disk reads
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.where = str(path)
@@ -99,7 +99,7 @@ class TensorFiles:
                 raise UserError(f"{file}: tensor '{name}' is in another shard too")
             entry = header[name]
             if entry["dtype"] not in DTYPES:
-                raise UserError(f"{file}: tensor '{name}' has the unknown type {entry['dtype']}")
+                raise UserError(f"{file}: tensor '{name}' has the unknown dtype {entry['dtype']}")
             self.infos[name] = TensorInfo(DTYPES[entry["dtype"]], tuple(entry["shape"]))
             self._places[name] = (descriptor, start + entry["data_offsets"][0])
 
@@ -118,7 +118,7 @@ class TensorFiles:
                     f"{self.where}: cannot be read: {error.strerror} (at tensor '{name}')"
                 ) from error
             if not got:
-                raise UserError(f"{self.where}: ended while '{name}' was read; copy it again")
+                raise UserError(f"{self.where}: ends before the data of '{name}'; copy it again")
             offset += got
             view = view[got:]
 
@@ -142,7 +142,7 @@ class TensorFiles:
 def check_tensors(
     source: TensorSource, expected: Shapes, allowed_missing: Iterable[str] = ()
 ) -> None:
-    """Refuse a wrong, missing or extra tensor by name."""
+    """Raise for a wrong, missing or extra tensor, by name."""
     problems = []
     allowed = set(allowed_missing)
     for name, shape in expected.items():
@@ -196,7 +196,7 @@ def write_tensors(
     tensors: Iterable[tuple[str, Tensor]],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write the tensors as they come, in the order of `infos`; the file appears when complete."""
+    """Write the tensors in the order of `infos`; the file appears when complete."""
     path = Path(path)
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -233,19 +233,19 @@ def _write(
         for name, tensor in tensors:
             given = (name, TensorInfo(tensor.dtype, tuple(tensor.shape)))
             if given != next(expected, None):
-                raise ValueError(f"{given} is not the tensor the header announces next")
+                raise ValueError(f"{given} is not the next tensor in the header")
             file.write(_bytes_of(tensor.contiguous()))
         if (left := next(expected, None)) is not None:
-            raise ValueError(f"{left} was announced in the header and never given")
+            raise ValueError(f"{left} is in the header but was not written")
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    # numpy has no bfloat16, so the bytes are taken before it looks.
+    # numpy has no bfloat16, so convert to bytes first.
     return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _files_of(path: Path) -> list[tuple[Path, set[str] | None]]:
-    """The files to read, and of each the tensors its index promises (None: all it holds)."""
+    """The files to read, and the tensors the index lists for each (None: all of them)."""
     if path.is_file() and path.name.endswith(".index.json"):
         return _files_of_index(path)
     if path.is_file() or not path.exists():
@@ -277,11 +277,11 @@ def _files_of_index(index: Path) -> list[tuple[Path, set[str] | None]]:
 
 
 def _read_header(file: Path, descriptor: int) -> tuple[dict, int]:
-    """The parsed header and where the data starts; every claim it makes is checked."""
+    """The parsed and validated header, and the offset of the data."""
     size = os.fstat(descriptor).st_size
     length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
     if size < 8 or length > size - 8:
-        raise UserError(f"{file}: is not a safetensors file, or is cut short ({size} bytes)")
+        raise UserError(f"{file}: is not a safetensors file, or is truncated ({size} bytes)")
     if length > limits.HEADER_BYTES:
         raise UserError(
             f"{file}: has a safetensors header of {length} bytes; at most {limits.HEADER_BYTES} "
@@ -308,7 +308,7 @@ def _read_header(file: Path, descriptor: int) -> tuple[dict, int]:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     if start + end != size:
         raise UserError(
-            f"{file}: is cut short or damaged: the header describes {start + end} bytes, "
+            f"{file}: is truncated or damaged: the header describes {start + end} bytes, "
             f"the file has {size}; copy it again"
         )
     return header, start

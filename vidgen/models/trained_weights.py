@@ -1,4 +1,4 @@
-"""The weights in a training checkpoint, read a tensor at a time whatever its sharding."""
+"""Reads the weights in a training checkpoint one tensor at a time, for any sharding."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from vidgen.runtime.checkpoint import GroupReader, read_objects
 
 
 class TrainedWeights:
-    """One group of a step's folder: "model", or "ema" for the averaged weights."""
+    """One group of a step's folder: "model" or "ema"."""
 
     readers = 1
 

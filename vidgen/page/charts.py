@@ -10,7 +10,7 @@ from vidgen.page.kit import Html
 
 WIDTH, HEIGHT = 560, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 14, 34  # margins of the plot, in the same units
-MAX_BINS = 300  # more points than this cannot be told apart at this width
+MAX_BINS = 300  # more points than this cannot be distinguished at this width
 MAX_BARS = 64
 
 Points = Sequence[tuple[float, float]]  # (step, value), steps increasing
@@ -25,7 +25,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """A step worth a vertical line, such as the one a run resumed from."""
+    """A step marked by a vertical line, such as the one a run resumed from."""
 
     step: int
     label: str
@@ -34,10 +34,10 @@ class Mark:
 def line_chart(
     title: str, lines: Sequence[Line], *, marks: Sequence[Mark] = (), from_zero: bool = False
 ) -> Html:
-    """Lines over steps; a logarithmic axis where positive values span more than a factor of 5.
+    """Lines over steps; the axis is logarithmic if positive values span more than a factor of 5.
 
-    The range of values holds all of the last line, which is drawn on top, and 96 % of the
-    others' points: strays may leave the plot rather than flatten it.
+    The range covers all of the last line, which is drawn on top, and 96 % of the other points:
+    outliers are clipped instead of flattening the plot.
     """
     values = [y for _, y in lines[-1].points]
     for line in lines[:-1]:
@@ -53,7 +53,7 @@ def line_chart(
         points = (f"{_x(x_axis, x):.1f},{_y(y_axis, y):.1f}" for x, y in _thin(line.points))
         drawn.append(f'<polyline class="line {line.style}" points="{" ".join(points)}"/>')
     note = " (log scale)" if log else ""
-    # A nested svg cuts off what leaves the plot.
+    # A nested svg clips to the plot.
     box = f"{LEFT} {TOP - 2} {WIDTH - LEFT - RIGHT} {HEIGHT - TOP - BOTTOM + 4}"
     x, y, width, height = box.split()
     body = (
@@ -64,10 +64,10 @@ def line_chart(
 
 
 def stacked_bars(title: str, steps: Sequence[int], parts: Mapping[str, Sequence[float]]) -> Html:
-    """Bars of means over neighbouring steps, `parts` stacked from the bottom up.
+    """Bars of means over neighbouring steps, with `parts` stacked from the bottom up.
 
-    One slow bar (a first step, a checkpoint) must not flatten the others: the axis may end
-    below it, and the bar then carries a mark and its true height in its tooltip.
+    So that one slow bar (a first step, a checkpoint) does not flatten the others, the axis may end
+    below it; the bar then has a mark, and its true height in the tooltip.
     """
     groups = _bins(len(steps), MAX_BARS)
     bars = [{n: _mean(v[i] for i in group) for n, v in parts.items()} for group in groups]
@@ -104,15 +104,15 @@ PHASES = ("data", "encode", "forward", "backward", "optimizer", "checkpoint", "v
 
 
 def phase_class(name: str) -> str:
-    """The CSS class that colours a phase, the same in every chart; grey for unnamed ones."""
+    """The CSS class of a phase's colour, the same in every chart; grey for unknown phases."""
     return f"phase-{name}" if name in PHASES else "phase-other"
 
 
 def smoothed(points: Points) -> list[tuple[float, float]]:
-    """Each value's mean with those around it, up to about a 25th of the run.
+    """A centred moving average over at most about a 25th of the run.
 
-    The window is centred, so that it follows a fast fall without lagging. At the start it narrows
-    to stay so; at the end only its far side is cut, or the curve would end in one noisy value.
+    A centred window follows a fast decrease without lag. It narrows at the start to stay centred;
+    at the end only its far side shrinks, since the curve would otherwise end in one noisy value.
     """
     half = max(2, len(points) // 50)
     sums = [0.0, *itertools.accumulate(y for _, y in points)]
@@ -175,7 +175,7 @@ def _x(axis: _Axis, value: float) -> float:
 
 
 def _y(axis: _Axis, value: float) -> float:
-    # A logarithm needs a positive value: what lies far below the plot is drawn just below it.
+    # A logarithm needs positive values: those far below the plot are drawn just below it.
     if axis.scale is math.log10:
         value = max(value, axis.low / 100)
     return HEIGHT - BOTTOM - axis.place(value) * (HEIGHT - TOP - BOTTOM)
@@ -229,7 +229,7 @@ def _label(value: float) -> str:
 
 
 def _thin(points: Points) -> Points:
-    """At most two points a bin, its lowest and its highest value, so that spikes stay visible."""
+    """At most two points per bin, its minimum and maximum, so that spikes stay visible."""
     if len(points) <= 2 * MAX_BINS:
         return points
     out = []

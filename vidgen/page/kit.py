@@ -1,6 +1,6 @@
-"""Pages in one HTML file that opens without a network: sections, tables, cards, figures.
+"""Self-contained HTML pages that need no network: sections, tables, cards, figures.
 
-Every function takes text and escapes it, and returns `Html`, which others take as it is.
+Every function escapes text and returns `Html`, which is not escaped again.
 """
 
 import os
@@ -25,7 +25,7 @@ NOTHING = Html("")
 
 
 def text(value: object) -> Html:
-    """Escaped, unless it is `Html`."""
+    """The value as escaped markup; `Html` is returned unchanged."""
     return value if isinstance(value, Html) else Html(escape(str(value)))
 
 
@@ -41,7 +41,7 @@ def write_page(
     facts: Mapping[str, object] | None = None,
     sections: Sequence[Html] = (),
 ) -> Path:
-    """Write the page; empty sections are dropped. `facts` are the figures at the top."""
+    """Write the page without empty sections. `facts` are the figures at the top."""
     template = resources.files("vidgen.page").joinpath("page.html")
     page = Template(template.read_text(encoding="utf-8")).substitute(
         title=text(title),
@@ -69,7 +69,7 @@ def grid(cards: Iterable[Html]) -> Html:
 
 
 def unfold(summary: Text, body: Html, *, as_card: bool = False) -> Html:
-    """Shown when the reader opens it."""
+    """A collapsed section that the reader can open."""
     kind = ' class="card"' if as_card else ""
     return Html(f"<details{kind}><summary>{text(summary)}</summary>{body}</details>")
 
@@ -108,7 +108,7 @@ def bar(fraction: float) -> Html:
 
 
 def score(fraction: float | None) -> Html:
-    """A percentage beside its bar; empty for None."""
+    """A percentage with a bar; empty for None."""
     if fraction is None:
         return NOTHING
     return Html(f'<div class="score"><b>{percent(fraction)}</b>{bar(fraction)}</div>')
@@ -125,7 +125,7 @@ def preformatted(content: str) -> Html:
 
 
 def legend(lead: Text, entries: Iterable[tuple[str, Text]]) -> Html:
-    """What the colours of a chart mean: (CSS class, words)."""
+    """A legend of a chart's colours: (CSS class, text)."""
     items = "".join(f'<li><i class="{kind}"></i>{text(words)}</li>' for kind, words in entries)
     return Html(f'<ul class="legend"><li>{text(lead)}</li>{items}</ul>')
 

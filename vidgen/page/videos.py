@@ -1,4 +1,4 @@
-"""Videos in a page: cards, and players that keep several videos at the same moment."""
+"""Videos in a page: cards, and players that keep several videos in sync."""
 
 import base64
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from vidgen.page.kit import NOTHING, Html, join, text, unfold
 
-SHOWN = 18  # videos; the rest unfold
-_SMALL = 128  # pixels: smaller videos are enlarged without smoothing, as they really are
+SHOWN = 18  # videos shown; the rest are collapsed
+_SMALL = 128  # pixels: smaller videos are enlarged without smoothing
 
 
 @dataclass(frozen=True)
 class VideoCard:
-    """An mp4 with what is said below it; it becomes part of the page."""
+    """An mp4 with a caption, embedded in the page."""
 
     path: Path
     caption: str
@@ -30,7 +30,7 @@ class Comparison:
 
 
 def gallery(cards: Sequence[VideoCard], lead: str, *, shown: int = SHOWN) -> Html:
-    """A button that stops all, the first `shown` videos, and the others to unfold."""
+    """A button that pauses all videos, the first `shown` videos, and the others collapsed."""
     figures = [_figure(card, "autoplay loop") for card in cards]
     body = Html(
         f'<div class="bar-top"><p class="lead">{text(lead)}</p>'
@@ -48,7 +48,7 @@ def comparisons(items: Sequence[Comparison]) -> Html:
 
 
 def _comparison(item: Comparison) -> Html:
-    # Without the script the videos still play, each by itself, by the browser's own controls.
+    # Without JavaScript the videos still play, with the browser's controls.
     figures = join(_figure(video, 'controls preload="auto"') for video in item.videos)
     return Html(
         f'<div class="compare" role="group" aria-label="{text(item.title)}">'

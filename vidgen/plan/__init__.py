@@ -1,4 +1,4 @@
-"""What a run needs and costs, before it starts."""
+"""Estimates the memory, time and cost of a run before it starts."""
 
 from vidgen.plan.planner import TrainingPlan, plan
 

@@ -1,4 +1,4 @@
-"""Batch sizes by the report's three steps, over the model of memory and time."""
+"""Searches batch sizes with the report's three steps, using the model of memory and time."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +9,7 @@ from vidgen.plan.cost import Efficiency, StepTime, kept, memory, step_time
 from vidgen.plan.workload import PlannedBucket, Workload
 from vidgen.runtime.observe.gpus import Gpu
 
-_LARGEST = 4096  # clips: no table goes that far, so a search that does is wrong
+_LARGEST = 4096  # clips: a search that reaches this has failed
 
 
 def search_batches(
@@ -19,12 +19,12 @@ def search_batches(
     efficiency: Efficiency,
     longest_batch: int | None = None,
 ) -> Workload:
-    """The workload with the batch of every bucket found anew.
+    """The workload with a new batch size for every bucket.
 
     1. The bucket with the most tokens takes the largest batch that fits in memory (or
-       `longest_batch`, where it is known from a real run). 2. Its times become the limits.
-    3. Every other bucket takes the largest batch that fits and exceeds neither that step time,
-    nor its time to encode and go forward, nor its time to go backward.
+       `longest_batch`, if known from a real run). 2. Its times become the limits. 3. Every other
+    bucket takes the largest batch that fits and exceeds none of these: step time, time of encoding
+    and forward pass, time of the backward pass.
     """
     longest = max(workload.buckets, key=workload.tokens)
 
@@ -50,7 +50,7 @@ def fits(
     try:
         choice = kept(workload, bucket, gpu, gpus, efficiency)
     except NothingFits:
-        return False  # whatever is kept
+        return False  # with any activation policy
     return memory(workload, bucket, gpu, gpus, choice).total <= gpu.memory
 
 
@@ -63,7 +63,7 @@ def within(time: StepTime, limit: StepTime) -> bool:
 
 
 def _largest(fit: Callable[[PlannedBucket], bool], bucket: PlannedBucket) -> int:
-    """The largest batch that fits; what it costs grows with it, so bisection finds it."""
+    """The largest batch that fits, by bisection: the cost grows with the batch."""
 
     def allowed(batch: int) -> bool:
         return fit(replace(bucket, batch=batch))

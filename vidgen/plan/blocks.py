@@ -1,4 +1,4 @@
-"""What a model's blocks keep for the backward pass, and which way of keeping costs least."""
+"""What a model's blocks keep for the backward pass, and the policy with the lowest cost."""
 
 from vidgen.errors import UserError
 from vidgen.plan.workload import PlannedBucket, Workload
@@ -9,11 +9,11 @@ BF16 = 2
 
 
 class NothingFits(UserError):
-    """Whatever the blocks keep, memory is short."""
+    """No activation policy fits in memory."""
 
 
 def block_parameters(workload: Workload) -> tuple[int, int]:
-    """Weights of one dual-stream and one single-stream block; biases and norms left out."""
+    """Weights of one dual-stream and one single-stream block, without biases and norms."""
     width, hidden = workload.model.hidden_size, workload.model.mlp_hidden
     dual = 2 * (4 * width**2 + 2 * width * hidden + 6 * width**2)
     single = width * (3 * width + hidden) + (width + hidden) * width + 3 * width**2
@@ -21,26 +21,26 @@ def block_parameters(workload: Workload) -> tuple[int, int]:
 
 
 def activation_widths(workload: Workload) -> tuple[float, float]:
-    """Values a token leaves behind in a dual and a single block, in units of the model's width.
+    """Activations saved per token in a dual and a single block, in units of the model's width.
 
-    Dual: input, modulated input, projection out, residual, modulated again, MLP out; and, of the
-    heads and hidden values that tensor parallelism divides, qkv 3, joint q k v 3, attention out,
-    the MLP's hidden values before and after GELU. Single: input, modulated input, block out; and
-    qkv 3, rotated q k 2, attention out and its copy beside the MLP, hidden values twice.
+    Dual: input, modulated input, projection output, residual, second modulated input, MLP output;
+    and, divided by tensor parallelism, qkv 3, joint q k v 3, attention output, the MLP's hidden
+    values before and after GELU. Single: input, modulated input, block output; and qkv 3, rotated
+    q k 2, attention output and its copy next to the MLP's, hidden values twice.
     """
     ratio, ways = workload.model.mlp_ratio, workload.tensor
     return 6 + (7 + 2 * ratio) / ways, 3 + (7 + 2 * ratio) / ways
 
 
 def product_widths(workload: Workload) -> tuple[float, float]:
-    """The same of inputs, matrix products and attention alone."""
+    """Like `activation_widths`, but only inputs, matrix products and attention."""
     ratio, ways = workload.model.mlp_ratio, workload.tensor
     return 3 + (4 + ratio) / ways, 2 + (4 + ratio) / ways
 
 
 def block_flops(workload: Workload, tokens: float, attended: float) -> float:
-    """Forward, of `tokens` that each attend to `attended`; a token passes one stream of a dual
-    block, so both kinds cost the same."""
+    """Forward FLOPs of `tokens` that each attend to `attended`. A token passes through one stream
+    of a dual block, so both kinds of block cost the same."""
     width = workload.model.hidden_size
     return tokens * (2 * (4 + 2 * workload.model.mlp_ratio) * width**2 + 4 * attended * width)
 
@@ -48,14 +48,14 @@ def block_flops(workload: Workload, tokens: float, attended: float) -> float:
 def block_costs(
     workload: Workload, tokens: float, attended: float, gpu: Gpu, rate: float
 ) -> list[BlockCost]:
-    """Of each block in order, on one GPU at `rate` FLOP/s; `tokens` are its whole batch's."""
+    """The cost of each block in order, on one GPU at `rate` FLOP/s; `tokens` counts its batch."""
     token_bytes = BF16 * workload.model.hidden_size * tokens
     forward = block_flops(workload, tokens, attended) / workload.tensor / rate
     kinds = []
     for everything, products in zip(
         activation_widths(workload), product_widths(workload), strict=True
     ):
-        # What is not a product is read and written once.
+        # Everything except matrix products is read and written once.
         cheap = 2 * (everything - products) * token_bytes / gpu.memory_bandwidth
         kinds.append(
             BlockCost(
@@ -71,12 +71,12 @@ def block_costs(
 
 
 def working_bytes(workload: Workload, tokens: float) -> float:
-    """The block in the backward pass holds its activations and about as much in gradients."""
+    """The block in the backward pass holds its activations and about as many gradients."""
     return 2 * max(activation_widths(workload)) * BF16 * workload.model.hidden_size * tokens
 
 
 def in_flight_bytes(workload: Workload, tokens: float, blocks: tuple[BlockMemory, ...]) -> float:
-    """What blocks sent to the host have on the device while the next ones run: two at a time."""
+    """Device memory of offloaded blocks whose copies are in flight: two at a time."""
     widths = {
         BlockMemory.OFFLOAD: max(activation_widths(workload)),
         BlockMemory.OFFLOAD_PRODUCTS: max(product_widths(workload)),
@@ -89,17 +89,17 @@ def in_flight_bytes(workload: Workload, tokens: float, blocks: tuple[BlockMemory
 def keeping(
     workload: Workload, tokens: float, attended: float, gpu: Gpu, rate: float, room: float
 ) -> Choice:
-    """As the workload says; where it leaves the choice open, what adds least to a step.
+    """The workload's policy, or, if it leaves the choice open, the one that adds least to a step.
 
-    `room` is the device's memory for activations: what weights, encoders and reserve leave.
-    Raises NothingFits where no choice does.
+    `room` is the device memory left for activations by weights, encoders and reserve. Raises
+    NothingFits if no policy fits.
     """
     costs = block_costs(workload, tokens, attended, gpu, rate)
     if workload.blocks is not None:
         return weigh(costs, workload.blocks, gpu.host_link)
     able = [how for how in BlockMemory if not (workload.compiled and how.keeps_products)]
     room -= working_bytes(workload, tokens)
-    # Sending away what is kept needs room for what is on its way: each kind is tried alone.
+    # Offloading needs room for copies in flight, so each kind is tried separately.
     tries = [
         [how for how in able if not how.offloads],
         *([*(h for h in able if not h.offloads), how] for how in able if how.offloads),
@@ -128,5 +128,5 @@ def keeping(
 
 
 def local_tokens(workload: Workload, bucket: PlannedBucket) -> float:
-    """Of a batch, on one of the GPUs that share it."""
+    """Tokens of a batch on one of the GPUs that share it."""
     return workload.tokens(bucket) * bucket.batch / workload.context

@@ -19,15 +19,17 @@ from vidgen.runtime.memory.block_memory import BlockMemory, Choice
 from vidgen.runtime.observe.gpus import Gpu
 
 SECONDS_PER_DAY = 86_400
-RESERVE = 0.06  # of a GPU's memory: the driver, communication buffers and fragmentation
+RESERVE = 0.06  # share of a GPU's memory: the driver, communication buffers and fragmentation
 
 FP32 = 4
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    compute: float  # executed FLOP/s, recompute and encoders included, over the dense bf16 peak
-    goodput: float = 1.0  # share of the wall time spent in steps: the rest waits, saves, restarts
+    compute: float  # executed FLOP/s, including recompute and encoders, over the dense bf16 peak
+    goodput: float = (
+        1.0  # share of the wall time spent in steps; the rest is waits, saves, restarts
+    )
 
 
 # The report's system, stages 1 and 2. `compute` is what the longest row of Table 5 (256px, 129
@@ -41,7 +43,7 @@ REPORT_768PX = Efficiency(compute=0.213, goodput=0.94)
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one GPU at the fullest moment of a step, by what they hold."""
+    """Peak bytes on one GPU during a step, by purpose."""
 
     parameters: float
     gradients: float
@@ -58,13 +60,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one micro-step on one GPU; communication and copies where nothing hides them."""
+    """Seconds of one micro-step on one GPU; communication and copies count if not hidden."""
 
     encode: float  # frozen autoencoder and text encoders
     forward: float
-    backward: float  # recompute included
-    exposed: float  # communication that outlasts the computation beside it
-    copies: float  # of activations to the host and back, likewise
+    backward: float  # including recompute
+    exposed: float  # communication not hidden by computation
+    copies: float  # copies of activations to the host and back not hidden
 
     @property
     def total(self) -> float:
@@ -72,12 +74,12 @@ class StepTime:
 
 
 def shards(workload: Workload, gpus: int) -> int:
-    """GPUs that the parameters are divided over by ZeRO."""
+    """The number of GPUs that ZeRO shards the parameters over."""
     return gpus // (workload.tensor * workload.copies)
 
 
 def standing(workload: Workload, gpu: Gpu, gpus: int) -> Memory:
-    """What does not depend on the batch."""
+    """Memory that does not depend on the batch."""
     count = parameters(workload.model) / workload.tensor
     largest = max(block_parameters(workload)) / workload.tensor
     shard = count / shards(workload, gpus)
@@ -103,7 +105,7 @@ def standing(workload: Workload, gpu: Gpu, gpus: int) -> Memory:
 def kept(
     workload: Workload, bucket: PlannedBucket, gpu: Gpu, gpus: int, efficiency: Efficiency
 ) -> Choice:
-    """What the blocks keep, and what that adds to a step; NothingFits where nothing does."""
+    """The activation policy, and what it adds to a step; raises NothingFits if none fits."""
     tokens, attended = local_tokens(workload, bucket), workload.tokens(bucket)
     room = gpu.memory - standing(workload, gpu, gpus).total
     try:
@@ -122,14 +124,14 @@ def memory(
 
 
 def recomputed_share(blocks: tuple[BlockMemory, ...]) -> float:
-    """Of a forward pass's FLOPs: a token costs the same in every block."""
+    """Share of a forward pass's FLOPs that is recomputed; every block costs the same per token."""
     return sum(how.recomputes for how in blocks) / len(blocks)
 
 
 def executed_flops(
     workload: Workload, bucket: PlannedBucket, blocks: tuple[BlockMemory, ...]
 ) -> tuple[float, float, float]:
-    """Of one clip, over the GPUs that share it: (encoders, forward, backward with recompute)."""
+    """FLOPs of one clip over the GPUs that share it: (encoders, forward, backward + recompute)."""
     forward = float(
         flops(workload.model, workload.grid(bucket), workload.encoders.text_len).forward
     )
@@ -155,7 +157,7 @@ def step_time(
     exposed = _sharding(workload, gpu, gpus, forward, backward)
     exposed += _ring(workload, bucket, gpu, rate) + _tensor_parallel(workload, bucket, gpu)
     return StepTime(
-        # Ranks of a context group divide the encoding, those that divide the weights repeat it.
+        # Context-parallel ranks divide the encoding; tensor-parallel ranks repeat it.
         encode=encode * bucket.batch / workload.context / rate,
         forward=forward,
         backward=backward,
@@ -165,11 +167,11 @@ def step_time(
 
 
 def _sharding(workload: Workload, gpu: Gpu, gpus: int, forward: float, backward: float) -> float:
-    """Seconds of a micro-step's gathers and reductions that its computation does not hide.
+    """Seconds of a micro-step's all-gathers and reductions that computation does not hide.
 
-    Weights are gathered block by block beside the forward pass, by ZeRO-3 beside the backward pass
-    again; fp32 gradients are reduced beside the last micro-step's backward pass, and the shards
-    of hybrid sharding added up over the copies.
+    Weights are gathered block by block during the forward pass, with ZeRO-3 also during the
+    backward pass; fp32 gradients are reduced during the last micro-step's backward pass, and with
+    hybrid sharding summed over the copies.
     """
     over, calls = shards(workload, gpus), workload.model.depth + workload.model.depth_single_blocks
     count = parameters(workload.model) / workload.tensor
@@ -183,8 +185,8 @@ def _sharding(workload: Workload, gpu: Gpu, gpus: int, forward: float, backward:
 
 
 def _tensor_parallel(workload: Workload, bucket: PlannedBucket, gpu: Gpu) -> float:
-    """Seconds in which ranks that divide the weights add up what they computed; nothing hides it:
-    forward and backward, two tensors of a dual block and one of a single block."""
+    """Seconds of tensor parallelism's all-reduces, which nothing hides: forward and backward, two
+    tensors per dual block and one per single block."""
     ways, model = workload.tensor, workload.model
     tensors = 2 * (2 * model.depth + model.depth_single_blocks)
     size = BF16 * model.hidden_size * local_tokens(workload, bucket)
@@ -192,14 +194,14 @@ def _tensor_parallel(workload: Workload, bucket: PlannedBucket, gpu: Gpu) -> flo
 
 
 def _ring(workload: Workload, bucket: PlannedBucket, gpu: Gpu, rate: float) -> float:
-    """Seconds of ring attention's exchange that outlast the attention they overlap with."""
+    """Seconds of ring attention's communication that attention does not hide."""
     if workload.context == 1:
         return 0.0
     cost = flops(workload.model, workload.grid(bucket), workload.encoders.text_len)
     blocks = workload.model.depth + workload.model.depth_single_blocks
     width = workload.model.hidden_size / workload.tensor
     one_way = 2 * BF16 * local_tokens(workload, bucket) * width  # keys and values of one rank
-    # Forward passes keys and values on; backward those, and their gradients in fp32.
+    # The forward sends keys and values; the backward also their gradients in fp32.
     link = gpu.link(workload.context * workload.tensor)
     moved = 4 * (workload.context - 1) * one_way * blocks / link
     attention = cost.attention * bucket.batch / (workload.context * workload.tensor) / rate
@@ -213,13 +215,13 @@ def efficiency_of(
     blocks: tuple[BlockMemory, ...],
     seconds: float,
 ) -> Efficiency:
-    """The compute efficiency at which a micro-step of `bucket` takes `seconds`, nothing exposed."""
+    """The compute efficiency for which a micro-step of `bucket` takes `seconds`, all hidden."""
     executed = sum(executed_flops(workload, bucket, blocks)) * bucket.batch / workload.context
     return Efficiency(compute=executed / seconds / gpu.flops)
 
 
 def mfu(workload: Workload, bucket: PlannedBucket, gpu: Gpu, seconds: float) -> float:
-    """Model FLOPs (recompute and encoders not counted) over the peak."""
+    """Model FLOPs (without recompute and encoders) relative to the peak."""
     cost = flops(workload.model, workload.grid(bucket), workload.encoders.text_len)
     each = bucket.batch / (workload.context * workload.tensor)
     return cost.training * each / seconds / gpu.flops

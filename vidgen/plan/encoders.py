@@ -1,4 +1,4 @@
-"""What the frozen parts of a step cost: the autoencoder's encoder and the text encoders."""
+"""The cost of the frozen encoders in a step: autoencoder and text."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +12,9 @@ from vidgen.models.video_dcae import VideoDCAE, VideoDCAEConfig
 _T5_LAYERS, _T5_WIDTH, _T5_FFN = 24, 4096, 10_240
 _T5_WEIGHTS = _T5_LAYERS * (4 * _T5_WIDTH**2 + 3 * _T5_WIDTH * _T5_FFN)
 _T5_EMBEDDING = 32_128 * _T5_WIDTH
-_CLIP_L_WEIGHTS = 123_060_480  # its text tower; 77 tokens cost nothing beside T5's 512
+_CLIP_L_WEIGHTS = (
+    123_060_480  # its text tower; the cost of 77 tokens is negligible compared with T5's 512
+)
 _HUNYUAN_WEIGHTS = 246_478_803
 _DCAE_WEIGHTS = 459_462_147
 _TILE = 256  # side of the squares they encode, in pixels
@@ -28,7 +30,7 @@ class Encoders:
     text_len: int
 
     def flops(self, frames: int, side: int) -> int:
-        """Of one clip and its caption."""
+        """FLOPs of one clip and its caption."""
         video = 0
         if self.autoencoder == _HUNYUAN:
             video = hunyuan_encode_flops(frames, side, side)
@@ -38,14 +40,14 @@ class Encoders:
         return video + text
 
     def weight_bytes(self) -> int:
-        """Held whole on every GPU, bf16."""
+        """Bytes of the weights in bf16, replicated on every GPU."""
         weights = {_HUNYUAN: _HUNYUAN_WEIGHTS, _DCAE: _DCAE_WEIGHTS}.get(self.autoencoder, 0)
         if self.text == _T5:
             weights += _T5_WEIGHTS + _T5_EMBEDDING + _CLIP_L_WEIGHTS
         return 2 * weights
 
     def workspace_bytes(self, frames: int, side: int) -> int:
-        """While one clip is encoded, tile by tile: about four feature maps at full size, bf16."""
+        """Workspace to encode one clip, tile by tile: about four full-size feature maps in bf16."""
         if self.autoencoder not in (_HUNYUAN, _DCAE):
             return 0
         if self.autoencoder == _DCAE:
@@ -58,8 +60,8 @@ _HUNYUAN, _DCAE, _T5 = "hunyuan_vae", "video_dcae", "t5_clip"
 
 
 def dcae_encode_flops(frames: int, height: int, width: int) -> int:
-    """FLOPs of the Video DC-AE's encoder (4x32x32): convolutions and linear attention, so as many
-    for each pixel. Tiles overlap by a quarter, which is not counted."""
+    """FLOPs of the Video DC-AE's encoder (4x32x32): convolutions and linear attention, so constant
+    per pixel. The overlap of tiles, a quarter, is not counted."""
     part = min(frames, _DCAE_TILE_FRAMES)
     return round(_dcae_tile_flops(part) * (frames / part) * (height * width / _TILE**2))
 
@@ -94,7 +96,7 @@ def hunyuan_encode_flops(frames: int, height: int, width: int) -> int:
     return (
         conv(full, 3, 128)
         + conv(full, 128, 128, 4)
-        + conv(by_2, 128, 128)  # downsamples, as the others named after their output
+        + conv(by_2, 128, 128)  # downsampling; like the others, named after its output
         + conv(by_2, 128, 256)
         + conv(by_2, 256, 256, 3)
         + conv(by_4, 256, 256)

@@ -1,4 +1,4 @@
-"""A GPU's figures as `vidgen doctor --json` measured them, in place of its maker's."""
+"""A GPU's figures measured by `vidgen doctor --json`, in place of the data sheet."""
 
 import json
 from dataclasses import replace
@@ -12,19 +12,19 @@ _AXES = {"ranks of a machine": "node_link", "machines": "network"}  # of doctor 
 
 
 def gpu_measured(path: str) -> Gpu:
-    """Memory and its bandwidth, and the link to the host; the rest is the data sheet's."""
+    """Measured memory size, memory bandwidth and host link; the rest is from the data sheet."""
     found = _read(path)
     gpus, rates = found.get("gpus"), found.get("bandwidth", {}).get("gpu")
     if not gpus or not rates:
         raise UserError(
-            f"{path} says nothing of a GPU's speed: write it where there is one, with "
+            f"{path} has no figures of a GPU: write it on a machine with a GPU, with "
             f"`vidgen doctor --json > {path}`"
         )
     name = gpus[0]["name"]
     known = of_device(name)
     if known is None:
         raise UserError(
-            f"{path} is of {name!r}, whose FLOP/s are not known; those of {', '.join(GPUS)} are"
+            f"{path} is of {name!r}, whose FLOP/s are unknown; known GPUs: {', '.join(GPUS)}"
         )
     return replace(
         known,
@@ -36,8 +36,8 @@ def gpu_measured(path: str) -> Gpu:
 
 
 def with_links(gpu: Gpu, path: str) -> Gpu:
-    """With the links that `torchrun ... -m vidgen doctor --distributed --json` measured: of each
-    axis its slowest group and collective."""
+    """The GPU with the links measured by `torchrun ... -m vidgen doctor --distributed --json`: the
+    slowest group and collective of each axis."""
     rates: dict[str, float] = {}
     for row in _read(path).get("axes", []):
         name = _AXES.get(row["axis"])
@@ -59,5 +59,5 @@ def _read(path: str) -> dict[str, Any]:
             f"{path} is not what `vidgen doctor --json` writes: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(found, dict):
-        raise UserError(f"{path} is not what `vidgen doctor --json` writes: no mapping")
+        raise UserError(f"{path} is not what `vidgen doctor --json` writes: it is not a mapping")
     return found

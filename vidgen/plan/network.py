@@ -1,20 +1,20 @@
-"""How long collectives take: bytes over the slowest link, and the hops of a ring or a tree.
+"""The time of collectives: bytes over the slowest link, plus the hops of a ring or a tree.
 
-A hop's latency is what NCCL itself reckons with for large messages when it picks an algorithm
-(its `Simple` protocol), so a ring over thousands of GPUs is bound by its hops, not its bytes.
+Hop latencies are those NCCL assumes for large messages when it selects an algorithm (its `Simple`
+protocol), so a ring over thousands of GPUs is bound by hops, not bytes.
 """
 
 import math
 
 from vidgen.runtime.observe.gpus import GPUS_PER_NODE, Gpu
 
-_START_S = 8.4e-6  # of a collective
-_NODE_HOP_S = 3.4e-6  # to a GPU of the same node
+_START_S = 8.4e-6  # start-up latency of a collective
+_NODE_HOP_S = 3.4e-6  # latency to a GPU of the same node
 _NETWORK_HOP_S = 14e-6
 
 
 def gather_s(gpu: Gpu, gpus: int, total_bytes: float, calls: int) -> float:
-    """All-gather of `total_bytes` in so many calls, or their reduce-scatter, in a ring."""
+    """Time of a ring all-gather (or reduce-scatter) of `total_bytes` in `calls` calls."""
     if gpus == 1:
         return 0.0
     nodes = math.ceil(gpus / GPUS_PER_NODE)
@@ -23,7 +23,7 @@ def gather_s(gpu: Gpu, gpus: int, total_bytes: float, calls: int) -> float:
 
 
 def all_reduce_s(gpu: Gpu, copies: int, across: int, total_bytes: float, calls: int) -> float:
-    """All-reduce over `copies` GPUs that are spread over a machine of `across`, in a tree."""
+    """Time of a tree all-reduce over `copies` GPUs, spread over `across` GPUs."""
     if copies == 1:
         return 0.0
     in_node = across <= GPUS_PER_NODE

@@ -1,4 +1,4 @@
-"""`plan`: what a training run needs and costs, before it starts."""
+"""`plan`: estimates what a training run needs and costs, before it starts."""
 
 import math
 from collections import Counter
@@ -26,21 +26,21 @@ from vidgen.runtime.observe.gpus import GPUS_PER_NODE, Gpu, gpu_named
 
 @dataclass(frozen=True)
 class Keeping:
-    """What blocks keep for the backward pass, and what it costs in a micro-step."""
+    """The activation policy of the blocks, and its cost in a micro-step."""
 
-    dual: dict[str, int]  # blocks by what they do: keep, recompute, ...
+    dual: dict[str, int]  # number of blocks by policy: keep, recompute, ...
     single: dict[str, int]
-    activations: float  # bytes on the device, with the block at work and those on their way
+    activations: float  # bytes on the device, including the running block and copies in flight
     host: float
     recompute_s: float
-    copies_s: float  # of copies that outlast the computation beside them
+    copies_s: float  # seconds of copies not hidden by computation
     step_s: float
     fits: bool
 
 
 @dataclass(frozen=True)
 class BucketPlan:
-    """One bucket. Times are of one micro-step, rates of the whole machine while it runs."""
+    """One bucket. Times are per micro-step; rates are of the whole machine."""
 
     bucket: str
     tokens: int  # text and video of one clip
@@ -55,10 +55,10 @@ class BucketPlan:
     mfu: float
     hfu: float
     memory: float
-    parts: dict[str, float]  # of that memory, bytes by what they hold
+    parts: dict[str, float]  # bytes of that memory, by purpose
     fits: bool
     keeps: Keeping
-    best: Keeping | None  # of all choices, where the recipe says another; None: nothing fits
+    best: Keeping | None  # the best policy, if the recipe sets another; None: nothing fits
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ class TrainingPlan:
     efficiency: Efficiency
     rows: tuple[BucketPlan, ...]
     fullest: str  # the bucket that needs the most memory
-    memory: dict[str, float]  # of that bucket, bytes by part
-    iteration_s: float  # wall seconds a step, at the pace of the slowest bucket
+    memory: dict[str, float]  # its bytes by purpose
+    iteration_s: float  # wall seconds per step, at the pace of the slowest bucket
     steps: int
     days: float
     gpu_days: float
     dollars: float | None
     better_copies: int | None
-    """Hybrid sharding over so many copies that takes less, where communication shows."""
+    """A number of copies for hybrid sharding with a shorter step, if communication is exposed."""
     better_copies_s: float | None  # its iteration
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,8 +128,8 @@ def dollars(gpu_days: float, dollars_per_hour: float) -> float:
 def _better_copies(
     workload: Workload, gpu: Gpu, gpus: int, efficiency: Efficiency
 ) -> tuple[int, float]:
-    """Shards over whole machines, 1, 2, 4, ... of them, whose iteration is shortest among those
-    in which every bucket fits; and that iteration."""
+    """The number of copies with the shortest iteration, and that iteration. Shards span 1, 2, 4,
+    ... whole machines, and every bucket must fit."""
     best = workload.copies, math.inf
     shards = GPUS_PER_NODE
     while shards * workload.tensor < gpus:

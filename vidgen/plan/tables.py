@@ -1,11 +1,11 @@
-"""Throughput that the Open-Sora 2.0 report gives for its own system on 8 H200: Tables 5 and 6.
+"""Throughput of the Open-Sora 2.0 report's system on 8 H200: Tables 5 and 6.
 
-Whole training steps, so encoders, optimizer and communication are in them.
+The figures are for whole training steps, including encoders, optimizer and communication.
 """
 
 REPORT_GPUS = 8
 
-# (resolution, most frames of the row): (batch of a data-parallel rank, clips a second on 8 GPUs)
+# (resolution, largest frame count): (batch of a data-parallel rank, clips per second on 8 GPUs)
 TABLE_5 = {
     ("256px", 1): (45, 47.6),
     ("256px", 33): (12, 12.7),
@@ -15,7 +15,7 @@ TABLE_5 = {
     ("768px", 1): (13, 13.8),
     ("1024px", 1): (7, 7.4),
 }
-TABLE_6 = {  # four GPUs to a sample
+TABLE_6 = {  # four GPUs per sample
     ("768px", 1): (38, 1.60),
     ("768px", 33): (6, 0.25),
     ("768px", 65): (4, 0.17),
@@ -25,6 +25,6 @@ TABLE_6 = {  # four GPUs to a sample
 
 
 def report_rate(resolution: str, frames: int, context: int) -> float | None:
-    """Clips a second and GPU of the report's system; None for a bucket that it does not list."""
+    """Clips per second and GPU of the report's system; None for a bucket not listed."""
     found = (TABLE_5 if context == 1 else TABLE_6).get((resolution, frames))
     return None if found is None else found[1] / REPORT_GPUS

@@ -1,4 +1,4 @@
-"""What is to be trained, reduced to what decides its cost."""
+"""A training run, reduced to what determines its cost."""
 
 import math
 import re
@@ -15,7 +15,7 @@ _STATE_BYTES = {"fp32": 8, "bf16": 4, "8bit": 2}
 
 @dataclass(frozen=True)
 class PlannedBucket:
-    """One row of a recipe's table, taken at its longest frame count and at 1:1."""
+    """One row of a recipe's bucket table, at its largest frame count and aspect 1:1."""
 
     resolution: str
     frames: int
@@ -32,18 +32,18 @@ class Workload:
     model: MMDiTConfig
     buckets: tuple[PlannedBucket, ...]
     encoders: Encoders
-    compression: tuple[int, int, int] = Geometry.compression  # of the autoencoder, as `causal`
+    compression: tuple[int, int, int] = Geometry.compression  # of the autoencoder, like `causal`
     causal: bool = Geometry.causal
     steps: int = 1
-    accumulate: int = 1  # micro-steps a step
+    accumulate: int = 1  # micro-steps per step
     zero: int = 2
     context: int = 1  # GPUs that share one sample's tokens
     tensor: int = 1  # GPUs that share every block's weights
-    copies: int = 1  # of the sharded parameters: hybrid sharding
-    blocks: tuple[BlockMemory, ...] | None = None  # None: for each bucket what costs least
-    host_bytes: float = 32e9  # of a GPU's share of pinned memory for activations
+    copies: int = 1  # copies of the sharded parameters (hybrid sharding)
+    blocks: tuple[BlockMemory, ...] | None = None  # None: the cheapest policy for each bucket
+    host_bytes: float = 32e9  # bytes of pinned memory for activations, per GPU
     compiled: bool = False
-    state_bytes: int = 8  # of a parameter's two moments
+    state_bytes: int = 8  # bytes of a parameter's two moments
     ema: bool = True
 
     def grid(self, bucket: PlannedBucket) -> tuple[int, int, int]:
@@ -61,7 +61,7 @@ class Workload:
 
 
 def workload_of(recipe: Recipe) -> Workload:
-    """What a recipe trains."""
+    """The workload of a recipe."""
     kind = recipe.autoencoder.kind
     rows = {
         PlannedBucket(name, int(frames.split("-")[-1]), _side(name), row.batch or 1): row
@@ -100,6 +100,6 @@ def _side(resolution: str) -> int:
     """Side of the square of a resolution's area: 256 of "256px", 640 of "480p"."""
     match = re.match(r"(\d+)(px|p)", resolution)
     if match is None:
-        raise ValueError(f"{resolution!r} is no resolution such as 256px or 480p")
+        raise ValueError(f"{resolution!r} is not a resolution such as 256px or 480p")
     side = int(match[1])
     return side if match[2] == "px" else round(side * (16 / 9) ** 0.5)

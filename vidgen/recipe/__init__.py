@@ -1,4 +1,4 @@
-"""Recipes: everything that decides a run, as one checked tree read from YAML."""
+"""Recipes: everything that determines a run, as one validated tree read from YAML."""
 
 from vidgen.recipe.autoencoder import AutoencoderRecipe, read_any
 from vidgen.recipe.explain import explain

@@ -1,4 +1,4 @@
-"""A recipe for training the Video DC-AE, and telling it from a generator's."""
+"""The recipe for training the Video DC-AE, and how it is distinguished from a generator's."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
@@ -34,39 +34,39 @@ PRESETS = {
 
 @config
 class ReconstructionConfig:
-    """Weights of the parts of the loss; a part of weight 0 is not computed."""
+    """Weights of the loss terms; a term with weight 0 is not computed."""
 
     lpips: NonNegativeFloat = 0.5
     lpips_weights: str | None = None
     """torchvision's VGG-16 file; needed while lpips is above 0."""
     adversarial: NonNegativeFloat = 0.05
-    """Of the discriminator's opinion."""
+    """Weight of the adversarial loss."""
     adaptive: bool = False
     """Multiplies it by a weight that gives it and the other losses gradients of one size at the
     decoder's last layer, as the public code does; the report states the plain weight."""
     adversarial_from: NonNegativeInt = 250_000
-    """The step at which the discriminator comes in."""
+    """The step from which the discriminator is used."""
     discriminator_lr: PositiveFloat = 1e-4
     discriminator_width: PositiveInt = 64
     image_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Of steps that train on one frame of each clip: images are videos of one frame."""
+    """Share of steps that train on one frame of each clip, as images."""
 
 
 @config
 class CopiesConfig:
     """Every rank holds the whole model."""
 
-    timeout_s: PositiveFloat = 600  # after which a rank that does not move ends all of them
+    timeout_s: PositiveFloat = 600  # without progress of a rank, after which all ranks end
 
 
 @config
 class ReconstructConfig:
-    """The same clips every time, the start included."""
+    """Validation on the same clips every time, including at the start."""
 
     every: PositiveInt | None = None  # steps; null: never
     manifest: str | None = None  # held-out clips
-    batches: PositiveInt = 4  # of the manifest's first, for every rank
-    videos: NonNegativeInt = 4  # of their clips, how many are shown with their reconstructions
+    batches: PositiveInt = 4  # number of the manifest's first clips, for every rank
+    videos: NonNegativeInt = 4  # number of clips shown with their reconstructions
 
 
 @config

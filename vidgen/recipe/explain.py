@@ -1,4 +1,4 @@
-"""Where each value of a recipe comes from: the tags in its comments, such as `lr: 5e-5 # [4.2]`.
+"""The source of each value of a recipe: the tags in its comments, such as `lr: 5e-5 # [4.2]`.
 
 A tag names a section, table or figure of the Open-Sora 2.0 report, "public code" or "ours". On a
 line with several values, `keep: [ours]` is the tag of the value named keep.
@@ -24,13 +24,13 @@ _LINE = re.compile(r"(?P<file>.+), line (?P<line>\d+)")
 class Explained:
     key: str  # "optim.lr"
     value: Any
-    source: str  # the tag; "" where the recipe does not say
+    source: str  # the tag; "" if there is none
     note: str  # the rest of the line's comment
     where: str  # "recipes/stage1.yaml, line 53"
 
 
 def explain(recipe: Source, overrides: Sequence[str] = ()) -> list[Explained]:
-    """Every value that the recipe or one of its bases states, in order."""
+    """Every value that the recipe or one of its bases sets, in order."""
     autoencoder = isinstance(recipe, str | Path) and peek(recipe, "kind") == "autoencoder"
     stated = read_origins(recipe, overrides, AutoencoderRecipe if autoencoder else Recipe)
     found = []
@@ -51,7 +51,7 @@ def _lines(file: str) -> list[str]:
 
 
 def _comment(file: str, line: int) -> tuple[dict[str, str], str]:
-    """Tags by the name of their value ("" for all of the line), and the rest of the comment."""
+    """Tags by the name of their value ("" for the whole line), and the rest of the comment."""
     match = _COMMENT.search(_lines(file)[line - 1])
     if match is None:
         return {}, ""

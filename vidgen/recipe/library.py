@@ -1,4 +1,4 @@
-"""The recipes that come with vidgen, each known by its name."""
+"""The recipes included in vidgen, by name."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from vidgen.errors import UserError
 
 
 def folder() -> Path:
-    """In the package where a wheel was installed, at the root of the repository in a checkout."""
+    """The recipe folder: in the installed package, or at the root of a checkout."""
     package = Path(vidgen.__file__).parent
     installed = package / "recipes"
     return installed if installed.is_dir() else package.parent / "recipes"
@@ -18,7 +18,7 @@ def names() -> list[str]:
 
 
 def find(source: str | Path, beside: Path = Path()) -> Path:
-    """The file that a path or a name means, relative to a folder; a file wins over a name."""
+    """The file for a path or a name, relative to a folder; an existing file takes precedence."""
     path = beside / source
     if not path.is_file() and str(source) in names():
         return folder() / f"{source}.yaml"
@@ -45,5 +45,5 @@ def copy(name: str, destination: str | Path) -> None:
 
 def find_named(name: str) -> Path:
     if name not in names():
-        raise UserError(f"vidgen has no recipe named {name!r}; there is {', '.join(names())}")
+        raise UserError(f"vidgen has no recipe named {name!r}; available: {', '.join(names())}")
     return folder() / f"{name}.yaml"

@@ -1,4 +1,4 @@
-"""Reading recipes: YAML over typed dataclasses, with overrides; errors name file and line."""
+"""Reads recipes: YAML over typed dataclasses, with overrides; errors name file and line."""
 
 import dataclasses
 import difflib
@@ -28,8 +28,8 @@ def read_recipe(source: Source, overrides: Sequence[str] = ()) -> Recipe: ...
 @overload
 def read_recipe(source: Source, overrides: Sequence[str], cls: type[T]) -> T: ...
 def read_recipe(source: Source, overrides: Sequence[str] = (), cls: type[Any] = Recipe) -> Any:
-    """Read a recipe (a YAML file, the name of one of vidgen's, or a mapping), apply `key=value`
-    overrides, check it all."""
+    """Read a recipe (a YAML file, the name of an included one, or a mapping), apply `key=value`
+    overrides and validate it."""
     reader = _Reader(cls)
     return reader.validate(reader.assemble(source, overrides))
 
@@ -37,7 +37,7 @@ def read_recipe(source: Source, overrides: Sequence[str] = (), cls: type[Any] = 
 def read_origins(
     source: Source, overrides: Sequence[str], cls: type[Any]
 ) -> dict[Keys, tuple[Any, str]]:
-    """What a recipe states, defaults left out: each value, and the file and line it comes from."""
+    """The values a recipe sets (without defaults), each with the file and line it comes from."""
     reader = _Reader(cls)
     data = reader.assemble(source, overrides)
     reader.validate(data)
@@ -63,7 +63,7 @@ def peek(path: str | Path, key: str) -> Any:
 
 
 def _nearest_recipe(path: Path) -> str:
-    """The end of an error message: the file or the name that was probably meant."""
+    """A suggestion for an error message: the file or name that was probably meant."""
     if path.stem in library.names():
         return f" (did you mean {path.stem!r}, which comes with vidgen?)"
     near = [p.name for p in sorted(path.parent.glob("*.y*ml"))]
@@ -104,11 +104,11 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-# -- Types: what a key may hold --
+# -- Types of keys --
 
 
 def _types(annotation: Any) -> list[Any]:
-    """The alternatives of an annotation, without Annotated, unions and aliases around them."""
+    """The alternatives of an annotation, with Annotated, unions and aliases resolved."""
     if hasattr(annotation, "__value__"):
         return _types(annotation.__value__)
     origin = typing.get_origin(annotation)
@@ -128,7 +128,7 @@ def _fields(annotation: Any) -> dict[str, Any]:
 
 
 def _child(annotation: Any, key: str) -> tuple[Any, list[Any]]:
-    """Annotation and constraints of what sits under `key`; Any where nothing is known."""
+    """Annotation and constraints of the value under `key`; Any if unknown."""
     field = _fields(annotation).get(key)
     if field is not None:
         return field.annotation, list(field.metadata)
@@ -150,18 +150,18 @@ def _all_keys(annotation: Any, keys: Keys = ()) -> Iterator[Keys]:
         yield from _all_keys(field.annotation, (*keys, name))
 
 
-# -- Reading, merging, checking --
+# -- Reading, merging, validating --
 
 
 class _Reader:
-    """Puts one recipe together and remembers where each value came from."""
+    """Assembles one recipe and records the source of each value."""
 
     def __init__(self, cls: Any) -> None:
         self.cls = cls
         self.origin: dict[Keys, str] = {}
 
     def assemble(self, source: Source, overrides: Sequence[str]) -> Any:
-        """The recipe, its bases and the overrides as one mapping, unchecked."""
+        """The recipe, its bases and the overrides as one mapping, not validated."""
         if isinstance(source, Mapping):
             data = self.merge({}, _plain(source), self.cls, ())
         else:
@@ -173,7 +173,7 @@ class _Reader:
     def read_file(self, path: Path, inside: tuple[Path, ...]) -> dict[str, Any]:
         path_now = path.resolve()
         if path_now in inside:
-            raise UserError(f"{path}: 'base' comes back to the same file; remove one of the links")
+            raise UserError(f"{path}: 'base' refers back to the same file; remove one of the links")
         try:
             text = files.read_text(path, at_most=limits.RECIPE_BYTES)
         except FileNotFoundError:
@@ -203,8 +203,8 @@ class _Reader:
             raise UserError(f"{text!r} is not an override: write key=value, such as optim.lr=3e-5")
         value, _ = parse_yaml(value_text, f"{text!r}")
         if isinstance(value, dict):
-            value = Replace(value)  # an assignment leaves nothing of what was there
-        for length in range(1, len(keys)):  # the mapping around it now has two sources
+            value = Replace(value)  # an assignment replaces the whole value
+        for length in range(1, len(keys)):  # the enclosing mapping now has two sources
             around = self.origin.get(keys[:length], "command line")
             if not around.endswith("command line"):
                 around += " and the command line"
@@ -217,7 +217,7 @@ class _Reader:
     def merge(self, old: Any, new: Any, annotation: Any, keys: Keys) -> Any:
         """`new` over `old`: mappings merge key by key, everything else is replaced.
 
-        null takes an inherited key away, unless null is a value that key may hold.
+        null removes an inherited key, unless null is a valid value of that key.
         """
         if not isinstance(new, dict) or not isinstance(old, dict) or isinstance(new, Replace):
             return new
@@ -269,7 +269,7 @@ class _Reader:
         return ""
 
     def place(self, detail: ErrorDetails, data: Any) -> Keys:
-        """The error's place in the user's own terms, without the names of union members."""
+        """The keys of the error's location, without the names of union members."""
         keys: list[str] = []
         absent = detail["type"] == "missing"
         for i, part in enumerate(detail["loc"]):
@@ -278,7 +278,7 @@ class _Reader:
             elif isinstance(data, list) and isinstance(part, int) and part < len(data):
                 data = data[part]
             elif not (absent and i == len(detail["loc"]) - 1):
-                # a key that a preset filled in still has a name; a union's tag has none
+                # keys from a preset keep their name; a union's tag is not a key
                 known = isinstance(data, dict | str) and part in _fields(self.at(tuple(keys))[0])
                 if not known:
                     continue
@@ -328,7 +328,7 @@ class _Reader:
         same = same or difflib.get_close_matches(".".join(keys), list(everywhere), n=1, cutoff=0.75)
         if same:
             return f" (did you mean {same[0]!r}?)"
-        return f"; here are {', '.join(prefix + name for name in siblings)}"
+        return f"; valid keys: {', '.join(prefix + name for name in siblings)}"
 
 
 _RANGES = {
@@ -352,7 +352,7 @@ _NAMES = {
 
 
 def _range(metadata: list[Any], context: dict[str, Any]) -> str:
-    """The allowed range: every bound the field has, or else the one that was crossed."""
+    """The allowed range: all bounds of the field, or else the one that was violated."""
     short = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
     bounds = [
         f"{words} {getattr(mark, name):g}"
@@ -376,7 +376,7 @@ def _show(value: Any) -> str:
 
 
 def _converted(raw: Any, checked: Any, keys: Keys) -> Iterator[tuple[Keys, Any, str]]:
-    """Values that were turned into another type on the way, such as '3' into 3 or 1 into true."""
+    """Values that were converted to another type, such as '3' to 3 or 1 to true."""
     if isinstance(raw, dict):
         for key, value in raw.items():
             if isinstance(checked, dict):

@@ -66,7 +66,7 @@ class RecomputeConfig:
 
 @config
 class OffloadConfig:
-    """What waits for the backward pass in pinned host memory instead of on the device."""
+    """Activations that are kept in pinned host memory until the backward pass."""
 
     inputs: bool = False  # those of the blocks that run again
     dual: NonNegativeInt = 0  # of the blocks after those, how many send what they keep
@@ -77,8 +77,8 @@ class OffloadConfig:
 
 @config
 class AlignmentConfig:
-    """An early layer learns to predict DINOv2's features of the frames: of a generator, for latents
-    of a new kind, or of an autoencoder's encoder."""
+    """An early layer of a generator (for a new latent space) or of an autoencoder's encoder learns
+    to predict DINOv2's features of the frames."""
 
     weight: Annotated[float, Field(ge=0)] = 0.0
     """Of minus the cosine similarity in the loss; 0: no alignment, and DINOv2 is not loaded."""
@@ -108,19 +108,19 @@ class RecoveryConfig:
     """What ends a run that torchrun then starts again from its newest checkpoint."""
 
     slow_factor: Annotated[float, Field(gt=1)] | None = 5.0
-    """A step so many times its bucket's median is slow; null: none is."""
+    """A step this many times its bucket's median counts as slow; null disables the check."""
     slow_steps: PositiveInt = 5  # in a row that end the run
     spike_z: PositiveFloat | None = 3.0
-    """A loss so many deviations above its timestep's mean is a spike; null: none is."""
+    """A loss this many deviations above its timestep's mean counts as a spike; null disables it."""
     spike_steps: PositiveInt = 3  # in a row that end the run
     storage_timeout_s: PositiveFloat = 3600
-    """How long a rank may wait for storage: clips, a checkpoint's write. All ranks end after it."""
+    """How long a rank may wait for storage (clips, checkpoint writes) before all ranks end."""
     skip: bool = False  # after a spike or a non-finite loss, go on without the batches it came with
 
 
 @config
 class ValidateConfig:
-    """The same clips, noise, timesteps, prompts and seeds every time, the start included."""
+    """Validation with the same clips, noise, timesteps, prompts and seeds every time."""
 
     every: PositiveInt | None = None  # steps; null: never
     manifest: str | None = None  # held-out clips; null: no loss of them
@@ -150,7 +150,7 @@ class TrainConfig:
     log_every: PositiveInt = 1
     init_from: str | None = None  # published weights or a checkpoint to start from
     reinitialise: tuple[str, ...] = ()
-    """Layers that start anew instead, such as img_in: their shapes may differ from init_from's."""
+    """Layers that are reinitialised, such as img_in: their shapes may differ from init_from's."""
 
     def __post_init__(self) -> None:
         if self.reinitialise and self.init_from is None:
@@ -221,7 +221,7 @@ class Recipe:
                 )
 
     def block_memory(self) -> tuple[BlockMemory, ...] | None:
-        """What each block keeps, in the order they run; None: to be chosen."""
+        """The activation policy of each block, in execution order; None: chosen automatically."""
         if self.recompute.auto:
             return None
         return arrange(

@@ -1,4 +1,4 @@
-"""Recipes as checkpoints keep them: plain mappings, possibly written by an older version."""
+"""Recipes stored in checkpoints: plain mappings, possibly written by an older version."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from vidgen.recipe.reader import read_recipe
 from vidgen.recipe.schema import Recipe
 
-# The parts of a recipe that sampling reads; data because its buckets say which sizes are trained.
+# The sections that sampling reads; `data` because its buckets define the trained sizes.
 SAMPLED = (
     "name",
     "run_dir",
@@ -21,7 +21,7 @@ SAMPLED = (
 
 
 def for_sampling(stored: Mapping[str, Any]) -> Recipe:
-    """The parts that sampling reads; the parts about training are left at their defaults.
+    """The sections that sampling reads; training sections have their defaults.
 
     They are ignored so that weights stay usable when training options are renamed or removed.
     """

@@ -1,4 +1,4 @@
-"""YAML as recipes use it: 3e-5 is a number, 16:9 and no are text, and every key has its line."""
+"""YAML for recipes: 3e-5 is a number, 16:9 and no are text, and every key's line is recorded."""
 
 import re
 from typing import Any
@@ -8,7 +8,7 @@ import yaml
 from vidgen import limits
 from vidgen.errors import UserError
 
-Keys = tuple[str, ...]  # where a value sits: ("optim", "lr")
+Keys = tuple[str, ...]  # the path of a value: ("optim", "lr")
 
 _INT = re.compile(r"[-+]?[0-9][0-9_]*$")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?$")
@@ -17,11 +17,11 @@ _WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
 
 
 class Replace(dict[str, Any]):
-    """A mapping tagged `!replace`: it takes the inherited one's place instead of merging."""
+    """A mapping tagged `!replace`: it replaces the inherited one instead of merging."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either YAML's own rules or ours would read as something other than text."""
+    """Quotes text that YAML's rules or these would read as another type."""
 
 
 def write_yaml(data: dict[str, Any]) -> str:
@@ -78,7 +78,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[Keys, int]]:
         lines.setdefault(keys, line)
         plain = node.tag.removeprefix("tag:yaml.org,2002:") in _PLAIN_TAGS
         if not plain and not (node.tag == "!replace" and isinstance(node, yaml.MappingNode)):
-            raise UserError(f"{name}, line {line}: the tag {node.tag!r} is not known here")
+            raise UserError(f"{name}, line {line}: the tag {node.tag!r} is not supported")
         if isinstance(node, yaml.ScalarNode):
             try:
                 return _scalar(node.value) if node.style is None else node.value

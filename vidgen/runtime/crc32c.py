@@ -1,4 +1,4 @@
-"""CRC-32C, the checksum of checkpoint shards: compiled where it can be, else in Python."""
+"""CRC-32C, the checksum of checkpoint shards: compiled if available, else in Python."""
 
 from functools import cache
 
@@ -10,7 +10,7 @@ Bytes = bytes | bytearray | memoryview
 
 
 def crc32c(buffer: Bytes, seed: int = 0) -> int:
-    """The checksum of a contiguous buffer; with `seed`, of what had that checksum and then it."""
+    """The checksum of a contiguous buffer; `seed` is the checksum of the bytes before it."""
     module = native.load()
     if module is None:
         return crc32c_python(buffer, seed)

@@ -1,9 +1,10 @@
 """Atomic file writes: a reader, or a process that is killed, never sees half a file.
 
-`write_text` and `write_bytes` replace a file whole; `replacing` lends a temporary name beside the
-file to anything that writes by itself. The steps are: write under a temporary name in the same
-folder, fsync the file, rename it, fsync the folder. What a killed process leaves behind is
-removed by `remove_leftovers`.
+`write_text` and `write_bytes` replace a whole file; `replacing` provides a temporary name in the
+same folder for code that writes the file itself. The steps are: write under a temporary name in the
+same
+folder, fsync the file, rename it, fsync the folder. `remove_leftovers`
+removes what a killed process leaves behind.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from vidgen.errors import UserError
 StrPath = str | os.PathLike[str]
 
 _JSON_NAMES: dict[type, str] = {dict: "a JSON object", list: "a JSON list"}
-_ABANDONED_S = 3600.0  # no file takes so long to write
+_ABANDONED_S = 3600.0  # longer than any write takes
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]+\.tmp")
 
 
@@ -78,11 +79,11 @@ def read_json(path: StrPath, *, at_most: int, expect: type) -> Any:
 
 @contextlib.contextmanager
 def replacing(path: StrPath, *, durable: bool = True) -> Iterator[Path]:
-    """A temporary name to write to; when the block ends, that file becomes `path`.
+    """Yields a temporary path to write to; when the block ends, that file replaces `path`.
 
-    If the block raises, `path` stays as it was. `durable=False` skips both fsyncs, for what can be
-    made again: after a power failure the file may be damaged. What the system refuses raises
-    UserError, which names the file and the operation.
+    If the block raises, `path` is unchanged. `durable=False` skips both fsyncs, for files that can
+    be regenerated: a power failure may damage them. An operating system error raises UserError,
+    which names the file and the operation.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -128,7 +129,7 @@ def sync_directory(path: StrPath) -> None:
 
 
 def create(path: StrPath, data: bytes) -> None:
-    """Write a new file and make its bytes durable; its name still needs `sync_directory`."""
+    """Write a new file and make its contents durable; its name still needs `sync_directory`."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     with open(descriptor, "wb", buffering=0) as file:
         rest = memoryview(data)

@@ -1,4 +1,4 @@
-"""The compiled extension module, where it was built, and why not, where it was not.
+"""The compiled extension module, or the reason why it is not available.
 
 VIDGEN_CPU=baseline|avx2|avx512|avx512_bf16 selects the variant of its CPU kernels; by default the
 best that this CPU runs.
@@ -28,27 +28,28 @@ def _attempt() -> tuple[ModuleType | None, str]:
         if not found.cpu_variants():
             compiled = ", ".join(found.compiled_cpu_variants())
             module, why = None, f"vidgen._native is compiled for {compiled} and this CPU runs none"
-    if wish := os.environ.get("VIDGEN_CPU"):
-        _select(module, wish, why)
+    if variant := os.environ.get("VIDGEN_CPU"):
+        _select(module, variant, why)
     return module, why
 
 
-def _select(module: ModuleType | None, wish: str, why: str) -> None:
-    """Makes the variant `wish` the one that runs, or raises in one line."""
-    if wish not in CPU_VARIANTS:
-        *most, last = CPU_VARIANTS
-        raise UserError(f"VIDGEN_CPU is {wish!r}, expected {', '.join(most)} or {last}")
+def _select(module: ModuleType | None, variant: str, why: str) -> None:
+    """Select a variant of the CPU kernels, or raise UserError."""
+    if variant not in CPU_VARIANTS:
+        *others, last = CPU_VARIANTS
+        raise UserError(f"VIDGEN_CPU is {variant!r}, expected {', '.join(others)} or {last}")
     if module is None:
-        raise UserError(f"VIDGEN_CPU={wish}, but {why}")
+        raise UserError(f"VIDGEN_CPU={variant}, but {why}")
     runnable = module.cpu_variants()
-    if wish in runnable:
-        module.select_cpu_variant(wish)
-    elif wish != "baseline" and not module.cpu_features()[wish]:
-        raise UserError(f"VIDGEN_CPU={wish}, but this CPU lacks it; it runs {', '.join(runnable)}")
+    if variant in runnable:
+        module.select_cpu_variant(variant)
+    elif variant != "baseline" and not module.cpu_features()[variant]:
+        runs = ", ".join(runnable)
+        raise UserError(f"VIDGEN_CPU={variant}, but this CPU lacks it; it runs {runs}")
     else:
         compiled = ", ".join(module.compiled_cpu_variants())
         raise UserError(
-            f"VIDGEN_CPU={wish}, but vidgen._native is compiled for {compiled}; "
+            f"VIDGEN_CPU={variant}, but vidgen._native is compiled for {compiled}; "
             "type: VIDGEN_CPU_VARIANTS=all pip install -e ."
         )
 
@@ -59,7 +60,7 @@ def load() -> ModuleType | None:
 
 
 def require() -> ModuleType:
-    """The extension module, where nothing can stand in for it."""
+    """The extension module; raises if it is not available."""
     module, why = _attempt()
     if module is None:
         raise UserError(why)
@@ -67,11 +68,11 @@ def require() -> ModuleType:
 
 
 def reason() -> str:
-    """Why `load()` returns None; empty when it does not."""
+    """Why `load()` returns None; empty if it returns the module."""
     return _attempt()[1]
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware; without it fp32 is many times faster."""
+    """Whether this CPU has bfloat16 products in hardware; otherwise fp32 is many times faster."""
     native = load()
     return native is not None and native.cpu_features()["avx512_bf16"]

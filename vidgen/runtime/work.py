@@ -1,9 +1,9 @@
-"""Resumable work: items shared over ranks, whose results are found again by content key.
+"""Resumable work: items divided over ranks, with results stored under content keys.
 
-`run` gives each rank its share of the items and counts what `process` yields for them: one outcome
-an item. `ResultFolder` keeps the results, one file a key, so that a run that was stopped or killed
-continues where it was, with any number of ranks. `by_key` is the plain `process`: look the result
-up, else compute and keep it.
+`run` gives each rank its share of the items and counts the outcomes that `process` yields, one per
+item. `ResultFolder` stores the results, one file per key, so that a run that was stopped or killed
+continues with any number of ranks. `by_key` is the basic `process`: look the result up, else
+compute and store it.
 """
 
 import json
@@ -26,13 +26,13 @@ from vidgen.runtime import files
 from vidgen.runtime.crc32c import crc32c
 
 _log = logging.getLogger(__name__)
-_RATE_OVER = 64  # the last items that the rate is measured over
+_RATE_OVER = 64  # number of recent items the rate is measured over
 
 Item = TypeVar("Item")
 
 
 class ResultFolder:
-    """One file a result, `<key[:2]>/<key><suffix>`, and a file of the settings that made them."""
+    """One file per result, `<key[:2]>/<key><suffix>`, and a file with the settings used."""
 
     def __init__(
         self,
@@ -44,9 +44,9 @@ class ResultFolder:
         label: str = "results",
         defaults: Mapping[str, Any] | None = None,
     ) -> None:
-        """Open or create the folder; one made with other settings is refused, naming the field.
+        """Open or create the folder; raises UserError naming the field if its settings differ.
 
-        `defaults` are the settings of folders that name none of their own."""
+        `defaults` are the settings assumed for folders that record none."""
         self.root, self.suffix = Path(root), suffix
         path = self.root / settings_name
         requested = json.loads(json.dumps(settings))
@@ -55,9 +55,9 @@ class ResultFolder:
             return
         found = files.read_json(path, at_most=limits.JSON_BYTES, expect=dict)
         made_with = dict(defaults or {}) | unsealed(path, found)
-        for name, there, here in _differences(made_with, requested):
+        for name, old, new in _differences(made_with, requested):
             raise UserError(
-                f"the {label} {self.root} was made with {name}={there}, this run has {here}; "
+                f"the {label} {self.root} was made with {name}={old}, this run has {new}; "
                 "name another folder, or delete this one"
             )
 
@@ -65,11 +65,11 @@ class ResultFolder:
         return self.root / key[:2] / f"{key}{self.suffix}"
 
     def write(self, key: str, content: bytes) -> None:
-        """Keep bytes that carry their own checksum: a power failure may damage them."""
+        """Store bytes that contain their own checksum, since a power failure may damage them."""
         files.write_bytes(self.path(key), content, durable=False)
 
     def sweep(self) -> None:
-        """Remove what killed processes left half written."""
+        """Remove partial files left by killed processes."""
         for folder in self.root.glob("??"):
             files.remove_leftovers(folder)
 
@@ -98,13 +98,13 @@ class JsonResults(ResultFolder):
     """Results that are JSON values."""
 
     def put(self, key: str, value: Any) -> None:
-        """Keep a JSON value with its checksum."""
+        """Store a JSON value with its checksum."""
         text = json.dumps(value)
         record = {"crc32c": f"{crc32c(text.encode()):08x}", "value": value}
         self.write(key, json.dumps(record).encode())
 
     def get(self, key: str) -> Any:
-        """The value; None where there is none, or (logged) where its file is damaged."""
+        """The value; None if it is missing or its file is damaged, which is logged."""
         path = self.path(key)
         try:
             record = json.loads(path.read_bytes())
@@ -115,7 +115,7 @@ class JsonResults(ResultFolder):
             log_damage(path, "cannot be read")
             return None
         if f"{crc32c(json.dumps(value).encode()):08x}" != written:
-            log_damage(path, "has another checksum than when it was written")
+            log_damage(path, "does not match its checksum")
             return None
         return value
 
@@ -141,7 +141,7 @@ Outcomes = Generator[Outcome | Failed, None, None]
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the items of one rank, or of all."""
+    """The outcomes of the items of one rank, or of all ranks."""
 
     total: int
     cached: int = 0
@@ -172,7 +172,7 @@ class Counts:
 @dataclass(frozen=True)
 class Progress:
     counts: Counts
-    per_s: float  # of the last items; nan before the second
+    per_s: float  # over recent items; nan before the second one
 
     @property
     def remaining_s(self) -> float:
@@ -189,12 +189,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class FailureLimit:
-    """How many items may fail before the run stops, and how messages name things."""
+    """How many items may fail before the run stops, and the names used in messages."""
 
     limit: int
-    setting: str  # what the user changes, as `data.bad_clip_limit`
+    setting: str  # the recipe field, such as `data.bad_clip_limit`
     items: str = "items"
-    name: Callable[[Any], str] = str  # of one item
+    name: Callable[[Any], str] = str  # the name of one item
 
 
 def run(
@@ -208,8 +208,8 @@ def run(
 ) -> Counts:
     """Process this rank's share of the items; every rank passes all of them in the same order.
 
-    `process(share)` yields one outcome an item, in order, and keeps a result before it yields. No
-    result stays in memory here. `progress` is called after each item. Returns this rank's counts.
+    `process(share)` yields one outcome per item, in order, and stores a result before it yields. No
+    result is kept in memory. `progress` is called after each item. Returns this rank's counts.
     """
     share = items[rank::world]
     counts = Counts(len(share))
@@ -228,14 +228,14 @@ def run(
                 rate = (len(finished_at) - 1) / seconds if seconds else float("nan")
                 progress(Progress(counts, rate))
     finally:
-        outcomes.close()  # which stops the workers it has
+        outcomes.close()  # stops its workers
     return counts
 
 
 def by_key(
     results: JsonResults, key: Callable[[Item], str], compute: Callable[[Item], Any]
 ) -> Callable[[Sequence[Item]], Outcomes]:
-    """A `process` for `run`: the item's JSON value from `results`, or computed and kept there.
+    """A `process` for `run` that computes and stores the JSON values missing from `results`.
 
     `compute` raises ValueError for an item that cannot be processed.
     """
@@ -267,12 +267,12 @@ def _skip(item: Any, reason: str, failed: int, failures: FailureLimit) -> None:
         )
 
 
-def _differences(there: Any, here: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """(field, its value there, its value here) wherever two JSON values differ."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        found = []
-        for key in {**there, **here}:
+def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """(field, old value, new value) wherever two JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        differences = []
+        for key in {**old, **new}:
             inner = f"{name}.{key}" if name else key
-            found += _differences(there.get(key), here.get(key), inner)
-        return found
-    return [] if there == here else [(name, there, here)]
+            differences += _differences(old.get(key), new.get(key), inner)
+        return differences
+    return [] if old == new else [(name, old, new)]

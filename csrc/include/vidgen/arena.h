@@ -1,8 +1,8 @@
-// Host memory registered once, lent in exact sizes, taken back when an event says so.
+// Host memory registered once, leased in exact sizes, returned on events.
 //
-// A lease is used until give_back(). Its bytes are lent again only when every event it was told of
-// has come and the last view of it is gone, so neither a copy under way nor a kept view ever sees
-// somebody else's bytes.
+// A lease is usable until give_back(). Its bytes are reused only when every event noted for it is
+// complete and the last view of it is destroyed, so neither a copy in flight nor a retained view
+// ever sees other data.
 #pragma once
 
 #include <chrono>
@@ -23,20 +23,20 @@
 
 namespace vidgen {
 
-// A lease was used against its rules: returned early or twice, leaked, or used afterwards.
+// A lease was misused: returned early or twice, leaked, or used after its return.
 class LeaseError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-// No room came free in time; the message names who holds what.
+// No room became free in time; the message lists the holders.
 class ArenaTimeout : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-// What the return of a lease may wait for. done() may be called from any thread, and once it has
-// said yes it says so for ever.
+// What the return of a lease may wait for. done() may be called from any thread, and once it
+// returns true it always does.
 class Event {
  public:
   virtual ~Event() = default;
@@ -102,7 +102,7 @@ class View {
 class Lease {
  public:
   Lease(std::shared_ptr<Arena> arena, std::shared_ptr<Loan> loan, std::size_t bytes);
-  ~Lease();  // a lease that was never given back is a leak: the arena's next user is told
+  ~Lease();  // a lease never returned is a leak, reported to the arena's next user
   Lease(const Lease&) = delete;
   Lease& operator=(const Lease&) = delete;
 
@@ -157,9 +157,8 @@ class Arena : public std::enable_shared_from_this<Arena> {
   ~Arena();
 
   // Waits up to `timeout_s` for `bytes` in one piece, at an address that is a multiple of `align`
-  // (a power of two up to 4096, which is what O_DIRECT asks for). `place` is where in the caller's
-  // program this is; `interrupted` is called now and then while waiting and may throw. Nobody
-  // overtakes those who wait already.
+  // (a power of two up to 4096, as O_DIRECT needs). `place` is the caller's source location;
+  // `interrupted` is called periodically while waiting and may throw. Requests are served in order.
   std::unique_ptr<Lease> take(std::size_t bytes, std::size_t align, double timeout_s,
                               std::string what, std::string place,
                               const std::function<void()>& interrupted = {});

@@ -5,8 +5,8 @@
 // unless said otherwise; arithmetic is float32. An absent tensor has dims == 0.
 //
 // A query sees a key that lies below its sample's length and in a block that is set. One that sees
-// no key has output 0, log-sum-exp -infinity and gradient 0. NaN spreads where it is seen.
-// Masked blocks cost nothing. Results have the same bits whatever the number of threads.
+// no key has output 0, log-sum-exp -infinity and gradient 0. NaN propagates to queries that attend
+// to it. Masked blocks cost nothing. Results are bit-identical for any number of threads.
 #pragma once
 
 #include "vidgen/tensor_view.h"

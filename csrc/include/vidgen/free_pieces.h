@@ -1,4 +1,4 @@
-// Which stretches of a block of memory are free: merged with their neighbours, found by best fit.
+// The free ranges of a block of memory: merged with their neighbours, allocated by best fit.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// Files to and from memory: every completion looked at, every byte under a checksum.
+// Reads and writes files: every completion is checked, and every byte has a checksum.
 #pragma once
 
 #include <cstddef>

@@ -1,8 +1,7 @@
 // Ordered queues of copies, with the two edges every asynchronous copy needs.
 //
-// To submit a copy is to say who made its source (the first edge); to read its destination one
-// needs its ticket (the second). There is no default for either, so a copy without them does not
-// compile.
+// Submitting a copy names the producer of its source (the first edge); reading its destination
+// needs its ticket (the second). Neither has a default, so a copy without them does not compile.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +18,7 @@
 
 namespace vidgen {
 
-// A copy under way.
+// A copy in flight.
 class Ticket : public Event {
  public:
   // Holds the calling thread until the copy is complete, and throws what made it fail, if anything
@@ -67,10 +66,10 @@ class Lane {
   virtual void reap() {}
 };
 
-// Copies late, in an order a seed decides, without a device. Any number of queues, each first in
-// first out as a CUDA stream is; which moves next is drawn from the seed, and nothing moves before
-// somebody waits or asks: whoever reads a destination or reuses a source without its ticket gets
-// wrong bytes.
+// Copies late and in a seeded order, without a device. Any number of queues, each in order like a
+// CUDA stream; the seed determines which advances next, and nothing is copied until a ticket is
+// waited for or polled: reading a destination or reusing a source without its ticket gives wrong
+// bytes.
 class SimulatedEngine : public std::enable_shared_from_this<SimulatedEngine> {
  public:
   struct Copy;

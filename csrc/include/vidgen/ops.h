@@ -106,10 +106,10 @@ struct VideoToInput {
   TensorView out;     // (B, C, T, H, W) contiguous
 };
 
-// One step of AdamW in place, in float32 whatever the moments are kept in. Moments in bfloat16 are
-// rounded up or down at random, with the odds that keep the mean: to the nearest, a second moment
-// that changes by a thousandth would never move. The random bits are a hash of (key, place of the
-// element in the whole tensor), so they are the same however the tensor is divided.
+// One in-place AdamW step, in float32 for any type of moments. bfloat16 moments are rounded
+// stochastically, which preserves the mean: with rounding to nearest, a second moment that changes
+// by 0.1 % would never be updated. The random bits are a hash of (key, position of the element in
+// the whole tensor), so they do not depend on sharding.
 struct AdamwForward {
   TensorView param, grad;          // (1, L, D) float32
   TensorView exp_avg, exp_avg_sq;  // (1, L, D), both float32 or both bfloat16

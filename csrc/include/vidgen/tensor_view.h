@@ -1,4 +1,4 @@
-// A tensor somebody else owns: address, element type, sizes and strides.
+// A non-owning tensor: address, element type, sizes and strides.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-"""The training-free codec: an orthonormal transform whose first frame stands alone."""
+"""The training-free codec: an orthonormal transform with a separate first frame."""
 
 from dataclasses import replace
 
@@ -85,5 +85,5 @@ def test_noise_decodes_to_pixels_in_range() -> None:
 
 @pytest.mark.parametrize("shape", [(4, 16, 16), (0, 16, 16), (5, 12, 16), (5, 16, 20)])
 def test_other_sizes_are_refused(shape: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match=r"takes 4k\+1 frames, sides in 8s"):
+    with pytest.raises(ValueError, match=r"expected 4k\+1 frames and sides divisible by 8"):
         BlockDCT(BlockDCTConfig()).encode(torch.zeros(1, 3, *shape))

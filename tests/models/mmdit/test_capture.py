@@ -1,4 +1,4 @@
-"""What leaves a block is kept as it is, whatever else hooks into the forward pass."""
+"""A block's output is captured unchanged, also with other hooks in the forward pass."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Modulation tabulated beforehand: the same output with the layers' weights gone."""
+"""Precomputed modulation gives the same output without the layers' weights."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Packed rows are put in the order of ranks and back; what does not divide is refused."""
+"""Packed rows are permuted to rank order and back; indivisible sizes raise an error."""
 
 from dataclasses import replace
 

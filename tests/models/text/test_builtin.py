@@ -1,4 +1,4 @@
-"""The built-in text encoder: words are fixed vectors, in every process and at every place."""
+"""The built-in text encoder: words are fixed vectors, in every process and at every position."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""T5 and CLIP with tiny random weights: shapes, padding, and what is refused."""
+"""T5 and CLIP with tiny random weights: shapes, padding, and errors."""
 
 import logging
 from dataclasses import replace
@@ -114,7 +114,7 @@ def test_a_cut_caption_is_logged_once(config: TextConfig, caplog: pytest.LogCapt
         encoder.encode(["a " * 10])
         encoder.encode(["a " * 10])
     assert [record.getMessage() for record in caplog.records] == [
-        "a caption is longer than 10 T5 tokens and was cut"
+        "a caption is longer than 10 T5 tokens and was truncated"
     ]
 
 

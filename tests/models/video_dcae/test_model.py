@@ -223,7 +223,7 @@ def test_sizes_that_do_not_divide(frames: int, height: int, width: int, message:
         ({"tile_frames": 10}, "tile_frames 10 .* on; the nearest are 8 and 12"),
         ({"tile_overlap": 1.0}, "tile_overlap 1: expected 0 or more, below 1"),
         ({"widths": (8, 8, 16, 24, 32, 32)}, "does not divide into heads"),
-        ({"latent_channels": 24}, "cannot bring 32 channels to 24"),
+        ({"latent_channels": 24}, "cannot map 32 channels to 24"),
     ],
 )
 def test_impossible_shapes(changes: dict[str, object], message: str) -> None:

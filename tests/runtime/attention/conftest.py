@@ -1,4 +1,4 @@
-"""A choice of backends that nothing outside a test has made."""
+"""Isolates the selection of backends from the environment and from other tests."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which backend runs: a name or a reason, the order on a CPU, what was measured on a GPU."""
+"""Selection of a backend: by name, by order on a CPU, by measurement on a GPU."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,7 +33,7 @@ def test_a_cpu_takes_the_first_that_can_serve() -> None:
 @pytest.mark.parametrize(
     ("backend", "asked", "reason"),
     [
-        ("flash9", {}, "'flash9' does not exist; there are: auto, .*math"),
+        ("flash9", {}, "'flash9' does not exist; available: auto, .*math"),
         ("sdpa_flash", {}, "'sdpa_flash' cannot serve this call: it runs on cuda, not cpu"),
         ("sdpa_flash_cpu", {"dtype": torch.int8}, "does not take int8"),
         ("auto", {"dtype": torch.int8}, "no attention backend can serve.*math does not take int8"),

@@ -1,4 +1,4 @@
-"""Which keys a mask lets a query see."""
+"""Which keys a query may attend to under a mask."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Parts of torch's backends that can be seen without their kernels."""
+"""Parts of torch's backends that can be tested without their kernels."""
 
 import pytest
 import torch

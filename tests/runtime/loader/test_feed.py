@@ -117,7 +117,7 @@ def test_a_request_that_hangs_is_killed_and_replaced() -> None:
     started = time.monotonic()
     _, slot, results = source.next()
     assert time.monotonic() - started < 60
-    assert results[1] == Lost("took longer than 1 s and was given up")
+    assert results[1] == Lost("took longer than 1 s and was abandoned")
     assert slot[:, 0].tolist() == [9, 3, 9]
     _, slot, later = source.next()
     assert (slot == 9).all()

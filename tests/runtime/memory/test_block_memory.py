@@ -58,7 +58,7 @@ def test_the_host_has_a_limit_too() -> None:
 
 def test_the_last_block_keeps_everything() -> None:
     assert pick(3, 220).blocks[-1] is BlockMemory.KEEP
-    with pytest.raises(ValueError, match="no policy fits, the least found is 200"):
+    with pytest.raises(ValueError, match="no policy fits; the smallest needs 200"):
         pick(3, 199)
 
 

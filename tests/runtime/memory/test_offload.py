@@ -1,4 +1,4 @@
-"""Gradients with blocks' activations sent away are bit for bit those without."""
+"""Gradients with activation offload are bit-identical to those without."""
 
 from collections.abc import Callable
 from pathlib import Path

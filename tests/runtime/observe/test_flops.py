@@ -1,4 +1,4 @@
-"""The convention agrees with what torch counts for the products it is about."""
+"""The FLOPs convention agrees with torch's counter for matrix products."""
 
 import pytest
 import torch

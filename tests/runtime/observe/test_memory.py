@@ -1,4 +1,4 @@
-"""Peak memory counts what the process held, after it is gone too."""
+"""Peak memory includes memory that was freed."""
 
 import numpy as np
 

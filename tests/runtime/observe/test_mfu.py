@@ -1,4 +1,4 @@
-"""Peaks are the right ones, measured where unknown, and utilisation is a fraction of them."""
+"""Peaks are correct, measured if unknown, and utilisation is relative to them."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What benchmarks keep can be read again and names what it was."""
+"""Benchmark results can be read back and describe what was run."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Phases add up to the step, exclusive of one another, by the host's clock or the device's."""
+"""Phases are exclusive and sum to the step, with host and device clocks."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""A trace covers the steps asked for, is written once, and leaves nothing recording."""
+"""A trace covers the requested steps, is written once, and stops recording."""
 
 import gzip
 import json

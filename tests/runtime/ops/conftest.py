@@ -1,4 +1,4 @@
-"""The laws every op keeps, as one object; each test file supplies the op and its inputs."""
+"""The properties every op must satisfy; each test file supplies the op and its inputs."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""An op that lacks one of its places fails here, and CONTRIBUTING lists exactly these places."""
+"""Every op has all of its entries, and CONTRIBUTING lists exactly these."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Attention over parts of the keys, joined, is attention over all of them."""
+"""Merged attention over parts of the keys equals attention over all keys."""
 
 import os
 from collections.abc import Iterator

@@ -116,7 +116,7 @@ def test_videos_are_embedded_beside_prompt_and_verdict(run_dir):
     assert "\u2713 colour" in page.text
     assert "\u2717 shape: square" in page.text
     assert "held out" in page.text
-    assert "1 video, 0 of 1 right in everything judged" in page.text
+    assert "1 video, 0 of 1 correct in every attribute" in page.text
 
 
 def test_many_videos_unfold(run_dir):
@@ -124,7 +124,7 @@ def test_many_videos_unfold(run_dir):
     page = report(run_dir, videos=videos)
     assert len(page.all("video")) == SHOWN + 5
     assert "Show the other 5" in page.text
-    assert "right in everything" not in page.text  # nothing was judged
+    assert "correct in every" not in page.text  # nothing was judged
 
 
 def test_judge_table_shows_the_control_beside(run_dir):

@@ -1,7 +1,7 @@
 """A training-free video codec: block DCT, lowest frequencies kept.
 
-It stands where a trained autoencoder stands, so that the whole system runs with nothing to
-download. It is the quickstart's default, not a product: quality ends at the frequencies kept.
+It replaces a trained autoencoder in the quickstart, so that the whole system runs without
+downloads. Its quality is limited by the frequencies kept.
 """
 
 import math
@@ -15,12 +15,12 @@ from vidgen.models.block_dct.config import BlockDCTConfig
 
 FRAMES, SIDE, _ = BlockDCTConfig.compression  # the block
 
-# One scale for all: distances between latents stay distances between videos, and the strongest
-# coefficients (a block's mean) come to about unit deviation. Scaling each coefficient to unit
-# deviation makes a model spend itself on detail before it has learnt where things are.
+# One scale for all coefficients preserves distances between videos; the strongest (a block's mean)
+# have about unit deviation. Scaling each coefficient to unit deviation makes a model learn detail
+# before layout.
 GAIN = 0.25
 
-# Brightness and two colour differences; the rows are orthonormal, so its inverse is its transpose.
+# Luma and two chroma channels; the rows are orthonormal, so the inverse is the transpose.
 OPPONENT = torch.tensor(
     [
         [1 / math.sqrt(3)] * 3,
@@ -40,7 +40,7 @@ def dct_matrix(size: int) -> Tensor:
 
 
 class BlockDCT(nn.Module):
-    """Like a causal VAE: the first frame is a latent frame alone, then one for every 4 frames."""
+    """Like a causal VAE: one latent frame for the first frame, then one for every 4 frames."""
 
     compression, causal = BlockDCTConfig.compression, BlockDCTConfig.causal
 
@@ -56,8 +56,10 @@ class BlockDCT(nn.Module):
     def encode(self, video_BCTHW: Tensor, seeds: Sequence[int] = ()) -> Tensor:
         x = video_BCTHW.float()
         if (x.shape[2] - 1) % FRAMES or x.shape[3] % SIDE or x.shape[4] % SIDE:
-            raise ValueError(f"video {tuple(x.shape)}: takes 4k+1 frames, sides in {SIDE}s")
-        # The first frame stands still for one block: only temporal frequency 0 is non-zero there.
+            raise ValueError(
+                f"video {tuple(x.shape)}: expected 4k+1 frames and sides divisible by {SIDE}"
+            )
+        # The first frame is repeated to fill a block: only temporal frequency 0 is non-zero there.
         x = torch.cat([x[:, :, :1].expand(-1, -1, FRAMES, -1, -1), x[:, :, 1:]], dim=2)
         return F.conv3d(x, self.filters, stride=self.compression) * GAIN
 
@@ -69,7 +71,7 @@ class BlockDCT(nn.Module):
 
 
 def filters(config: BlockDCTConfig) -> Tensor:
-    """One filter for each colour and frequency kept; strided, they are the block transform."""
+    """One filter per channel and frequency; applied with a stride they are the block transform."""
     time, space = dct_matrix(FRAMES), dct_matrix(SIDE)
     planes = [
         torch.einsum(

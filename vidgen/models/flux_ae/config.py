@@ -23,11 +23,11 @@ class FluxAEConfig:
     norm_num_groups: PositiveInt = 32
     scale: PositiveFloat = 0.3611  # latents are (z - shift) * scale: about unit scale
     shift: float = 0.1159
-    # Larger images are cut into tiles that overlap by a quarter and fade into each other.
+    # Larger images are split into tiles that overlap by a quarter and are blended.
     tiling: bool = True
     tile_size: PositiveInt = 1024  # pixels
 
     def __post_init__(self) -> None:
-        # A tile, and a quarter of it, must be whole latents of 8 pixels.
+        # A tile and a quarter of it must be whole latents of 8 pixels.
         if self.tile_size % 32:
             raise ValueError(f"tile_size {self.tile_size} is not a multiple of 32")

@@ -11,7 +11,7 @@ from vidgen.models.flux_ae.config import FluxAEConfig
 from vidgen.models.flux_ae.weights import published_name, published_shapes
 from vidgen.models.tensor_files import PathOrTensors
 
-OVERLAP = 0.25  # tiles share one part in four
+OVERLAP = 0.25  # tiles overlap by a quarter
 
 
 def build(config: FluxAEConfig) -> Any:
@@ -41,7 +41,7 @@ def build(config: FluxAEConfig) -> Any:
 
 
 class FluxAE(DiffusersAE):
-    """Every frame of a video is an image of its own."""
+    """FLUX.1's autoencoder; every frame of a video is encoded as a separate image."""
 
     compression, causal = FluxAEConfig.compression, FluxAEConfig.causal
 
@@ -53,7 +53,7 @@ class FluxAE(DiffusersAE):
         dtype: torch.dtype = torch.float32,
         weights: PathOrTensors | None = None,
     ) -> None:
-        """`weights` stands in for the file that `config.path` names."""
+        """`weights` replaces the file that `config.path` names."""
         ae, source = build(config), config.path if weights is None else weights
         ae = filled(ae, source, dtype, device, published_shapes(ae), published_name)
         super().__init__(ae, config.latent_channels, config.scale, config.shift)

@@ -1,4 +1,4 @@
-"""The names and shapes that the published file has for the tensors of the diffusers module."""
+"""Published names and shapes of the diffusers module's tensors."""
 
 import re
 
@@ -19,7 +19,7 @@ LEVELS = 4
 
 
 def published_name(name: str) -> str:
-    """What the published file calls a tensor of the diffusers module."""
+    """The published name of a tensor of the diffusers module."""
     for theirs, published in LAYERS.items():
         name = name.replace(f".{theirs}.", f".{published}.")
     name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
@@ -30,13 +30,13 @@ def published_name(name: str) -> str:
 
 
 def _level(way: str, index: int) -> int:
-    """Published levels count from the pixels down on both sides; diffusers decodes upwards."""
+    """Published levels count from the pixels in both halves; diffusers' decoder counts upwards."""
     return index if way == "down" else LEVELS - 1 - index
 
 
 def published_shapes(ae: nn.Module) -> Shapes:
     return {
-        # Attention was published as convolutions of one pixel.
+        # Attention was published as 1x1 convolutions.
         name: (*shape, 1, 1) if re.search(r"attn_1\.(q|k|v|proj_out)\.weight", name) else shape
         for name, shape in (
             (published_name(name), tuple(tensor.shape)) for name, tensor in ae.state_dict().items()

@@ -21,15 +21,15 @@ class HunyuanVAEConfig:
     block_out_channels: Widths = (128, 256, 512, 512)
     layers_per_block: PositiveInt = 2
     norm_num_groups: PositiveInt = 32
-    scale: PositiveFloat = 0.476986  # brings latents to unit variance
-    # Larger videos are cut into tiles that overlap by a quarter and fade into each other.
+    scale: PositiveFloat = 0.476986  # scales latents to unit variance
+    # Larger videos are split into tiles that overlap by a quarter and are blended.
     spatial_tiling: bool = True
     temporal_tiling: bool = False
     tile_size: PositiveInt = 256  # pixels
     tile_frames: PositiveInt = 64
 
     def __post_init__(self) -> None:
-        # A tile, and a quarter of it, must be whole latents: 8 pixels and 4 frames.
+        # A tile and a quarter of it must be whole latents: 8 pixels and 4 frames.
         for name, size, unit in (
             ("tile_size", self.tile_size, 32),
             ("tile_frames", self.tile_frames, 16),

@@ -9,7 +9,7 @@ from vidgen.models.diffusers_ae import DiffusersAE, filled
 from vidgen.models.hunyuan_vae.config import HunyuanVAEConfig
 from vidgen.models.tensor_files import PathOrTensors
 
-OVERLAP = 4  # tiles share one part in four
+OVERLAP = 4  # tiles overlap by a quarter
 
 
 def build(config: HunyuanVAEConfig) -> Any:
@@ -28,7 +28,7 @@ def build(config: HunyuanVAEConfig) -> Any:
             norm_num_groups=config.norm_num_groups,
             scaling_factor=config.scale,
         )
-    # Every tiling setting is ours: left alone, diffusers cuts time into tiles of 16 frames.
+    # Set all tiling options: by default diffusers splits time into tiles of 16 frames.
     vae.use_tiling = config.spatial_tiling
     vae.use_framewise_encoding = vae.use_framewise_decoding = config.temporal_tiling
     vae.tile_sample_min_height = vae.tile_sample_min_width = config.tile_size
@@ -50,9 +50,9 @@ class HunyuanVAE(DiffusersAE):
         dtype: torch.dtype = torch.float32,
         weights: PathOrTensors | None = None,
     ) -> None:
-        """`weights` stands in for the file that `config.path` names."""
+        """`weights` replaces the file that `config.path` names."""
         vae, source = build(config), config.path if weights is None else weights
-        # The published file has the tensor names of diffusers.
+        # The published file uses diffusers' tensor names.
         shapes = {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
         vae = filled(vae, source, dtype, device, shapes)
         super().__init__(vae, config.latent_channels, config.scale)

@@ -1,4 +1,4 @@
-"""The video tokens that leave one block, kept beside a forward pass."""
+"""Captures the video tokens that leave one block during a forward pass."""
 
 from dataclasses import replace
 
@@ -9,9 +9,9 @@ from vidgen.models.mmdit.model import Context, Part, Seams, Stream
 
 
 class Capture:
-    """Run the model under `seams`, then `take` what left the block. Nothing else of it changes.
+    """Run the model with `seams`, then `take` the block's output. The forward pass is unchanged.
 
-    Of a forward pass without gradients nothing is kept.
+    Nothing is captured in a forward pass without gradients.
     """
 
     def __init__(self, seams: Seams, layer: int) -> None:
@@ -23,9 +23,9 @@ class Capture:
         self.seams = replace(seams, run_block=self._run_block, split=self._split)
 
     def take(self) -> tuple[Tensor, Part]:
-        """Of the last forward pass: this process's tokens (B, v, D), and which ones they are."""
+        """This process's tokens (B, v, D) of the last forward pass, and which ones they are."""
         taken, part = self._taken, self._part
-        # Held no longer than it is used: until the next pass it would cost its memory.
+        # Released once taken, to free its memory before the next pass.
         self._taken = self._part = None
         if taken is None or part is None:
             raise ValueError(f"no forward pass has reached layer {self._layer} since the last take")

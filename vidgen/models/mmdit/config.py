@@ -1,4 +1,4 @@
-"""Shapes of the multimodal diffusion transformer, and the published ones by name."""
+"""Configuration of the multimodal diffusion transformer, and presets of published models."""
 
 from dataclasses import replace
 from typing import Annotated
@@ -20,8 +20,8 @@ class MMDiTConfig:
     patch_size: Size = 2
     hidden_size: Size = 3072
     num_heads: Size = 24
-    depth: Blocks = 19  # dual-stream blocks: text and video keep their own weights
-    depth_single_blocks: Blocks = 38  # single-stream blocks: both share one set
+    depth: Blocks = 19  # dual-stream blocks: text and video have separate weights
+    depth_single_blocks: Blocks = 38  # single-stream blocks: shared weights
     mlp_ratio: Annotated[PositiveFloat, Field(le=limits.MODEL_RATIO)] = 4.0
     axes_dim: tuple[Size, Size, Size] = (16, 56, 56)  # RoPE: T, H, W
     theta: PositiveInt = 10_000

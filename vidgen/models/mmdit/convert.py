@@ -1,4 +1,4 @@
-"""A checkpoint rewritten in another layout, bit for bit, in memory of about one tensor."""
+"""Rewrites a checkpoint in another layout, bit for bit, using the memory of about one tensor."""
 
 import os
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ from vidgen.models.tensor_files import (
 
 
 def describe(source: str | os.PathLike[str], group: str = "model") -> tuple[Layout, MMDiTConfig]:
-    """A checkpoint's layout, and the config that it notes or that its shapes tell."""
+    """A checkpoint's layout, and its config, recorded or inferred from shapes."""
     with open_source(source, group) as tensors:
         layout = detect_layout(tensors)
         return layout, infer_config(tensors, layout)
@@ -54,11 +54,11 @@ def convert(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> MMDiTConfig:
-    """Rewrite a checkpoint in another layout, bit for bit, in memory of about one tensor.
+    """Rewrite a checkpoint in another layout, bit for bit, using the memory of about one tensor.
 
-    `adapt` makes the start of a video model: the guidance embedder is left out, and for i2v a
-    condition embedder filled with zeros is added where there is none. `group` picks the weights of
-    a training checkpoint, "model" or "ema". Returns the written config.
+    `adapt` creates the initial weights of a video model: the guidance embedder is removed, and for
+    i2v a missing condition embedder is added as zeros. `group` selects the weights of a training
+    checkpoint, "model" or "ema". Returns the written config.
     """
     if to not in LAYOUTS:
         raise UserError(f"layout '{to}': expected one of {', '.join(LAYOUTS)}")
@@ -80,7 +80,7 @@ def convert(
             for name, shape in published_shapes(config, to).items()
         }
         written = _converted(tensors, groups, origins, infos, zeroed, config.head_dim)
-        # What shapes cannot tell is not noted as if it were known.
+        # Fields that shapes do not determine are not recorded as known.
         note = notes(config, to) if told else {"vidgen.layout": to}
         write_tensors(destination, infos, _counted(written, infos, progress), note)
     return config

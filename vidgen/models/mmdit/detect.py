@@ -1,4 +1,4 @@
-"""What a checkpoint is: its layout, its config, and whether it is complete."""
+"""Detects a checkpoint's layout and config, and checks that it is complete."""
 
 import difflib
 import json
@@ -14,7 +14,7 @@ from vidgen.models.tensor_files import TensorSource, check_tensors
 
 
 def detect_layout(source: TensorSource) -> Layout:
-    """From the file's own note, else from its tensor names."""
+    """The layout recorded in the file, else inferred from its tensor names."""
     noted = source.metadata.get("vidgen.layout")
     if noted in LAYOUTS:
         return noted
@@ -58,10 +58,10 @@ def imported_layout(source: TensorSource, asked: Layout | None) -> Layout:
 
 
 def infer_config(source: TensorSource, layout: Layout) -> MMDiTConfig:
-    """The config a file notes, else the one its shapes tell.
+    """The config recorded in a file, else inferred from its shapes.
 
-    Shapes cannot tell axes_dim and theta (taken from the published models, in proportion) nor,
-    without a condition embedder, the patch size.
+    Shapes do not determine axes_dim and theta (scaled from the published models) nor, without a
+    condition embedder, the patch size.
     """
     if (noted := noted_config(source)) is not None:
         return noted
@@ -69,7 +69,9 @@ def infer_config(source: TensorSource, layout: Layout) -> MMDiTConfig:
 
     def size(name: str, dim: int) -> int:
         if name not in infos or len(infos[name].shape) <= dim:
-            raise UserError(f"{source.where}: tensor '{name}' is missing; it tells the model size")
+            raise UserError(
+                f"{source.where}: tensor '{name}' is missing; it determines the model size"
+            )
         return infos[name].shape[dim]
 
     def blocks(prefix: str) -> int:
@@ -112,7 +114,7 @@ def infer_config(source: TensorSource, layout: Layout) -> MMDiTConfig:
                 ".".join(map(str, problem["loc"])) + ": " + problem["msg"]
                 for problem in error.errors()
             )
-        raise UserError(f"{source.where}: its shapes are those of no MMDiT: {reason}") from error
+        raise UserError(f"{source.where}: its shapes do not match an MMDiT: {reason}") from error
 
 
 def noted_config(source: TensorSource) -> MMDiTConfig | None:
@@ -122,18 +124,18 @@ def noted_config(source: TensorSource) -> MMDiTConfig | None:
         return TypeAdapter(MMDiTConfig).validate_json(note)
     except ValidationError as error:
         raise UserError(
-            f"{source.where}: notes a model config vidgen cannot read: {note[:200]}"
+            f"{source.where}: records a model config that vidgen cannot read: {note[:200]}"
         ) from error
 
 
 def notes(config: MMDiTConfig, layout: Layout) -> dict[str, str]:
-    """What our files say of themselves, so that nothing need be guessed when they are read."""
+    """The metadata of files that vidgen writes, so that reading them needs no inference."""
     note = {"vidgen.layout": layout, "vidgen.config": json.dumps(asdict(config))}
     return {"format": "pt", **note}
 
 
 def adaptation(source: TensorSource, config: MMDiTConfig) -> tuple[set[str], set[str]]:
-    """The source's tensors to leave out, and the model's to set to zero."""
+    """The source's tensors to omit, and the model's to set to zero."""
     left_out: set[str] = set()
     if not config.guidance_embed:
         left_out = {name for name in source.infos if name.startswith("guidance_in.")}
@@ -160,7 +162,7 @@ def named_tensors(config: MMDiTConfig, layers: Iterable[str]) -> set[str]:
     return found
 
 
-# The layers whose shape a field of the config decides, and nothing else of the model.
+# The layers whose shape depends on a field that affects no other layer.
 SHAPED_BY = {
     "in_channels": ("img_in.", "cond_in.", "final_layer.linear."),
     "patch_size": ("img_in.", "cond_in.", "final_layer.linear."),
@@ -171,7 +173,7 @@ SHAPED_BY = {
 
 
 def free_fields(config: MMDiTConfig, fresh: set[str]) -> set[str]:
-    """Fields in which a source may differ whose tensors `fresh` are not taken from it."""
+    """Fields in which a source may differ if the tensors `fresh` are not read from it."""
     names = tensor_shapes(config).keys()
     shaped = {
         field: {name for name in names if name.startswith(layers)}
@@ -187,8 +189,8 @@ def check_checkpoint(
     left_out: set[str],
     absent: set[str],
 ) -> None:
-    """`left_out` are tensors of the source that may have any shape, `absent` those of the model
-    that it need not have; both by their published names."""
+    """Check names and shapes. `left_out` are source tensors to ignore, `absent` model tensors that
+    may be missing; both by published names."""
     expected = published_shapes(config, layout)
     expected.update({name: source.infos[name].shape for name in left_out})
     check_tensors(source, expected, allowed_missing=absent)

@@ -1,6 +1,6 @@
 """Parameters and model FLOPs of one sample, as functions of the config and the grid.
 
-What is counted, and how, is vidgen/runtime/observe/flops.py's to say; here is what the model does.
+vidgen/runtime/observe/flops.py defines what is counted; this file applies it to the model.
 """
 
 import math
@@ -13,11 +13,11 @@ from vidgen.runtime.observe.flops import attention_flops, linear_flops, training
 
 @dataclass(frozen=True)
 class ForwardFlops:
-    """One sample's forward pass, by what it is spent on."""
+    """FLOPs of one sample's forward pass, by component."""
 
-    linear: int  # each token through the weights of its stream
+    linear: int  # every token through the weights of its stream
     attention: int
-    conditioning: int  # once a sample: modulation, embedders of time, pooled text and guidance
+    conditioning: int  # once per sample: modulation, embedders of time, pooled text and guidance
 
     @property
     def forward(self) -> int:
@@ -39,7 +39,7 @@ def flops(config: MMDiTConfig, grid: tuple[int, int, int], text_len: int) -> For
     video = math.prod(grid)
     joint = text_len + video
 
-    # A dual block has weights for each stream; together they see every token once.
+    # A dual block has separate weights per stream; every token passes through one set.
     dual = (
         linear_flops(joint, width, 3 * width)
         + linear_flops(joint, width, width)

@@ -1,8 +1,8 @@
-"""Where each published checkpoint keeps the rows of the model's tensors.
+"""Maps the rows of the model's tensors to those of published checkpoints.
 
-Inside, projections are fused ([q | k | v] and [q | k | v | mlp] rows) and rotary pairs lie half a
-head apart. Open-Sora v2 keeps the rows in tensors of their own; FLUX.1 keeps them fused but pairs
-neighbours. Import, export and conversion all follow from one list of pieces.
+Internally projections are fused ([q | k | v] and [q | k | v | mlp] rows) and rotary pairs are half
+a head apart. Open-Sora v2 stores them as separate tensors; FLUX.1 stores them fused with adjacent
+rotary pairs. Import, export and conversion all use one list of pieces.
 """
 
 from collections.abc import Iterable
@@ -67,14 +67,14 @@ def tensor_shapes(config: MMDiTConfig) -> Shapes:
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of an internal tensor, and where a published file has them."""
+    """Rows of an internal tensor, and their location in a published file."""
 
     internal: str
     start: int
     stop: int
     published: str
-    row: int  # of the published tensor, where these rows start
-    interleaved: bool  # rotary pairs are neighbours there; half a head apart here
+    row: int  # first row in the published tensor
+    interleaved: bool  # rotary pairs are adjacent there, half a head apart here
 
     @property
     def rows(self) -> int:
@@ -82,7 +82,7 @@ class Piece:
 
 
 def pieces(config: MMDiTConfig, layout: Layout) -> list[Piece]:
-    """All rows of all tensors, once each, cut alike in every layout."""
+    """All rows of all tensors, once each, with the same pieces in every layout."""
     width = config.hidden_size
     found = []
     for name, (rows, *_) in tensor_shapes(config).items():
@@ -113,7 +113,7 @@ def published_shapes(config: MMDiTConfig, layout: Layout) -> Shapes:
 
 
 def copy_rows(out: Tensor, rows: Tensor, head_dim: int, *, to_half: bool | None) -> None:
-    """Copy, moving rotary pairs: to_half from neighbours to half a head apart, False back."""
+    """Copy and permute rotary pairs: to_half from adjacent to half a head apart, False back."""
     if to_half is None:
         out.copy_(rows)
         return

@@ -1,7 +1,7 @@
 """The multimodal diffusion transformer: text and video tokens under joint attention.
 
-Read it top to bottom: embeddings, a dual-stream block (text and video keep their own weights and
-meet in attention), a single-stream block (one set of weights for both), then the whole.
+In reading order: embeddings, a dual-stream block (text and video have separate weights and joint
+attention), a single-stream block (shared weights), the model.
 
 Shapes: B batch, T text tokens, V video tokens, L = T + V with text first, D width, H heads,
 P half a head's width.
@@ -30,9 +30,9 @@ def compute_modulation(layer: nn.Module, vec_BD: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Context:
-    """What every block of one forward pass shares."""
+    """Inputs shared by all blocks of a forward pass."""
 
-    vec_BD: Tensor  # timestep and pooled text (and guidance): what modulation is computed from
+    vec_BD: Tensor  # timestep, pooled text and guidance: the input of modulation
     cos_LP: Tensor
     sin_LP: Tensor
     attention: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -50,12 +50,12 @@ def call_block(index: int, block: nn.Module, stream: Stream, context: Context) -
 
 @dataclass(frozen=True)
 class Part:
-    """The tokens that this process computes, and how they meet those of others."""
+    """The tokens that this process computes, and how it exchanges them with other ranks."""
 
     text: slice
     video: slice
-    attention: Callable[[Tensor, Tensor, Tensor], Tensor] | None  # None: that of the seams
-    gather: Callable[[Tensor], Tensor]  # this part's video tokens to all of them
+    attention: Callable[[Tensor, Tensor, Tensor], Tensor] | None  # None: the seams' attention
+    gather: Callable[[Tensor], Tensor]  # gathers this part's video tokens to the full sequence
 
     def rope(self, table_LP: Tensor, text_length: int) -> Tensor:
         text, video = table_LP[:text_length], table_LP[text_length:]
@@ -63,18 +63,18 @@ class Part:
 
 
 def whole(batch: int, text_length: int, video_length: int) -> Part:
-    """Every token here: one process to a sample."""
+    """A part with all tokens, for one process per sample."""
     return Part(slice(0, text_length), slice(0, video_length), None, lambda video: video)
 
 
 @dataclass(frozen=True)
 class Seams:
-    """Where other code hooks in without subclassing.
+    """Extension points of the forward pass, in place of subclassing.
 
-    `attention` takes q, k, v (B, L, H, head) and picks backend and mask. `run_block` is called for
-    every block in order: recompute, offload, caching, capture or injection of the residual.
-    `modulation` gives a modulation layer's output, which a `ModulationTable` holds ready. `split`
-    takes the numbers of samples, text and video tokens; it says which tokens are computed here.
+    `attention` takes q, k, v (B, L, H, head) and selects backend and mask. `run_block` is called
+    for every block in order: recompute, offload, caching, capture or injection of the residual.
+    `modulation` returns a modulation layer's output, for example from a `ModulationTable`. `split`
+    takes the numbers of samples, text and video tokens and returns the tokens computed here.
     """
 
     attention: Callable[[Tensor, Tensor, Tensor], Tensor] = attention
@@ -110,7 +110,7 @@ class MLPEmbedder(nn.Module):
 
 
 class Modulation(nn.Module):
-    """`chunks` vectors a sample side by side, from the SiLU of the conditioning vector."""
+    """`chunks` concatenated vectors per sample, from the SiLU of the conditioning vector."""
 
     def __init__(self, width: int, chunks: int):
         super().__init__()
@@ -130,7 +130,7 @@ class HeadScale(nn.Module):
 
 
 class QKNorm(nn.Module):
-    """The two scales; the norm itself is part of the ops that make q and k."""
+    """The scales of q and k; the norm itself is part of the fused ops."""
 
     def __init__(self, head_dim: int):
         super().__init__()
@@ -200,7 +200,7 @@ class DualStreamBlock(nn.Module):
 
 
 class SingleStreamBlock(nn.Module):
-    """Attention and MLP side by side: one projection in, one out."""
+    """Attention and MLP in parallel, with one input and one output projection."""
 
     def __init__(self, config: MMDiTConfig):
         super().__init__()
@@ -296,7 +296,7 @@ class MMDiT(nn.Module):
         return part.gather(out)
 
     def conditioning(self, vec: Tensor, t: Tensor, guidance: Tensor | None = None) -> Tensor:
-        """What every modulation of a sample is computed from: (B, D)."""
+        """The conditioning vector of each sample, the input of all modulation: (B, D)."""
         vec_BD: Tensor = self.time_in(sincos_embedding(t)) + self.vector_in(vec)
         if guidance is not None:
             vec_BD = vec_BD + self.guidance_in(sincos_embedding(guidance))
@@ -321,7 +321,7 @@ class MMDiT(nn.Module):
             if given != wanted:
                 verb = "needs" if wanted else "does not take"
                 raise ValueError(f"this model {verb} `{name}` ({name}_embed is {wanted})")
-        # A condition of one token or one sample would be broadcast over the others.
+        # A condition with one token or sample would be broadcast silently.
         wanted_cond = (*x.shape[:2], self.config.cond_channels)
         if cond is not None and cond.shape != wanted_cond:
             raise ValueError(f"cond {tuple(cond.shape)}: expected {wanted_cond}")
@@ -330,7 +330,7 @@ class MMDiT(nn.Module):
     def init_weights(
         self, generator: torch.Generator | None = None, only: Collection[str] | None = None
     ) -> None:
-        """For training from scratch: every block starts as the identity, the output as zero.
+        """Initialise for training from scratch: blocks start as the identity, the output as zero.
 
         `only` names parameters whose layers are initialised; None means all of them.
         """
@@ -347,7 +347,7 @@ class MMDiT(nn.Module):
                     module.weight.zero_()
                 else:
                     bound = math.sqrt(6 / (module.in_features + module.out_features))
-                    # On the CPU and whole: a seed means the same on every device and split.
+                    # Drawn on the CPU, unsharded: the same on every device and mesh.
                     shape, dtype = module.weight.shape, module.weight.dtype
                     drawn = torch.empty(shape, dtype=dtype, device="cpu")
                     fill(module.weight, drawn.uniform_(-bound, bound, generator=generator))

@@ -1,9 +1,9 @@
-"""Modulation tabulated before sampling: a quarter of the model's weights may then stay away.
+"""Precomputed modulation for sampling, so that a quarter of the weights can leave the device.
 
-Modulation layers see only the conditioning vector of a sample (timestep, pooled text, guidance),
-never its tokens. Sampling knows all of these vectors beforehand: 50 steps of three guidance
-branches need 150 rows of about a million numbers, 0.3 GB in bf16 for the published model, where
-the layers themselves take 6.5 GB.
+Modulation depends only on a sample's conditioning vector (timestep, pooled text, guidance), not on
+its tokens, and sampling knows all of these vectors in advance: 50 steps with three guidance
+branches need 150 rows of about a million values, 0.3 GB in bf16 for the published model. The layers
+take 6.5 GB.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from vidgen.models.mmdit.model import MMDiT, Modulation
 
 
 def modulation_layers(model: MMDiT) -> dict[str, nn.Module]:
-    """Every layer that reads the conditioning vector alone, by name, in the order they run."""
+    """Every layer that reads only the conditioning vector, by name, in execution order."""
     layers: dict[str, nn.Module] = {
         name: module for name, module in model.named_modules() if isinstance(module, Modulation)
     }
@@ -25,7 +25,7 @@ def modulation_layers(model: MMDiT) -> dict[str, nn.Module]:
 
 
 class ModulationTable:
-    """The modulation of chosen conditioning vectors, a row for each."""
+    """The modulation of given conditioning vectors, one row each."""
 
     def __init__(self, rows: dict[nn.Module, Tensor], count: int) -> None:
         self._rows, self.count = rows, count
@@ -33,9 +33,9 @@ class ModulationTable:
     @staticmethod
     @torch.no_grad()
     def of(model: MMDiT, vec_ND: Tensor) -> "ModulationTable":
-        """`vec_ND` comes from `model.conditioning`; the table lies where it lies.
+        """Compute the table on the device of `vec_ND`, which comes from `model.conditioning`.
 
-        Layers that live elsewhere (in host memory, say) come over one at a time and leave nothing.
+        Layers on another device, such as the host, are copied over temporarily, one at a time.
         """
         rows = {}
         for layer in modulation_layers(model).values():
@@ -48,7 +48,7 @@ class ModulationTable:
         return sum(rows.nbytes for rows in self._rows.values())
 
     def rows(self, index: slice | Tensor) -> Callable[[nn.Module, Tensor], Tensor]:
-        """`Seams.modulation` for a batch whose samples have these rows, in this order."""
+        """`Seams.modulation` for a batch whose samples have these rows, in order."""
 
         def look_up(layer: nn.Module, vec_BD: Tensor) -> Tensor:
             found = self._rows[layer][index]

@@ -1,4 +1,4 @@
-"""What of the model is sharded, in which pieces, and how its tokens are split over ranks."""
+"""How the model is sharded, and how its tokens are split over ranks."""
 
 from collections.abc import Callable
 
@@ -9,10 +9,10 @@ from vidgen.runtime.parallel.context import ContextGroup, TextPlan, split_tokens
 
 
 def blocks(model: MMDiT) -> list[nn.Module]:
-    """The modules to shard one by one, in the order they run.
+    """The modules to shard individually, in execution order.
 
-    Each is gathered while it runs, the next one meanwhile. What lies around them (embedders and
-    the final layer, 1 % of the 11B model) is sharded with the whole.
+    Each is gathered for its computation while the next is prefetched. The rest (embedders and the
+    final layer, 1 % of the 11B model) is sharded with the root module.
     """
     return [*model.double_blocks, *model.single_blocks]
 
@@ -20,10 +20,10 @@ def blocks(model: MMDiT) -> list[nn.Module]:
 def split_over(
     group: ContextGroup, degree: Callable[[int], int], text: TextPlan = "sharded"
 ) -> Callable[[int, int, int], Part]:
-    """The seam by which a context group computes one sample together.
+    """The seam that splits a sample over a context group.
 
-    Every rank gives the model the whole sample and gets all of the velocity. `degree` says, for a
-    number of tokens, how many neighbours exchange heads (see `ContextGroup`).
+    Every rank passes the whole sample to the model and receives the whole velocity. `degree` gives,
+    for a number of tokens, how many neighbours exchange heads (see `ContextGroup`).
     """
 
     def split(batch: int, text_length: int, video_length: int) -> Part:

@@ -1,8 +1,8 @@
 """Tensor parallelism: the heads and hidden features of every block divided over ranks.
 
-Packed projections ([q|k|v], [q|k|v|mlp] rows; [attention|mlp] columns) cannot be cut where they
-lie: a rank needs its heads of each part. Their rows are put in the order of ranks first, so that
-equal cuts are right; checkpoints hold them in the model's own order.
+Packed projections ([q|k|v], [q|k|v|mlp] rows; [attention|mlp] columns) cannot be split as stored,
+since a rank needs its heads of each part. Their rows are first permuted into rank order, so that
+equal shards are correct; checkpoints store the model's order.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from vidgen.models.mmdit.model import MMDiT
 from vidgen.runtime.parallel.split import same_input, sum_parts
 from vidgen.runtime.parallel.zero import fill, local
 
-# By name within a block: rows (outputs) are divided on the way in, columns on the way out.
+# By name within a block: input layers are split by rows (outputs), output layers by columns.
 ROWS = ("img_attn.qkv", "txt_attn.qkv", "img_mlp.0", "txt_mlp.0", "linear1")
 COLUMNS = ("img_attn.proj", "txt_attn.proj", "img_mlp.2", "txt_mlp.2", "linear2")
 
@@ -40,7 +40,7 @@ class RowsLinear(nn.Module):
 
 
 class ColumnsLinear(nn.Module):
-    """A linear layer of which each rank has some inputs; all get the sum of their parts."""
+    """A linear layer over this rank's inputs, summed over the ranks."""
 
     def __init__(self, whole: nn.Linear, mesh: DeviceMesh) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def _divided(parameter: Tensor, mesh: DeviceMesh, placement: Placement) -> nn.Pa
 
 @torch.no_grad()
 def divide(model: MMDiT, mesh: DeviceMesh) -> None:
-    """Cut a whole model, the same on every rank of the one-dimensional mesh, into their shares."""
+    """Split a model, identical on every rank, over a one-dimensional mesh, in place."""
     ways = mesh.size()
     check_divides(model.config, ways)
     for name, parameter in model.named_parameters():
@@ -89,7 +89,7 @@ def check_divides(config: MMDiTConfig, ways: int) -> None:
 
 
 def packed_order(config: MMDiTConfig, name: str, ways: int) -> tuple[int, Tensor] | None:
-    """Of a packed parameter: its packed dimension, and its indices in the order of ranks."""
+    """The packed dimension of a packed parameter, and its indices in rank order."""
     width, hidden = config.hidden_size, config.mlp_hidden
     module, _, kind = name.rpartition(".")
     if module.endswith("_attn.qkv"):
@@ -105,7 +105,7 @@ def packed_order(config: MMDiTConfig, name: str, ways: int) -> tuple[int, Tensor
 
 
 def sum_norm_gradients(named: Mapping[str, nn.Parameter], mesh: DeviceMesh) -> None:
-    """Each rank has its own heads' part of the gradient of the scales that all heads share."""
+    """Sum the gradients of the scales that all heads share; each rank has its heads' part."""
     parts = [
         local(p.grad)
         for name, p in named.items()
@@ -121,9 +121,9 @@ def sum_norm_gradients(named: Mapping[str, nn.Parameter], mesh: DeviceMesh) -> N
 def in_model_order(
     tensors: Mapping[str, Tensor], config: MMDiTConfig, ways: int
 ) -> dict[str, Tensor]:
-    """Divided tensors as a checkpoint wants them: rows in the model's order, one run to a rank.
+    """Split tensors in the form of a checkpoint: the model's row order, contiguous per rank.
 
-    A name is a parameter's, perhaps followed by that of an optimizer state of its shape.
+    A name is that of a parameter, optionally followed by that of an optimizer state of its shape.
     """
     found = {}
     for name, tensor in tensors.items():
@@ -143,7 +143,7 @@ def in_model_order(
 def into_rank_order(
     tensors: Mapping[str, Tensor], loaded: Mapping[str, Tensor], config: MMDiTConfig, ways: int
 ) -> None:
-    """Fill divided tensors from those of `in_model_order`, which a checkpoint has filled."""
+    """Fill split tensors from those of `in_model_order`, which a checkpoint has filled."""
     for name, tensor in tensors.items():
         if not _is_divided(tensor):
             continue
@@ -157,7 +157,7 @@ def into_rank_order(
 
 
 def _is_divided(tensor: Tensor) -> bool:
-    """Whether tensor parallelism has cut it: then FSDP's cut on top is not one run of rows."""
+    """Whether tensor parallelism split it; FSDP shards of it are then not contiguous rows."""
     names = tensor.device_mesh.mesh_dim_names if isinstance(tensor, DTensor) else None
     return names is not None and "tensor" in names
 
@@ -168,7 +168,7 @@ def _in_rows(whole: Tensor, mesh: DeviceMesh) -> DTensor:
 
 
 def _parameter_of(name: str) -> str:
-    """`...qkv.weight.exp_avg` is of `...qkv.weight`."""
+    """The parameter a state belongs to: `...qkv.weight` for `...qkv.weight.exp_avg`."""
     for kind in ("weight", "bias"):
         head, found, _ = name.partition(f".{kind}")
         if found:

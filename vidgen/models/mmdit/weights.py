@@ -1,4 +1,4 @@
-"""Published weights into the model and back, streamed a tensor at a time."""
+"""Loads published weights into the model and saves them, one tensor at a time."""
 
 import os
 from collections import deque
@@ -58,16 +58,15 @@ def load_weights(
 ) -> None:
     """Fill the model from a safetensors file, a folder of shards, a training step or a dict.
 
-    A wrong, missing or extra tensor is an error. `adapt` starts a video model from an image model:
-    a guidance embedder the model does not have is left out, a condition embedder the source does
-    not have starts at zero. Layers named in `reinitialise` are drawn with `generator` instead of
-    read: the source may lack them or have them in another shape. A model on the meta device is
-    materialised on `device`. Values are cast to the parameters' dtype; sharded parameters (DTensor)
-    take their own rows. `group` says which weights of a training step are meant: "model", or "ema"
-    for the averaged ones.
+    A wrong, missing or extra tensor is an error. `adapt` initialises a video model from an image
+    model: a guidance embedder the model lacks is ignored, and a condition embedder the source lacks
+    is zero. Layers named in `reinitialise` are initialised with `generator` instead of read: the
+    source may lack them or have other shapes. A model on the meta device is materialised on
+    `device`. Values are cast to the parameters' dtype; sharded parameters (DTensor) read their own
+    rows. `group` selects the weights of a training step, "model" or "ema".
 
-    Fused tensors that carry no note of ours are FLUX.1's; for the `state_dict()` of a model,
-    whose names are the same, say layout="vidgen".
+    Fused tensors without vidgen's metadata are taken for FLUX.1's; pass layout="vidgen" for the
+    `state_dict()` of a model, whose names are the same.
     """
     if isinstance(source, Mapping) and hasattr(source, "_metadata") and layout is None:
         raise UserError(
@@ -108,7 +107,7 @@ def load_weights(
 def save_weights(
     model: MMDiT, path: str | os.PathLike[str], layout: Layout = "vidgen", overwrite: bool = False
 ) -> None:
-    """Write the model as one safetensors file; when it is sharded, every rank must call this."""
+    """Write the model as one safetensors file; if it is sharded, every rank must call this."""
     path = destination_file(path, overwrite)
     state = {name: value.detach() for name, value in model.state_dict().items()}
     config = model.config
@@ -129,8 +128,8 @@ def save_weights(
 def _check_config(
     where: str, noted: MMDiTConfig, config: MMDiTConfig, adapt: bool, fresh: set[str]
 ) -> None:
-    """What shapes cannot tell (rotary axes, patch order) must agree as well, but for what only the
-    `fresh` tensors depend on."""
+    """Check fields that shapes do not determine (rotary axes, patch order), except those that only
+    affect the `fresh` tensors."""
     if adapt:
         noted = replace(noted, guidance_embed=config.guidance_embed, cond_embed=config.cond_embed)
     free = free_fields(config, fresh)
@@ -153,7 +152,7 @@ def _parameters(model: MMDiT, device: torch.device | str) -> dict[str, nn.Parame
 
 
 def _read_internal(source: TensorSource, parts: list[Piece], out: Tensor, head_dim: int) -> None:
-    """One internal tensor from the published ones, straight into place where nothing changes."""
+    """Read one internal tensor from the published ones, directly into place if unchanged."""
     for part in parts:
         rows, dtype = out[part.start : part.stop], source.infos[part.published].dtype
         if dtype == out.dtype and not part.interleaved:
@@ -165,7 +164,7 @@ def _read_internal(source: TensorSource, parts: list[Piece], out: Tensor, head_d
 
 
 def _read(param: Tensor, source: TensorSource, parts: list[Piece], head_dim: int) -> Tensor | None:
-    """The whole tensor, or None where it could be read straight into its place."""
+    """The whole tensor, or None if it was read directly into the parameter."""
     if not isinstance(param, DTensor) and param.device.type == "cpu" and param.is_contiguous():
         _read_internal(source, parts, param, head_dim)
         return None
@@ -180,7 +179,7 @@ def _read(param: Tensor, source: TensorSource, parts: list[Piece], head_dim: int
 def _place(param: Tensor, whole: Tensor) -> None:
     if isinstance(param, DTensor):
         moved = whole.to(device=param.device, dtype=param.dtype)
-        # Every rank read the tensor, so each cuts out its own rows and nothing is sent.
+        # Every rank reads the tensor and takes its own rows, without communication.
         cut = distribute_tensor(moved, param.device_mesh, param.placements, src_data_rank=None)
         param.to_local().copy_(cut.to_local())
     else:
@@ -190,9 +189,9 @@ def _place(param: Tensor, whole: Tensor) -> None:
 def _ahead(
     names: list[str], read: Callable[[str], Tensor | None], readers: int
 ) -> Iterator[tuple[str, Tensor | None]]:
-    """Tensors in order, read by several threads while those before are put into place.
+    """Yield tensors in order, read by several threads in advance.
 
-    At most twice as many tensors as threads are held at once: 1 GiB of the published model.
+    At most two tensors per thread are held at once: 1 GiB for the published model.
     """
     with ThreadPoolExecutor(readers, thread_name_prefix="weights") as pool:
         coming: deque[tuple[str, Future[Tensor | None]]] = deque()
@@ -216,7 +215,7 @@ def _nbytes(source: TensorSource, part: Piece) -> int:
 
 
 def _whole_tensors(state: dict[str, Tensor]) -> Callable[[str], Tensor]:
-    """Tensors by name, gathered from their shards; the last one is kept for its next rows."""
+    """Tensors by name, gathered from their shards; the last one is cached for its next rows."""
     last: list[tuple[str, Tensor]] = []
 
     def whole(name: str) -> Tensor:

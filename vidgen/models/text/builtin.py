@@ -1,7 +1,7 @@
-"""A text encoder with nothing to learn or download: each word is a fixed random vector.
+"""A text encoder without training or downloads: each word is a fixed random vector.
 
-It stands where T5 and CLIP stand, so that the whole system runs at a small size. It knows words,
-not meaning: the quickstart's default, not a product.
+It replaces T5 and CLIP in the quickstart, so that the whole system runs at a small size. It
+distinguishes words but has no notion of meaning.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class BuiltinText(nn.Module):
         for text, words in zip(captions, sentences, strict=True):
             if len(words) > self.length:
                 raise UserError(
-                    f"caption of {len(words)} words, and the built-in text encoder takes "
+                    f"caption of {len(words)} words; the built-in text encoder takes at most "
                     f"{self.length} (text.length): {text[:60]!r}"
                 )
         pad = _vector("padding", self.token_width)
@@ -63,6 +63,6 @@ class BuiltinText(nn.Module):
 
 @lru_cache(maxsize=65536)
 def _vector(word: str, width: int) -> Tensor:
-    """Unit-variance Gaussian, a function of the word alone."""
+    """A unit-variance Gaussian vector that depends only on the word."""
     seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little") >> 1
     return torch.randn(width, generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""Which text encoder a model reads, and the sizes of what it gives."""
+"""The text encoder of a model, and the sizes of its output."""
 
 from typing import Any, Literal
 
@@ -7,16 +7,16 @@ from pydantic_core import ArgsKwargs
 
 from vidgen.config import config
 
-# T5-v1.1-XXL tokens and the pooled vector of CLIP-L, as the published video models read them.
+# T5-v1.1-XXL tokens and the pooled vector of CLIP-L, as in the published video models.
 T5_CLIP_SIZES = {"length": 512, "token_width": 4096, "pooled_width": 768}
 
 
 @config
 class TextConfig:
-    """Sizes left out are those of the kind: the defaults below, or T5-XXL's and CLIP-L's."""
+    """Omitted sizes depend on the kind: the defaults below, or T5-XXL's and CLIP-L's."""
 
     kind: Literal["builtin", "t5_clip"] = "builtin"
-    length: PositiveInt = 16  # tokens a caption is padded or cut to
+    length: PositiveInt = 16  # tokens a caption is padded or truncated to
     token_width: PositiveInt = 64  # the model's context_in_dim
     pooled_width: PositiveInt = 64  # the model's vec_in_dim
     t5_path: str | None = None  # t5_clip: a folder, or a hub name such as google/t5-v1_1-xxl

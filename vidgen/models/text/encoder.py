@@ -1,4 +1,4 @@
-"""The interface every text encoder has: the built-in one, and T5 with CLIP."""
+"""The text encoder interface: implemented by the built-in one, and by T5 with CLIP."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,8 +8,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TextFeatures:
-    tokens_BLD: Tensor  # one feature a token; L is the encoder's fixed length
-    pooled_BD: Tensor  # one vector a caption
+    tokens_BLD: Tensor  # one feature per token; L is the encoder's fixed length
+    pooled_BD: Tensor  # one vector per caption
 
 
 class TextEncoder(Protocol):
@@ -18,5 +18,5 @@ class TextEncoder(Protocol):
     pooled_width: int  # D of pooled: the model's vec_in_dim
 
     def encode(self, captions: list[str]) -> TextFeatures:
-        """The empty caption is the null condition of classifier-free guidance."""
+        """Encode captions; the empty one is the null condition of classifier-free guidance."""
         ...

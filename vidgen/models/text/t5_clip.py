@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 class T5ClipText:
     """T5's last hidden states of `length` tokens, and CLIP's state at the end of the caption.
 
-    As in training of the published models: captions are padded to the full length and no
-    attention mask is given, so T5 attends to padding. What is longer is cut: of T5's tokens that
-    is logged once, of CLIP's 77 it is the rule for long captions.
+    As in training of the published models, captions are padded to the full length and no attention
+    mask is used, so T5 attends to padding. Longer captions are truncated; for T5 this is logged
+    once, for CLIP's 77 tokens it is usual.
     """
 
     def __init__(self, config: TextConfig, *, device: torch.device, dtype: torch.dtype) -> None:
@@ -33,7 +33,7 @@ class T5ClipText:
         self._cut_seen = False
 
         t5, clip = _Hub(config.t5_path, "t5_path"), _Hub(config.clip_path, "clip_path")
-        # Widths are compared before gigabytes are read.
+        # Compare widths before reading gigabytes.
         t5_shape = t5.load(transformers.T5Config)
         clip_shape = clip.load(transformers.CLIPTextConfig)
         _check_width("token_width", t5, t5_shape.d_model, config.token_width)
@@ -50,7 +50,7 @@ class T5ClipText:
         clip_ids = self._ids(self._clip_tokens, captions, self._clip_length)
         if not self._cut_seen and self._is_cut(captions):
             self._cut_seen = True
-            log.warning("a caption is longer than %d T5 tokens and was cut", self.length)
+            log.warning("a caption is longer than %d T5 tokens and was truncated", self.length)
         return TextFeatures(
             tokens_BLD=self._t5(input_ids=t5_ids).last_hidden_state,
             pooled_BD=self._clip(input_ids=clip_ids).pooler_output,
@@ -64,7 +64,7 @@ class T5ClipText:
         return ids.to(self._device)
 
     def _is_cut(self, captions: list[str]) -> bool:
-        # A token is at least a character, so most captions need no second look.
+        # A token is at least one character, so most captions need not be tokenised again.
         long = [caption for caption in captions if len(caption) >= self.length]
         return bool(long) and any(
             len(ids) > self.length for ids in self._t5_tokens(long)["input_ids"]
@@ -72,7 +72,7 @@ class T5ClipText:
 
 
 class _Hub:
-    """A pretrained model in a local folder, or by its name on the hub."""
+    """A pretrained model in a local folder or on the hub."""
 
     def __init__(self, name: str, field: str) -> None:
         folder = Path(name).expanduser()
@@ -84,7 +84,7 @@ class _Hub:
                 f"text.{field}={name}: no such folder; expected one, or a hub name such as "
                 f"google/t5-v1_1-xxl"
             )
-        # Without one transformers would go on with a default config.
+        # Without it transformers would use a default config.
         if self.local and not (folder / "config.json").is_file():
             raise UserError(f"text.{field}={name}: cannot be loaded: it holds no config.json")
 
@@ -97,7 +97,7 @@ class _Hub:
 
     def load_model(self, kind: Any, dtype: torch.dtype) -> Any:
         model, loaded = self.load(kind, dtype=dtype, output_loading_info=True)
-        # Left to itself transformers fills what a file lacks with random numbers.
+        # By default transformers initialises missing tensors randomly.
         if missing := sorted(loaded["missing_keys"]):
             raise UserError(
                 f"text.{self.field}={self.name}: lacks '{missing[0]}' and {len(missing) - 1} more "

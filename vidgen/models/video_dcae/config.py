@@ -7,7 +7,7 @@ from pydantic import PositiveFloat, PositiveInt
 from vidgen.config import config
 
 Six = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt]
-UNIT_FRAMES, UNIT_PIXELS = 4, 32  # behind one latent
+UNIT_FRAMES, UNIT_PIXELS = 4, 32  # pixels per latent
 
 
 @config
@@ -19,12 +19,14 @@ class VideoDCAEConfig:
     kind: Literal["video_dcae"] = "video_dcae"
     path: str | None = None  # the published F32T4C128_AE.safetensors; None: random weights
     latent_channels: PositiveInt = 128
-    widths: Six = (128, 256, 512, 512, 1024, 1024)  # from the pixels down, on both sides
+    widths: Six = (128, 256, 512, 512, 1024, 1024)  # from the pixels down, for encoder and decoder
     encoder_depths: Six = (2, 2, 2, 3, 3, 3)
     decoder_depths: Six = (3, 3, 3, 3, 3, 3)
     head_dim: PositiveInt = 32  # of the linear attention in the last three stages
-    std: PositiveFloat = 1.0  # of raw latents, which are divided by it; published training: 0.493
-    # Larger videos are cut into tiles that overlap and fade into each other.
+    std: PositiveFloat = (
+        1.0  # deviation of raw latents, which are divided by it; published training: 0.493
+    )
+    # Larger videos are split into tiles that overlap and are blended.
     tiling: bool = True
     tile_frames: PositiveInt = 32
     tile_size: PositiveInt = 256  # pixels
@@ -35,7 +37,7 @@ class VideoDCAEConfig:
     tiling_rule: Literal["whole", "public"] = "whole"
 
     def __post_init__(self) -> None:
-        # A tile of one latent frame would be taken for an image.
+        # A tile with one latent frame would be treated as an image.
         for name, size, unit, least, form in (
             ("tile_frames", self.tile_frames, UNIT_FRAMES, 2 * UNIT_FRAMES, "4 from 8 on"),
             ("tile_size", self.tile_size, UNIT_PIXELS, UNIT_PIXELS, "32"),
@@ -71,9 +73,9 @@ class VideoDCAEConfig:
         ):
             if wide % narrow:
                 raise ValueError(
-                    f"{name} shortcut cannot bring {wide} channels to {narrow}: not a multiple"
+                    f"{name} shortcut cannot map {wide} channels to {narrow}: not a multiple"
                 )
 
 
 DOWN_FRAMES = (False, False, False, True, True)  # which of the five halvings also halve time
-FACTORS = tuple(8 if frames else 4 for frames in DOWN_FRAMES)  # pixels that become one
+FACTORS = tuple(8 if frames else 4 for frames in DOWN_FRAMES)  # pixels merged into one

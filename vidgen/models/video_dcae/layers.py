@@ -1,4 +1,4 @@
-"""The parts of the Video DC-AE. Every tensor is (B, C, T, H, W); convolutions pad with zeros."""
+"""The layers of the Video DC-AE. Tensors are (B, C, T, H, W); convolutions are zero-padded."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 
 class RMSNorm3d(nn.Module):
-    """Over the channels of each position."""
+    """RMS norm over the channels of each position."""
 
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()
@@ -22,7 +22,7 @@ class RMSNorm3d(nn.Module):
 
 
 class Conv3d(nn.Conv3d):
-    """By oneDNN on the CPU, where torch would gather a single small video into columns first."""
+    """Calls oneDNN directly on the CPU; torch would use im2col for a single small video."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not onednn_takes(x):
@@ -35,7 +35,7 @@ class Conv3d(nn.Conv3d):
 
 def onednn_takes(x: Tensor) -> bool:
     return (
-        not torch.compiler.is_compiling()  # first: what follows cannot be traced
+        not torch.compiler.is_compiling()  # checked first: the rest cannot be traced
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and x.numel() > 0
@@ -64,7 +64,7 @@ class ResBlock(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """ReLU attention over all positions at two scales; its cost grows linearly with them."""
+    """ReLU attention over all positions at two scales, with linear cost."""
 
     def __init__(self, width: int, head_dim: int):
         super().__init__()
@@ -90,13 +90,13 @@ class LinearAttention(nn.Module):
 def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """sum_j (relu q_i . relu k_j) v_j / sum_j (relu q_i . relu k_j), over (..., D, positions)."""
     q, k = F.relu(q), F.relu(k)
-    counted = F.pad(v, (0, 0, 0, 1), value=1.0)  # the row of ones adds up the weights
+    counted = F.pad(v, (0, 0, 0, 1), value=1.0)  # the row of ones sums the weights
     summed = ((counted @ k.transpose(-1, -2)) @ q).float()
     return (summed[..., :-1, :] / (summed[..., -1:, :] + 1e-15)).to(v.dtype)
 
 
 class GatedConv(nn.Module):
-    """Widen, look at the neighbours, gate, narrow."""
+    """Expand, depthwise convolution, gate, project."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -123,7 +123,7 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Strided convolution beside a shortcut that averages what it gathers."""
+    """Strided convolution plus a space-to-channel shortcut that averages channels."""
 
     def __init__(self, inputs: int, outputs: int, frames: bool):
         super().__init__()
@@ -137,7 +137,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbours and a convolution, beside a shortcut that spreads repeated channels."""
+    """Nearest-neighbour upsampling and a convolution, plus a shortcut of repeated channels."""
 
     def __init__(self, inputs: int, outputs: int, frames: bool):
         super().__init__()
@@ -153,7 +153,7 @@ class Upsample(nn.Module):
 
 
 class Project(nn.Module):
-    """Convolution to or from the latents, beside a shortcut that averages or repeats channels."""
+    """Convolution to or from the latents, plus a shortcut that averages or repeats channels."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()

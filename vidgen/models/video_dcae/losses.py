@@ -1,4 +1,4 @@
-"""What a reconstruction is held to: L1, perceptual distance, and a discriminator's opinion."""
+"""Reconstruction losses: L1, perceptual distance and adversarial loss."""
 
 from collections.abc import Callable
 
@@ -31,7 +31,7 @@ def hinge(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last: Tensor) -> Tensor:
-    """Makes both pull equally hard on the decoder's last weights."""
+    """The adversarial weight that equalises both gradient norms at the decoder's last layer."""
     pulls = (
         torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
         for loss in (reconstruction_loss, adversarial_loss)

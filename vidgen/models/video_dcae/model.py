@@ -1,8 +1,8 @@
 """The Video DC-AE: 32 x 32 pixels of 4 frames become one latent of 128 channels.
 
-Six stages on either side: residual convolutions near the pixels, linear attention near the latents;
-every change of resolution has a shortcut without weights. Nothing is causal. An image is a video of
-one frame and has one latent frame.
+Encoder and decoder have six stages: residual convolutions near the pixels, linear attention near
+the latents; every change of resolution has a shortcut without weights. The model is not causal. An
+image is a video of one frame and has one latent frame.
 """
 
 from collections.abc import Sequence
@@ -111,7 +111,7 @@ class Decoder(nn.Module):
 
 
 class VideoDCAE(nn.Module):
-    """Deterministic: `encode` has no use for its seeds."""
+    """The autoencoder. It is deterministic: `encode` ignores its seeds."""
 
     compression, causal = VideoDCAEConfig.compression, VideoDCAEConfig.causal
 
@@ -121,7 +121,7 @@ class VideoDCAE(nn.Module):
         self.encoder, self.decoder = Encoder(config), Decoder(config)
 
     def forward(self, video_BCTHW: Tensor, stage: int | None = None) -> tuple[Tensor, Tensor]:
-        """Reconstruction and raw latents, with gradients and without tiles: what training needs.
+        """Reconstruction and raw latents for training, with gradients and without tiling.
 
         With `stage`, counted from 1, the output of that encoder stage instead of the latents.
         """
@@ -166,9 +166,9 @@ class VideoDCAE(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Convolutions keep the size of what they are given; blocks start close to their shortcut.
+        """Initialise: convolutions preserve variance, blocks start close to their shortcut.
 
-        The public code draws every weight at a deviation of 0.02, which only fits its own widths.
+        The public code uses a deviation of 0.02 everywhere, which only suits its own widths.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv3d):

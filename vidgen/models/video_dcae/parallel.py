@@ -1,8 +1,8 @@
-"""What of the Video DC-AE is divided over ranks: the channels inside every block.
+"""Divides the channels inside every block of the Video DC-AE over ranks.
 
-Blocks exchange one sum each: the first convolution divides its outputs, the last its inputs, and
-what lies between treats channels (or attention heads) apart. Convolutions that change the
-resolution divide their outputs and put them together again. Norms are computed by every rank.
+Each block needs one all-reduce: the first convolution splits its outputs, the last its inputs, and
+the layers in between are channel-wise or head-wise. Convolutions that change the resolution split
+their outputs and gather them. Norms are computed by every rank.
 """
 
 import torch
@@ -22,7 +22,7 @@ from vidgen.runtime.parallel.conv import InputSplitConv, OutputSplitConv, groupe
 
 
 def divide(model: VideoDCAE, group: dist.ProcessGroup) -> VideoDCAE:
-    """Cut a whole model, the same on every rank, into their shares, in place."""
+    """Split a model, identical on every rank, over a group, in place."""
     for name, module in list(model.named_modules()):
         if isinstance(module, ResBlock):
             _divide_res_block(module, group, name)
@@ -45,7 +45,7 @@ def _divide_res_block(block: ResBlock, group: dist.ProcessGroup, name: str) -> N
 def _divide_attention(layer: LinearAttention, group: dist.ProcessGroup, name: str) -> None:
     width, head = layer.proj.out_channels, layer.head_dim
     heads = own_part(width // head, group, f"{name}, heads")
-    rows = _runs(heads, 3 * head)  # q, k and v of each head lie together
+    rows = _runs(heads, 3 * head)  # q, k and v of each head are adjacent
     columns = _runs(heads, head)
     layer.qkv = OutputSplitConv(layer.qkv, group, rows)  # type: ignore[assignment]
     layer.aggregate_near = grouped(layer.aggregate_near, rows)

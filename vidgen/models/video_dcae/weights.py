@@ -1,4 +1,4 @@
-"""The published file's tensors under their own names, into our module and back."""
+"""Loads and saves the Video DC-AE with the published tensor names."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from vidgen.models.tensor_files import (
 )
 from vidgen.models.video_dcae.model import VideoDCAE
 
-# Ours to the published name, within a block.
+# vidgen's name to the published name, within a block.
 BLOCK = {
     "conv1": "main.conv1.conv",
     "conv2": "main.conv2.conv",

@@ -1,4 +1,4 @@
-"""Non-causal attention over a table of backends, and the merge that rings and splits need."""
+"""Non-causal attention over a table of backends, and the merge used by ring attention."""
 
 from vidgen.runtime.attention.api import attention, backends
 from vidgen.runtime.attention.choice import agree

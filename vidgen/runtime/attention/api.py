@@ -43,8 +43,8 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Softmax attention over all keys, scale 1/sqrt(D).
 
-    With `return_lse` also the log of the softmax denominators, fp32 (B, H, Lq), which `merge`
-    and ring attention need. Without keys the output is zero and the LSE is -inf.
+    With `return_lse` it also returns the log of the softmax denominators (LSE), fp32 (B, H, Lq),
+    which `merge` and ring attention need. Without keys the output is zero and the LSE is -inf.
     """
     _check(q_BLHD, k_BLHD, v_BLHD, mask)
     gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BLHD, k_BLHD, v_BLHD))
@@ -69,7 +69,7 @@ def attention(
 
 
 def _nothing(q: Tensor, k: Tensor, v: Tensor, return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
-    """No keys, or no queries: zeros even where q is not finite, and gradients that are zeros."""
+    """The result without keys or queries: zeros, even if q is not finite, with zero gradients."""
     everywhere = torch.ones((), dtype=torch.bool, device=q.device)
     out = (q + (k.sum() + v.sum())).masked_fill(everywhere, 0.0)
     if not return_lse:
@@ -80,7 +80,7 @@ def _nothing(q: Tensor, k: Tensor, v: Tensor, return_lse: bool) -> Tensor | tupl
 
 
 def backends(needs: Needs | None = None) -> list[dict[str, object]]:
-    """For `vidgen doctor`: each backend, whether it would run the model here, and why not."""
+    """For `vidgen doctor`: each backend, whether it can run the model here, and why not."""
     if needs is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         needs = Needs(device, torch.bfloat16, 128, True, False, frozenset())

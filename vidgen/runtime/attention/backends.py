@@ -1,7 +1,7 @@
-"""What a backend of attention is: what it can do, as data, and how it is called.
+"""Attention backends: their capabilities, as data, and how they are called.
 
-To add one: write its forward and backward, say in a `Backend` what it takes, put it in `TABLE`
-(table.py) at its rank.
+To add one: write its forward and backward, declare in a `Backend` what it supports, and add it to
+`TABLE` (table.py) at its rank.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Forwarded = tuple[Tensor, Tensor, tuple[Any, ...]]
 
 
 class Saved(NamedTuple):
-    """What a plain forward leaves to its backward."""
+    """What a forward saves for its backward."""
 
     q: Tensor
     k: Tensor
@@ -32,7 +32,7 @@ class Saved(NamedTuple):
     rest: tuple[Any, ...]
 
 
-# q, k, v, scale -> out (B, Lq, H, D), LSE (B, H, Lq), and what else its backward wants.
+# q, k, v, scale -> out (B, Lq, H, D), LSE (B, H, Lq), and what else its backward needs.
 Forward = Callable[[Tensor, Tensor, Tensor, float], Forwarded]
 Backward = Callable[[Tensor, Saved, float], Grads]  # from grad_out
 # q, k, v, mask, scale -> out and LSE, differentiable by torch.
@@ -41,7 +41,7 @@ Run = Callable[[Tensor, Tensor, Tensor, BlockMask | None, float], tuple[Tensor, 
 
 @dataclass(frozen=True)
 class Needs:
-    """What one call asks of a backend."""
+    """What one call requires of a backend."""
 
     device: str
     dtype: torch.dtype
@@ -62,12 +62,11 @@ def _nothing_missing() -> str:
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to compute attention, over (B, L, H, D) tensors whose last dimension is contiguous.
+    """An implementation of attention for (B, L, H, D) tensors with a contiguous last dimension.
 
-    `run` is differentiable as it stands; in its place `forward` and `backward` may be given, the
-    plain functions, which know no mask. `block_backward` takes a `Saved` of one block of a row's
-    keys with out and LSE of the whole row and nothing in `rest`. `missing` says what this machine
-    lacks for the backend, or nothing.
+    `run` is differentiable by torch; `forward` and `backward`, which take no mask, may be given
+    instead. `block_backward` takes a `Saved` of one block of a row's keys, with out and LSE of the
+    whole row and an empty `rest`. `missing` returns what this machine lacks, or an empty string.
     """
 
     name: str
@@ -84,11 +83,11 @@ class Backend:
     lse: bool = True
     lse_gradient: bool = True
     masks: frozenset[str] = frozenset()
-    exact: bool = True  # False: quantised, so it must be asked for by name
-    last_resort: bool = False  # "auto" takes it where no other can serve
+    exact: bool = True  # False: quantised, so it must be selected by name
+    last_resort: bool = False  # "auto" selects it if no other backend can serve
 
     def refusal(self, needs: Needs) -> str | None:
-        """Why this backend cannot serve, or None when it can."""
+        """Why this backend cannot serve a call, or None if it can."""
         if needs.device not in self.devices:
             return f"runs on {', '.join(sorted(self.devices))}, not {needs.device}"
         if needs.dtype not in self.dtypes:
@@ -136,22 +135,22 @@ class Backend:
         lse: Tensor,
         scale: float,
     ) -> Grads:
-        """What one block of keys contributes, given `out` and `lse` over all blocks.
+        """The gradients from one block of keys, given `out` and `lse` over all blocks.
 
         exp(score - lse) is the block's part of the whole row's softmax, so the blocks' gradients
-        of q add up to the row's.
+        of q sum to the row's.
         """
         assert self.block_backward is not None
         saved = Saved(rows(q), rows(k), rows(v), rows(out), lse.contiguous(), ())
         return self.block_backward(rows(grad_out.to(out.dtype)), saved, scale)
 
 
-# Columns that carry the gradient of the LSE through a backward that knows nothing of it.
+# Columns that carry the gradient of the LSE through a backward that does not support it.
 PADDING = 8
 
 
 class _Attention(torch.autograd.Function):
-    """Attention by a backend's own forward and backward."""
+    """Attention with a backend's own forward and backward."""
 
     @staticmethod
     def forward(
@@ -195,12 +194,12 @@ def gradients_of(
     saved: Saved,
     scale: float,
 ) -> Grads:
-    """The gradients of q, k, v by a backward that knows nothing of the LSE's.
+    """The gradients of q, k, v from a backward that does not support the gradient of the LSE.
 
-    Such a backward takes from every score's gradient the row's product grad_out . out; with the
-    LSE's it must be grad_out . out - grad_lse. Two more columns, in which out is 1 and grad_out
-    holds -grad_lse, make it so, and are zero in v, q and k. Two, because a half-precision number
-    and the rest it leaves hold twice the digits.
+    Such a backward subtracts the row's grad_out . out from every score's gradient; with the LSE's
+    gradient it must subtract grad_out . out - grad_lse. Two additional columns do so: out is 1 and
+    grad_out is -grad_lse there, and v, q and k are zero. A half-precision value and its remainder
+    in two columns give twice the digits.
     """
     assert backend.backward is not None
     q, k, v, out, lse, rest = saved
@@ -223,5 +222,5 @@ def gradients_of(
 
 
 def rows(x: Tensor) -> Tensor:
-    """As kernels read it: a head's numbers are one run of memory."""
+    """The tensor with a contiguous last dimension, as kernels need."""
     return x if x.stride(-1) == 1 else x.contiguous()

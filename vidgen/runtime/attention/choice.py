@@ -1,16 +1,16 @@
-"""Which backend runs a call of attention.
+"""Selects the backend of an attention call.
 
-A name is obeyed or refused with the reason. "auto" is what VIDGEN_ATTENTION names, if it does; on a
-CPU the first backend of the table that can serve; on a GPU the fastest of those that can: measured
-once for each kind of call, and remembered in the user's cache folder for this GPU, driver and these
-versions. Before "auto" uses or times a backend for the first time, the backend must compute a small
-case correctly; the others are not checked.
+A backend selected by name runs or raises with the reason. "auto" is the backend VIDGEN_ATTENTION
+names, if set; otherwise the first backend of the table that can serve on a CPU, and the fastest one
+on a GPU. That is measured once for each kind of call and cached in the user's cache folder for this
+GPU, driver and these versions. Before "auto" uses or times a backend for the first time, the
+backend must compute a small case correctly; the others are not checked.
 
-All ranks of a distributed run must choose alike, and no rank may wait for another in the middle of
-a call. So in such a run nothing is measured: the table's order decides, unless `agree()` was called
-on every rank; from then on what rank 0 remembers decides. While torch.compile traces, nothing is
-measured either: what is remembered of the largest such call decides (`vidgen doctor` measures one),
-else the table's order.
+All ranks of a distributed run must choose the same backend, and no rank may wait for another within
+a call. Such a run therefore measures nothing: the table's order decides, or, once `agree()` was
+called on every rank, rank 0's cache. Nothing is measured during torch.compile tracing either: the
+cached result of the largest such call decides (`vidgen doctor` measures one), else the table's
+order.
 """
 
 import os
@@ -33,7 +33,7 @@ _of_rank_0: dict[str, Any] | None = None
 
 
 def choose(needs: Needs, backend: str = "auto", shape: Shape | None = None) -> Backend:
-    """The backend that serves `needs`; one that is named must be able to, or it raises why not."""
+    """The backend that serves `needs`; raises with the reason if the named one cannot."""
     if torch.compiler.is_compiling():
         wants = (needs.gradient, needs.lse, needs.blocks, *sorted(needs.mask))
         return TABLE[_constant(needs.device, needs.dtype, needs.head_dim, wants, backend)]
@@ -67,7 +67,7 @@ def _named(name: str, needs: Needs) -> Backend:
     named = [b for b in TABLE if b.name == name]
     if not named:
         names = ", ".join(dict.fromkeys(b.name for b in TABLE))
-        raise UserError(f"attention backend {name!r} does not exist; there are: auto, {names}")
+        raise UserError(f"attention backend {name!r} does not exist; available: auto, {names}")
     found = next((b for b in named if needs.device in b.devices), named[0])
     if reason := found.refusal(needs):
         raise UserError(f"attention backend {name!r} cannot serve this call: it {reason}")
@@ -79,7 +79,7 @@ def _automatic(needs: Needs, shape: Shape | None) -> Backend:
     if not able:
         reasons = "; ".join(f"{b.name} {b.refusal(needs)}" for b in TABLE)
         raise UserError(f"no attention backend can serve this call: {reasons}")
-    # From a stable order: those that are better than the last resorts first.
+    # A stable sort: last resorts come last.
     able.sort(key=lambda b: b.last_resort)
     if needs.device == "cuda":
         fastest = _fastest([b for b in able if not b.last_resort], needs, shape)
@@ -103,14 +103,14 @@ def _fastest(rivals: list[Backend], needs: Needs, shape: Shape | None) -> str | 
 
 
 def _sound(backend: Backend, needs: Needs) -> bool:
-    # math is what the others are checked by, and of a tensor without numbers nothing can be said.
+    # math is the reference of the check, and meta tensors cannot be checked.
     return (
         backend.name == "math" or needs.device not in ("cpu", "cuda") or not fault(backend, needs)
     )
 
 
 def agree(group: dist.ProcessGroup | None = None) -> None:
-    """Called once by every rank of a distributed run: what rank 0 has measured decides for all."""
+    """Make rank 0's cached measurements decide for all ranks; every rank calls it once."""
     global _of_rank_0
     told: list[Any] = [measured.remembered() if dist.get_rank(group) == 0 else None]
     dist.broadcast_object_list(told, group=group, group_src=0)
@@ -119,7 +119,7 @@ def agree(group: dist.ProcessGroup | None = None) -> None:
 
 
 def reset() -> None:
-    """Forget what this process has decided, as after a change of the environment."""
+    """Discard this process's decisions, for example after a change of the environment."""
     global _of_rank_0
     _of_rank_0 = None
     _decided.clear()

@@ -1,4 +1,4 @@
-"""Which keys a query may attend to: blocks of the score matrix, and key lengths per sample."""
+"""Attention masks: blocks of the score matrix, and key lengths per sample."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,10 @@ K_BLOCK = 64
 
 @dataclass(frozen=True)
 class BlockMask:
-    """A query sees a key when its block is set and the key lies below the sample's length.
+    """A query attends to a key if its block is set and the key is within the sample's length.
 
     blocks: bool (B or 1, H or 1, ceil(Lq / 128), ceil(Lk / 64)); None means every block.
-    key_lengths_B: int64 (B,), the number of keys that exist; None means all.
+    key_lengths_B: int64 (B,), the number of valid keys; None means all.
     """
 
     blocks: Tensor | None = None

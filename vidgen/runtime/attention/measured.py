@@ -1,8 +1,8 @@
-"""How fast each backend of attention is on this GPU: measured once, remembered on disk.
+"""The speed of each attention backend on this GPU, measured once and cached on disk.
 
-$XDG_CACHE_HOME/vidgen/attention.json (~/.cache by default) holds, for each machine with its
-versions and each kind of call, the fastest backend and every backend's milliseconds. Deleting it is
-safe.
+$XDG_CACHE_HOME/vidgen/attention.json (~/.cache by default) holds the fastest backend and every
+backend's milliseconds, for each machine (with its versions) and kind of call. It can be deleted at
+any time.
 """
 
 import importlib.metadata
@@ -25,7 +25,7 @@ from vidgen.version import __version__
 _log = logging.getLogger(__name__)
 _PACKAGES = ("flash-attn-4", "flash_attn_3", "flash-attn", "triton")
 
-# Longer calls are measured at this length: the order no longer changes, and memory is spared.
+# Longer calls are measured at this length to save memory; the order no longer changes.
 _LONGEST = 16384
 _ROUNDS = 3
 
@@ -53,14 +53,14 @@ def _kind(needs: Needs) -> str:
 
 @cache
 def machine() -> str:
-    """What a measurement holds for."""
+    """The GPU, driver and versions that a measurement is valid for."""
     versions = [f"vidgen {__version__}", f"torch {torch.__version__}"]
     for package in _PACKAGES:
         try:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             continue
-    cuda: Any = torch._C  # without CUDA it has no such function
+    cuda: Any = torch._C  # builds without CUDA lack this function
     driver = cuda._cuda_getDriverVersion()
     return ", ".join([torch.cuda.get_device_name(), f"driver {driver}", *versions])
 
@@ -80,14 +80,14 @@ def _here() -> dict[str, Any]:
 
 
 def remembered() -> dict[str, Any]:
-    """Of each kind of call that was measured here: the fastest backend, and how large the call."""
+    """The fastest backend and the size of each kind of call measured on this machine."""
     if not torch.cuda.is_available():
         return {}
     return dict(_here())
 
 
 def known(entries: dict[str, Any], needs: Needs, case: str | None) -> str | None:
-    """The fastest backend for a case; where its lengths are not known, for the largest one."""
+    """The fastest backend for a case; for the largest known case if its lengths are unknown."""
     if case is not None:
         entry = entries.get(case)
         return entry.get("fastest") if isinstance(entry, dict) else None
@@ -98,7 +98,7 @@ def known(entries: dict[str, Any], needs: Needs, case: str | None) -> str | None
 def fastest(
     rivals: list[Backend], needs: Needs, shape: tuple[int, int, int, int], case: str
 ) -> str | None:
-    """Times them and remembers; None where memory does not suffice for that."""
+    """Time the backends and cache the result; None if there is too little memory to do so."""
     times: dict[str, float] = {}
     try:
         with plain_torch(needs.device):
@@ -117,7 +117,7 @@ def fastest(
 def milliseconds(
     backend: Backend, needs: Needs, shape: tuple[int, int, int, int], rounds: int = _ROUNDS
 ) -> float:
-    """Of a call on random numbers, with its backward where that is needed; the best of some."""
+    """The best time of a call on random inputs, including its backward if needed."""
     batch, queries, keys, heads = shape
     queries, keys = min(queries, _LONGEST), min(keys, _LONGEST)
     options: dict[str, Any] = {"device": needs.device, "dtype": needs.dtype}
@@ -128,7 +128,7 @@ def milliseconds(
     mask = _open_mask(needs, batch, queries, keys)
     scale = needs.head_dim**-0.5
     best = float("inf")
-    for attempt in range(rounds + 1):  # the first compiles and warms up
+    for attempt in range(rounds + 1):  # the first run compiles and warms up
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         if needs.blocks:
@@ -163,7 +163,7 @@ def _open_mask(needs: Needs, batch: int, queries: int, keys: int) -> BlockMask |
 
 
 def _write(case: str) -> None:
-    """Adds one entry to what other processes may have written meanwhile; never half a file."""
+    """Add an entry to the file, which other processes may have updated; atomic."""
     everything = _read()
     everything.setdefault(machine(), {})[case] = _here()[case]
     target = path()

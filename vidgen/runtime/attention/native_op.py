@@ -13,7 +13,7 @@ from vidgen.runtime.ops.registry import define
 
 
 def _readable(x: Tensor) -> Tensor:
-    """As the kernels read it; the GPU's take 16 bytes at a time."""
+    """The tensor as the kernels need it; CUDA kernels read 16 bytes at a time."""
     x = rows(x)
     if x.device.type != "cuda":
         return x
@@ -129,7 +129,7 @@ def _run(
 ) -> tuple[Tensor, Tensor]:
     lengths = blocks = None
     if mask is not None and mask.key_lengths_B is not None:
-        # int32 holds no larger length, and none is needed: more than there are means all.
+        # Clamped to int32: a length beyond the number of keys means all keys.
         most = k.shape[1]
         lengths = mask.key_lengths_B.clamp(0, most).to(q.device, torch.int32)
     if mask is not None and mask.blocks is not None:

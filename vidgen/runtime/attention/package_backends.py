@@ -1,4 +1,4 @@
-"""Attention of other packages: FlashAttention 2, 3 and 4, and SageAttention."""
+"""Attention backends of other packages: FlashAttention 2, 3 and 4, and SageAttention."""
 
 import importlib
 import importlib.util
@@ -15,10 +15,10 @@ CUDA = frozenset({"cuda"})
 
 @cache
 def _why_missing(module: str, package: str, capability: tuple[int, int], top: int) -> str:
-    """What is missing for a package's kernels; they run from one capability up to a major one."""
+    """Why a package's kernels cannot run; they support a range of compute capabilities."""
     try:
         found = importlib.util.find_spec(module) is not None
-    except ImportError:  # a parent package that does not import
+    except ImportError:  # a parent package fails to import
         found = False
     if not found:
         return f"is not installed; type: pip install {package}"
@@ -34,7 +34,7 @@ def _why_missing(module: str, package: str, capability: tuple[int, int], top: in
 
 
 def _like(saved: Saved) -> Grads:
-    """Room for the gradients of q, k and v."""
+    """Uninitialised gradients of q, k and v."""
     q, k, v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in saved[:3])
     return q, k, v
 
@@ -51,7 +51,7 @@ def _flash4(
 ) -> tuple[Tensor, Tensor]:
     from flash_attn.cute import flash_attn_func
 
-    # Its own gradient reaches through the LSE.
+    # Its own backward supports the gradient of the LSE.
     out, lse = flash_attn_func(q, k, v, softmax_scale=scale, return_lse=True)
     return out, lse
 
@@ -96,7 +96,7 @@ def _flash2_missing() -> str:
 def _flash2(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Forwarded:
     from flash_attn import flash_attn_func
 
-    # Outside of autograd; return_attn_probs is its name for the LSE.
+    # Called outside autograd; return_attn_probs also returns the LSE.
     out, lse, _ = flash_attn_func(q, k, v, softmax_scale=scale, return_attn_probs=True)
     return out, lse, ()
 

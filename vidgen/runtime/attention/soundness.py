@@ -1,4 +1,4 @@
-"""Whether a backend computes attention: checked once, on a small case, before "auto" uses it."""
+"""A numerical check of a backend on a small case, once, before "auto" uses it."""
 
 import logging
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ NAMES = ("out", "lse", "grad_q", "grad_k", "grad_v")
 
 
 def fault(backend: Backend, needs: Needs) -> str:
-    """What is wrong with a backend that says it serves `needs`; empty when nothing is."""
+    """What is wrong with a backend for calls like `needs`; empty if nothing is."""
     key = (backend.name, needs)
     if key not in _found:
         with plain_torch(needs.device):
@@ -30,13 +30,13 @@ def fault(backend: Backend, needs: Needs) -> str:
 
 
 def known_fault(backend: Backend, needs: Needs) -> str:
-    """What an earlier check found; empty where none was made."""
+    """The result of an earlier check; empty if there was none."""
     return _found.get((backend.name, needs), "")
 
 
 @contextmanager
 def plain_torch(device: str) -> Iterator[None]:
-    """Whatever surrounds the call (fake tensors, counters, hooks, autocast) is left out of it."""
+    """Disables what surrounds the call: fake tensors, counters, hooks, autocast."""
     with ExitStack() as stack:
         stack.enter_context(_disable_current_modes())
         stack.enter_context(torch.inference_mode(False))
@@ -47,8 +47,8 @@ def plain_torch(device: str) -> Iterator[None]:
 
 
 def _examine(backend: Backend, needs: Needs) -> str:
-    """By the error rule: no further from fp64 than twice what plain torch is in the same dtype."""
-    # Odd lengths; with a mask, whole and cut blocks, and queries that see nothing.
+    """Apply the error rule: at most twice the error of plain torch in the same dtype vs. fp64."""
+    # Odd lengths; with a mask, full and partial blocks, and queries without keys.
     random = torch.Generator().manual_seed(20)
     q_length, k_length = (Q_BLOCK + 9, 2 * K_BLOCK - 27) if needs.mask else (37, 101)
 
@@ -62,7 +62,7 @@ def _examine(backend: Backend, needs: Needs) -> str:
     scale = needs.head_dim**-0.5
     try:
         found = _results(backend, q, k, v, mask, scale, grad_out, grad_lse, needs)
-    except Exception as error:  # of a package we know nothing of
+    except Exception as error:  # a third-party package may raise anything
         return f"it fails: {str(error).splitlines()[0] if str(error) else repr(error)}"
     exact = by_definition(
         q.double(),
@@ -80,13 +80,13 @@ def _examine(backend: Backend, needs: Needs) -> str:
             return f"{name} has shape {tuple(a.shape)}, expected {tuple(c.shape)}"
         if not torch.equal(a.isinf(), c.isinf()) or a.isnan().any():
             return f"{name} is not finite where it should be"
-        here, there, truth = (x.double().masked_fill(c.isinf(), 0.0) for x in (a, b, c))
-        off, allowed = float((here - truth).abs().max()), float((there - truth).abs().max())
-        # Once the result's own rounding, and that of the sums of unit numbers on the way to it.
+        ours, plain, truth = (x.double().masked_fill(c.isinf(), 0.0) for x in (a, b, c))
+        off, allowed = float((ours - truth).abs().max()), float((plain - truth).abs().max())
+        # Tolerance: the rounding of the result, and of the sums of unit-scale values before it.
         wide = torch.finfo(torch.promote_types(needs.dtype, torch.float32)).eps
         tiny = torch.finfo(needs.dtype).eps / 2 * float(truth.abs().max()) + 64 * wide
         if not off <= 2 * allowed + tiny:
-            return f"{name} is off by {off:.1e}, plain {needs.dtype} by {allowed:.1e}"
+            return f"{name} has error {off:.1e}; plain torch in {needs.dtype} has {allowed:.1e}"
     return ""
 
 
@@ -129,7 +129,7 @@ def _results(
 def _in_blocks(
     backend: Backend, q: Tensor, k: Tensor, v: Tensor, scale: float, grad_out: Tensor | None
 ) -> list[Tensor]:
-    """The keys in two uneven blocks, as a ring brings them."""
+    """Results with the keys in two uneven blocks, as in ring attention."""
     ks, vs = (x.split([k.shape[1] - 30, 30], dim=1) for x in (k, v))
     out, lse = merge(
         *backend.over_block(q, ks[0], vs[0], scale), *backend.over_block(q, ks[1], vs[1], scale)
@@ -156,7 +156,7 @@ def by_definition(
     grad_out: Tensor,
     grad_lse: Tensor | None,
 ) -> list[Tensor]:
-    """Output, LSE and gradients as plain torch computes them in the tensors' own dtype."""
+    """Output, LSE and gradients of plain torch in the tensors' dtype."""
     q, k, v, grad_out = (x.transpose(1, 2) for x in (q, k, v, grad_out))
     scores = (q @ k.mT) * scale
     if mask is not None:

@@ -1,4 +1,4 @@
-"""The attention backends, in the order of preference where nothing has been measured."""
+"""The attention backends, in order of preference when nothing has been measured."""
 
 from vidgen.runtime.attention.native_op import NATIVE_CPU, NATIVE_CUDA
 from vidgen.runtime.attention.package_backends import FLASH2, FLASH3, FLASH4, SAGE
@@ -11,7 +11,7 @@ from vidgen.runtime.attention.torch_backends import (
     SDPA_FLASH_CPU,
 )
 
-# On a CPU this order is the choice: nothing is timed there, so that runs repeat bit for bit.
+# On a CPU this order always decides: nothing is timed, so that runs repeat bit for bit.
 TABLE = (
     NATIVE_CPU,
     SDPA_FLASH_CPU,

@@ -1,4 +1,4 @@
-"""The attention torch brings: its fused kernels through their aten ops, FlexAttention, and math."""
+"""torch's attention backends: fused kernels through their aten ops, FlexAttention, and math."""
 
 from functools import cache
 from typing import Any
@@ -20,8 +20,8 @@ from vidgen.runtime.attention.mask import K_BLOCK, Q_BLOCK, BlockMask
 CPU, CUDA = frozenset({"cpu"}), frozenset({"cuda"})
 
 
-# aten's kernels take (B, H, L, D); the op is looked up when it is called, for not every build of
-# torch has each.
+# aten's kernels take (B, H, L, D); ops are looked up when called, as not every build of torch has
+# all of them.
 
 
 def _heads_first(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -53,7 +53,7 @@ def _flash_cpu_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Forwarded:
     op = torch.ops.aten._scaled_dot_product_flash_attention
-    # Older builds round the length of the LSE up; the backward wants it as it came.
+    # Older builds pad the length of the LSE; the backward needs the padded LSE.
     out, lse, cum_q, cum_k, max_q, max_k, seed, offset, _ = op(*_heads_first(q, k, v), scale=scale)
     rest = (lse, cum_q, cum_k, max_q, max_k, seed, offset)
     return out.transpose(1, 2), lse[..., : q.shape[1]].clone(), rest
@@ -69,7 +69,7 @@ def _flash_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
 
 def _flash_block_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
     q, k, lse = saved.q, saved.k, saved.lse
-    seed = torch.zeros(2, dtype=torch.uint64, device=q.device)  # unused: there is no dropout
+    seed = torch.zeros(2, dtype=torch.uint64, device=q.device)  # unused without dropout
     rest = (lse, None, None, q.shape[1], k.shape[1], seed, seed)
     return _flash_backward(grad_out, saved._replace(rest=rest), scale)
 
@@ -79,7 +79,7 @@ def _flash_block_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads
 
 def _efficient(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Forwarded:
     op = torch.ops.aten._scaled_dot_product_efficient_attention
-    # The LSE comes padded to a multiple of 32, and the backward wants the padding.
+    # The LSE is padded to a multiple of 32, and the backward needs the padding.
     out, lse, seed, offset = op(*_heads_first(q, k, v), None, True, scale=scale)
     return out.transpose(1, 2), lse[..., : q.shape[1]].clone(), (lse, seed, offset)
 
@@ -96,7 +96,7 @@ def _efficient_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
 def _efficient_block_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
     # Rows that pad the LSE to a multiple of 32 have probability exp(score - inf) = 0.
     lse = torch.nn.functional.pad(saved.lse, (0, -saved.lse.shape[-1] % 32), value=torch.inf)
-    seed = torch.zeros((), dtype=torch.int64, device=lse.device)  # unused: there is no dropout
+    seed = torch.zeros((), dtype=torch.int64, device=lse.device)  # unused without dropout
     return _efficient_backward(grad_out, saved._replace(rest=(lse, seed, seed)), scale)
 
 
@@ -108,7 +108,7 @@ def _cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Forwarded:
     out, lse, cum_q, cum_k, max_q, max_k, seed, offset, _ = op(
         *_heads_first(q, k, v), None, True, scale=scale
     )
-    # (B, H, Lq, 1) where cuDNN itself chooses the shape
+    # (B, H, Lq, 1) if cuDNN chooses the shape
     rest = (lse, cum_q, cum_k, max_q, max_k, seed, offset)
     return out.transpose(1, 2), lse.reshape(q.shape[0], q.shape[2], -1).clone(), rest
 
@@ -123,7 +123,7 @@ def _cudnn_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
 
 def _cudnn_block_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
     q, k, lse = saved.q, saved.k, saved.lse[..., None]  # (B, H, Lq, 1)
-    seed = torch.zeros((), dtype=torch.int64, device=q.device)  # unused: there is no dropout
+    seed = torch.zeros((), dtype=torch.int64, device=q.device)  # unused without dropout
     rest = (lse, None, None, q.shape[1], k.shape[1], seed, seed)
     return _cudnn_backward(grad_out, saved._replace(rest=rest), scale)
 
@@ -162,7 +162,7 @@ def _flex(
 
 
 def _flex_mask(mask: BlockMask, batch: int, q_length: int, k_length: int) -> Any:
-    """FlexAttention's mask from lists of blocks: no table of single scores is ever made."""
+    """FlexAttention's mask from lists of blocks, without materialising a dense mask."""
     from torch.nn.attention.flex_attention import BlockMask as FlexMask
 
     rows, columns = -(-q_length // Q_BLOCK), -(-k_length // K_BLOCK)
@@ -213,7 +213,7 @@ def _flex_missing() -> str:
 def _math(
     q: Tensor, k: Tensor, v: Tensor, mask: BlockMask | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """With the scores in fp32 or better: what every other backend is checked by."""
+    """Attention with fp32 (or fp64) scores: the reference for all other backends."""
     wide = torch.promote_types(q.dtype, torch.float32)
     q_wide, k_wide, v_wide = _heads_first(q.to(wide), k.to(wide), v.to(wide))
     scores = (q_wide @ k_wide.transpose(-1, -2)) * scale
@@ -221,7 +221,7 @@ def _math(
         allowed = mask.dense(q.shape[1], k.shape[1]).to(q.device)
         scores = scores.masked_fill(~allowed, -torch.inf)
     sums = torch.logsumexp(scores, dim=-1)
-    # A row without a key has LSE -inf; exp(-inf - -inf) would be nan where zero is meant.
+    # A row without keys has LSE -inf; exp(-inf - -inf) would be nan instead of zero.
     probs = torch.exp(scores - torch.where(torch.isneginf(sums), 0.0, sums)[..., None])
     return (probs @ v_wide).to(q.dtype).transpose(1, 2), sums
 

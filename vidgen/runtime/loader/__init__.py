@@ -1,1 +1,1 @@
-"""Prefetch: worker processes fill leased slots, a lane brings them to the device ahead of time."""
+"""Prefetch: worker processes fill leased slots, and a lane copies them to the device in advance."""

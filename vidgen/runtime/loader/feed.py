@@ -1,4 +1,4 @@
-"""One slot a step, filled by worker processes, and the slots' way to the device."""
+"""Prefetch of one slot per step: filled by worker processes, then copied to the device."""
 
 import contextlib
 import os
@@ -19,12 +19,14 @@ from vidgen.runtime.memory import HOST, Arena, Lane, Lease, Ticket
 Plan = TypeVar("Plan")
 Result = TypeVar("Result")
 
-_LOOK_AGAIN_S = 0.002  # for room that a copy to the device takes up: its end gives no notice
-_CLOSED_S = 0.5  # for an end that the waiting thread is not told of
+_LOOK_AGAIN_S = (
+    0.002  # polling interval for room held by a copy to the device, which signals nothing when done
+)
+_CLOSED_S = 0.5  # polling interval for a stop that does not wake the waiting thread
 
 Filling = Generator[Request, Any, Result]
-"""Fills one sample: yields requests, is sent the answer of each, or `Lost` where the process that
-ran it hung or died, and returns what to hand out with the sample."""
+"""A generator that fills one sample: it yields requests, receives the answer of each (`Lost` if the
+worker hung or died), and returns the value delivered with the sample."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Job(Generic[Plan]):
 @dataclass(eq=False)
 class _Running(Generic[Plan, Result]):
     job: Job[Plan]
-    lease: Lease | None  # None: given back
+    lease: Lease | None  # None: returned to the arena
     left: int  # samples still to be filled
     results: list[Any]
     ticket: Ticket | None = None
@@ -63,9 +65,9 @@ class _Sample:
 
 
 class Feed(Generic[Plan, Result]):
-    """Hands out jobs in order, each complete and on the device, while the next ones are made.
+    """Delivers jobs in order, complete and on the device, while later ones are prefetched.
 
-    Neither the number of workers nor `ahead` changes what is handed out. `fill(plan, i, out)` makes
+    The results do not depend on the number of workers or on `ahead`. `fill(plan, i, out)` returns
     the `Filling` of sample i; it runs in a thread of this process, only its requests in workers.
     """
 
@@ -82,21 +84,21 @@ class Feed(Generic[Plan, Result]):
         timeout_s: float = 60.0,
         name: str = "loader",
     ) -> None:
-        """The arena, shared where there are workers, must have room for a job of `largest` bytes;
-        with less than `ahead` + 1 of them the feed runs, with less ahead.
+        """The arena (shared if there are workers) must have room for a job of `largest` bytes; with
+        room for fewer than `ahead` + 1 such jobs, the feed prefetches less.
 
-        `lane` brings slots to its device. Without one the slot itself is handed out and lent again
-        when nobody refers to it any more; or a copy, where so many are kept that the largest job
-        would find no room. Without workers `next` runs the requests itself, and `timeout_s`, how
-        long one may take, has no effect."""
+        `lane` copies slots to its device. Without a lane the slot itself is returned and reused
+        once unreferenced, or a copy of it if so many are retained that the largest job would not
+        fit. Without workers `next` runs the requests itself and ignores `timeout_s`, the time
+        limit of a request."""
         self._jobs, self._fill = jobs, fill
         self._arena, self._lane, self._largest = arena, lane, largest
         self._ahead = ahead if workers else 1
-        self._waiting: Job[Plan] | None = None  # taken from `jobs`, but had no room
+        self._waiting: Job[Plan] | None = None  # taken from `jobs`, waiting for room
         self._begun = self._taken = 0  # jobs, each counted by one thread
         self._in_order: SimpleQueue[_Running[Plan, Result] | BaseException] = SimpleQueue()
         self._current: _Running[Plan, Result] | BaseException | None = None
-        self._ended = False  # there are no more jobs
+        self._ended = False  # `jobs` is exhausted
         self._closed = False
         self._supervisor = _Supervisor(self, workers, timeout_s, name) if workers else None
 
@@ -129,7 +131,7 @@ class Feed(Generic[Plan, Result]):
         return current.job.plan, contents, current.results
 
     def stop(self) -> None:
-        """Stop the workers, whatever they are at. A thread that waits in `next` is told."""
+        """Stop the workers at once. A thread that waits in `next` is woken with an error."""
         if self._closed:
             return
         self._closed = True
@@ -138,7 +140,7 @@ class Feed(Generic[Plan, Result]):
         self._in_order.put(RuntimeError("the feed was closed"))
 
     def close(self) -> None:
-        """Stop, and give every slot back. No thread may be in `next`."""
+        """Stop and return every slot. No thread may be in `next`."""
         self.stop()
         if self._supervisor is not None:
             self._supervisor.close()
@@ -155,13 +157,13 @@ class Feed(Generic[Plan, Result]):
                 running.lease.give_back()
 
     def _begin_jobs(self) -> Iterator[_Running[Plan, Result]]:
-        """Start jobs until enough are under way, or there is no room for the one `_waiting`."""
+        """Start jobs until enough are in progress or there is no room for `_waiting`."""
         while not self._ended and self._begun - self._taken < self._ahead:
             try:
                 job = self._waiting = self._waiting or next(self._jobs)
                 what = f"slot {job.shape}"
-                # All of one size, so that kept ones leave no gaps too small for others. With
-                # nothing under way the wait is for copies that end by themselves.
+                # All slots have one size, so retained ones leave no gaps too small for others. With
+                # nothing in progress, the wait is for copies that always complete.
                 lease = (
                     self._arena.try_lease(self._largest, what=what)
                     if self._begun > self._taken
@@ -169,7 +171,7 @@ class Feed(Generic[Plan, Result]):
                 )
             except Exception as error:
                 self._ended = True
-                self._in_order.put(error)  # raised where this job is asked for
+                self._in_order.put(error)  # raised when this job is requested
                 return
             if lease is None:
                 return
@@ -181,7 +183,7 @@ class Feed(Generic[Plan, Result]):
             yield running
 
     def _begin_samples(self, running: _Running[Plan, Result]) -> Iterator[tuple[_Sample, Request]]:
-        """The job's samples, each with its first request, but for those that have none."""
+        """Yield the job's samples that have a first request, with that request."""
         for index in range(len(running.results)):
             filling = self._fill(running.job.plan, index, running.sample(index))
             sample = _Sample(running, index, filling)
@@ -190,7 +192,7 @@ class Feed(Generic[Plan, Result]):
                 yield sample, request
 
     def _advance(self, sample: _Sample, answer: Any) -> Request | None:
-        """The sample's next request; None where it has no more."""
+        """The sample's next request; None if it has no more."""
         running = sample.running
         if running.error is None:
             try:
@@ -200,7 +202,7 @@ class Feed(Generic[Plan, Result]):
             except StopIteration as stop:
                 running.results[sample.index] = stop.value
             except BaseException as error:
-                running.error = error  # raised again where the job is asked for
+                running.error = error  # raised again when the job is requested
         sample.filling.close()
         running.left -= 1
         if not running.left:
@@ -208,7 +210,7 @@ class Feed(Generic[Plan, Result]):
         return None
 
     def _finish(self, running: _Running[Plan, Result]) -> None:
-        """The last sample is in: off to the device, and the slot returns when it is there."""
+        """Start the copy of a complete job to the device; the slot is returned after the copy."""
         assert running.lease is not None
         try:
             if running.error is not None:
@@ -231,7 +233,7 @@ class Feed(Generic[Plan, Result]):
             return running.ticket.read(consumer)
         assert running.lease is not None
         slot = running.lease.tensor(running.job.shape)
-        running.lease.give_back()  # which the tensor, a view of it, puts off
+        running.lease.give_back()  # deferred until the tensor, a view of it, is freed
         running.lease = None
         return slot if self._arena.stats().lendable >= self._largest else slot.clone()
 
@@ -259,11 +261,11 @@ class _Supervisor:
         self._feed._arena.tell(None)
 
     def close(self) -> None:
-        """After `stop`, when nobody can ring any more."""
+        """Close the eventfd, after `stop` and when no thread can signal it any more."""
         os.close(self._bell)
 
     def _run(self) -> None:
-        """Everything a worker process is for, from its start to its end, happens here: it ends with
+        """Start, serve and stop the worker processes in one thread: the kernel ends a worker with
         the thread that started it."""
         unfinished: list[_Running[Any, Any]] = []
         processes: Processes | None = None

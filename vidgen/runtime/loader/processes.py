@@ -1,4 +1,4 @@
-"""Named worker processes that fill shared memory, each killed and replaced when it hangs."""
+"""Worker processes that fill shared memory; a process that hangs is killed and replaced."""
 
 import contextlib
 import math
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 Request = Callable[[np.ndarray], Any]
-"""Called with the memory to fill; can be pickled. What it returns is the answer."""
+"""A picklable callable that receives the memory to fill; its return value is the answer."""
 
-_START_S = 120.0  # for a process to start and import, on a busy machine or a slow file system
+_START_S = 120.0  # limit for a process to start and import, on a busy machine or a slow file system
 
 
 @dataclass(eq=False)
@@ -31,7 +31,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Lost:
-    """The answer of a request whose process is no more."""
+    """The answer of a request whose process was lost."""
 
     reason: str
 
@@ -52,13 +52,13 @@ class _Worker:
 
 
 class Processes:
-    """All methods are for one thread, the one that made it: with that thread the kernel ends the
-    processes too."""
+    """A pool of worker processes. Only the creating thread may call its methods; the kernel ends
+    the processes with that thread."""
 
     def __init__(
         self, count: int, *, file: int, nbytes: int, timeout_s: float, name: str = "loader"
     ) -> None:
-        """They map the first `nbytes` of `file`. `timeout_s` is how long one request may take."""
+        """Workers map the first `nbytes` of `file`. `timeout_s` is the time limit of a request."""
         self._file, self._nbytes = file, nbytes
         self._timeout_s, self._name = timeout_s, name
         self._workers = [self._start(number) for number in range(count)]
@@ -74,13 +74,13 @@ class Processes:
         worker = next(worker for worker in self._workers if worker.task is None)
         worker.task, worker.since = task, time.monotonic()
         task.attempts += 1
-        with contextlib.suppress(OSError):  # it has died, which `collect` will find
+        with contextlib.suppress(OSError):  # it died; `collect` handles that
             worker.connection.send((task.offset, task.shape, task.request))
 
     def collect(self, bell: int, at_most_s: float | None = None) -> list[tuple[Task, Any]]:
-        """Wait for answers, or for the file `bell`, or that long. A hung process is replaced and
-        its request `Lost`; of one that died (not of its own request, perhaps) the request is tried
-        once more."""
+        """Wait for answers, the eventfd `bell` or `at_most_s`. A hung process is replaced and its
+        request is `Lost`; the request of a process that died is retried once, as it may not be
+        the cause."""
         soonest = min(worker.deadline(self._timeout_s) for worker in self._workers)
         left = None if soonest == math.inf else max(0.0, soonest - time.monotonic())
         if at_most_s is not None:
@@ -113,7 +113,7 @@ class Processes:
         if not worker.ready:
             raise RuntimeError(
                 f"a worker process of the {self._name} ended with status {status} before it was "
-                "ready; what it printed above says why"
+                "ready; see its output above"
             )
         self._workers[place] = self._replace(worker)
         if worker.task is None:
@@ -131,11 +131,11 @@ class Processes:
             )
         self._workers[place] = self._replace(worker)
         assert worker.task is not None
-        reason = f"took longer than {self._timeout_s:g} s and was given up"
+        reason = f"took longer than {self._timeout_s:g} s and was abandoned"
         return [(worker.task, Lost(reason))]
 
     def close(self) -> None:
-        """At once, whatever they are at: they hold nothing but this memory."""
+        """Kill all workers at once; they hold no resources except the shared memory."""
         for worker in self._workers:
             self._end(worker)
         self._workers = []
@@ -167,8 +167,8 @@ class Processes:
 
 
 def _environment() -> dict[str, str]:
-    """One thread each, and our modules where this process found them. What a clip took goes back
-    to the machine with its end: the allocator keeps 10 MB of decoded frames otherwise."""
+    """The workers' environment: one thread each, and the same module path. Freed memory is returned
+    to the system at once; the allocator would otherwise keep 10 MB of decoded frames."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
     return {
         **os.environ,

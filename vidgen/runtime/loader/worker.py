@@ -1,6 +1,6 @@
-"""A worker process: runs one request after the other, each writing into shared memory.
+"""A worker process: runs requests one at a time, each writing into shared memory.
 
-Started as a program of its own, it holds neither torch nor anything of the process it serves.
+It starts as a separate program without torch and inherits no state of its parent.
 """
 
 import ctypes
@@ -20,12 +20,12 @@ _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
 def main(name: str, parent: int, channel: int, file: int, nbytes: int) -> None:
     """`channel` is a socket to the parent, `file` the memory it shares."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
-        return  # it died before it could tell
+        return  # the parent died during start-up
     limit_memory(limits.WORKER_BYTES)
     memory = np.frombuffer(mmap.mmap(file, nbytes), np.uint8)
     with Connection(channel) as connection:

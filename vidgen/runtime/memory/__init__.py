@@ -1,4 +1,4 @@
-"""One pinned pool, pieces of it on loan, and ordered queues of copies with both edges."""
+"""A pinned memory pool, its leases, and ordered queues of asynchronous copies."""
 
 from vidgen.runtime.memory.arena import Arena, ArenaStats, Lease
 from vidgen.runtime.memory.errors import ArenaTimeout, LeaseError

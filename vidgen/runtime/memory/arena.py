@@ -1,4 +1,4 @@
-"""A fixed block of host memory, lent in exact sizes and returned on events."""
+"""A fixed block of host memory, leased in exact sizes and returned on events."""
 
 import math
 import sys
@@ -15,8 +15,8 @@ from vidgen.runtime.memory.errors import ArenaTimeout
 
 
 class Event(Protocol):
-    """What a lease's return may wait for; a lane's tickets are such. Once it has said yes it says
-    so for ever."""
+    """What the return of a lease may wait for, such as a lane's ticket. Once `done` returns True it
+    always does."""
 
     def done(self) -> bool: ...
 
@@ -24,15 +24,15 @@ class Event(Protocol):
 @dataclass(frozen=True)
 class ArenaStats:
     nbytes: int
-    held: int  # bytes on loan, or waiting for an event or a view to go
+    held: int  # bytes leased, or waiting for an event or for a view to be freed
     high_water: int
-    leases: int  # given out since the start
+    leases: int  # number of leases since the start
     waits: int  # leases that had to wait for room
-    waited_s: float  # how long they did, all together
-    largest_free: int  # bytes in one piece
-    lendable: int  # what `largest_free` will be when all but the views kept is returned
-    registrations: int  # page-lockings: 1 or 0, whatever the number of leases
-    huge_pages: bool  # from the machine's reserved pool; transparent ones are the kernel's choice
+    waited_s: float  # total time they waited
+    largest_free: int  # size in bytes of the largest free piece
+    lendable: int  # value of `largest_free` once everything except retained views is returned
+    registrations: int  # page-lock calls: 1 or 0, regardless of the number of leases
+    huge_pages: bool  # from the machine's reserved pool; the kernel decides about transparent ones
 
     @property
     def fragmentation(self) -> float:
@@ -42,11 +42,11 @@ class ArenaStats:
 
 
 class Arena:
-    """`pinned` None: page-locked where there is a CUDA device, and then near it. `shared`: other
-    processes can map it (see `share`); it is no file, and gone with the last process that has it.
+    """A pool of host memory. `pinned=None` page-locks it, on the device's NUMA node, if there is a
+    CUDA device. With `shared=True` other processes can map it (see `share`); it has no file name
+    and is freed with the last process that maps it.
 
-    A forked child cannot use its parent's arena: it does not even have the memory, unless that is
-    shared.
+    A forked child cannot use its parent's arena; private memory is not mapped in the child.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Arena:
         device: int | None = None,
         name: str = "arena",
     ) -> None:
-        """`device`: the CUDA device it is for; by default the current one."""
+        """`device` is the CUDA device it serves; the current one by default."""
         if nbytes <= 0:
             raise ValueError(f"an arena of {nbytes} bytes")
         self.name = name
@@ -77,13 +77,13 @@ class Arena:
     def lease(
         self, nbytes: int, *, timeout: float | None = 60.0, what: str = "", align: int = 256
     ) -> "Lease":
-        """Wait up to `timeout` seconds (None: for ever) for `nbytes` in one piece, at an address
-        that is a multiple of `align` (up to 4096, which O_DIRECT asks for). Nobody overtakes those
-        who wait already."""
+        """Lease `nbytes` in one piece, at an address that is a multiple of `align` (up to 4096, as
+        O_DIRECT needs). Waits up to `timeout` seconds (None: no limit); requests are served in
+        order."""
         return self._lease(nbytes, -1.0 if timeout is None else max(timeout, 0.0), what, align)
 
     def try_lease(self, nbytes: int, *, what: str = "", align: int = 256) -> "Lease | None":
-        """A lease if there is room now, and nobody waits for some."""
+        """Return a lease if there is room now and no request is waiting, else None."""
         try:
             return self._lease(nbytes, 0.0, what, align)
         except ArenaTimeout:
@@ -101,7 +101,7 @@ class Arena:
         return self._native.file, self._native.mapped_bytes
 
     def tell(self, file: int | None) -> None:
-        """An eventfd to add to whenever room is made by a view's going; None: no longer."""
+        """Write to an eventfd whenever freeing a view makes room; None stops it."""
         self._native.tell(-1 if file is None else file)
 
     def stats(self) -> ArenaStats:
@@ -109,31 +109,31 @@ class Arena:
         return ArenaStats(**{field: getattr(found, field) for field in ArenaStats.__annotations__})
 
     def holders(self) -> list[str]:
-        """One line for each piece that is not free: its size, who took it, where, how long ago."""
+        """One line for each leased piece: its size, purpose, call site and age."""
         found: list[str] = self._native.holders()
         return found
 
     def close(self) -> None:
-        """Give the memory back; raises LeaseError while any of it is on loan or was leaked. A view
-        that is still kept keeps its bytes."""
+        """Free the memory; raises LeaseError if any lease is outstanding or leaked. A view that is
+        still referenced keeps its memory alive."""
         self._native.close()
 
 
 class Lease:
     """A piece of an arena; usable until it is given back.
 
-    Views (`tensor`, `numpy`, `view`) are made without a copy. A view kept after the return sees the
-    same bytes still: the arena lends them again only when it is gone.
+    `tensor`, `numpy` and `view` return views without a copy. A view kept after the return still
+    sees the same bytes: the arena reuses them only when the view is freed.
     """
 
     def __init__(self, lease: Any) -> None:
         self._native = lease
         self.nbytes: int = lease.nbytes
-        self.offset: int = lease.offset  # bytes from the start of the arena
+        self.offset: int = lease.offset  # offset in bytes from the start of the arena
 
     @property
     def pointer(self) -> int:
-        """The address, for callers that see to the lifetime themselves."""
+        """The address, for callers that manage its lifetime themselves."""
         address: int = self._native.pointer()
         return address
 
@@ -159,17 +159,17 @@ class Lease:
         return 1, 0  # kDLCPU
 
     def drop_pages(self) -> None:
-        """Give its memory back to the machine until it is written again, zeros till then; the
-        contents are lost. What is page-locked, and huge pages, stay."""
+        """Discard the contents and return the pages to the system; they read as zeros until
+        written. Page-locked memory and huge pages are not returned."""
         self._native.drop_pages()
 
     def used_by(self, event: Event) -> None:
-        """Note a copy from or to this piece; a lane does so for every copy it is given."""
+        """Record a copy from or to this piece; a lane does so for each of its copies."""
         self._native.used_by(native_event(event))
 
     def give_back(self, after: Event | None = None) -> None:
-        """Return it once `after` and all copies that use it have come; without `after` the
-        copies must have, or it is an error."""
+        """Return it once `after` and all copies that use it are complete. Without `after`, raises
+        LeaseError if a copy is still in flight."""
         self._native.give_back(native_event(after))
 
     def _check(self, shape: Sequence[int], dtype: Any, itemsize: int) -> int:
@@ -182,7 +182,7 @@ class Lease:
 
 
 def native_event(event: Event | None) -> Any:
-    """A ticket as the native code has it, which asks it without the interpreter; or `event`."""
+    """The native object of a ticket, which C++ polls without the interpreter; else `event`."""
     return getattr(event, "native", event)
 
 

@@ -1,4 +1,4 @@
-"""What each block keeps until the backward pass, where, and what it computes again."""
+"""Activation policies: what each block keeps until the backward pass, where, what it recomputes."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -47,9 +47,9 @@ def arrange(
     inputs_sent: bool = False,
     products: bool = False,
 ) -> tuple[BlockMemory, ...]:
-    """For each block in the order they run. Of each kind (dual and single blocks: `counts`) the
-    first are computed again, with `inputs_sent` from host memory; the next ones send there all
-    that they keep, or their products alone; the rest keep it."""
+    """The policy of each block, in execution order. Of each kind (dual and single blocks: `counts`)
+    the first blocks are recomputed (from inputs in host memory with `inputs_sent`), the next ones
+    are offloaded, whole or only their products, and the rest are kept on the device."""
     first = BlockMemory.OFFLOAD_INPUTS if inputs_sent else BlockMemory.RECOMPUTE
     next_ones = BlockMemory.OFFLOAD_PRODUCTS if products else BlockMemory.OFFLOAD
     blocks: list[BlockMemory] = []
@@ -66,7 +66,8 @@ def run_block(
     call: Callable[..., Any],
     *inputs: Any,
 ) -> Any:
-    """`call(*inputs)`, whose tensors are its arguments themselves; `module` has its parameters."""
+    """Run `call(*inputs)` under a policy. Tensors must be direct arguments; `module` owns the
+    parameters."""
     if how is BlockMemory.KEEP:
         return call(*inputs)
     if how is BlockMemory.RECOMPUTE:
@@ -84,12 +85,12 @@ def run_block(
 
 @dataclass(frozen=True)
 class BlockCost:
-    """Measured, or from a model of the machine; bytes on the device, seconds of one pass."""
+    """Costs of one block, measured or estimated: bytes on the device, seconds per pass."""
 
     forward_s: float
     cheap_s: float  # of the forward pass, without matrix products and attention
     input_bytes: int
-    product_bytes: int  # inputs included
+    product_bytes: int  # including inputs
     all_bytes: int
 
 
@@ -98,12 +99,12 @@ class Choice:
     blocks: tuple[BlockMemory, ...]
     device_bytes: int
     host_bytes: int
-    again_s: float  # what is computed again
-    late_s: float  # copies that outlast the computation beside them
+    again_s: float  # recomputation
+    late_s: float  # copy time that computation does not hide
 
     @property
     def added_s(self) -> float:
-        """To a step, by not keeping everything."""
+        """Seconds added to a step, compared with keeping everything."""
         return self.again_s + self.late_s
 
 
@@ -116,11 +117,12 @@ def choose_blocks(
     window: int = 1,
     allowed: Collection[BlockMemory] = tuple(BlockMemory),
 ) -> Choice:
-    """The policy that adds least to a step's time among those whose activations fit, as far as a
-    greedy search finds it: block by block the change that frees a byte for the fewest seconds.
+    """A greedy search for the policy that fits memory and adds the least time to a step.
 
-    Raises ValueError where nothing fits. The last `window` blocks keep everything: the backward
-    pass begins there.
+    It repeatedly applies the change that frees a byte for the fewest seconds.
+
+    Raises ValueError if nothing fits. The last `window` blocks keep everything, since the backward
+    pass starts there.
     """
     current = [BlockMemory.KEEP] * len(costs)
     free_to_change = range(max(len(costs) - window, 0))
@@ -132,14 +134,14 @@ def choose_blocks(
         for index in free_to_change:
             cost, now = costs[index], current[index]
             if (cost, now) in tried:
-                continue  # a block like one before it
+                continue  # identical to an earlier block
             tried.add((cost, now))
             for how in allowed:
                 found = state.with_change(cost, now, how)
                 freed = state.device - found.device
                 if freed <= 0 or found.host > host_limit:
                     continue
-                # No more than is needed counts as freed.
+                # Bytes freed beyond what is needed do not count.
                 needed = min(freed, state.device - device_limit)
                 price = (found.again + found.late(bytes_per_s) - added) / needed
                 if best is None or (price, -freed) < best[:2]:
@@ -147,7 +149,7 @@ def choose_blocks(
         if best is None:
             raise ValueError(
                 f"activations of {device_limit:.0f} bytes on the device and {host_limit:.0f} on "
-                f"the host: no policy fits, the least found is {state.device} and {state.host}"
+                f"the host: no policy fits; the smallest needs {state.device} and {state.host}"
             )
         _, _, index, how, state = best
         current[index] = how
@@ -155,14 +157,14 @@ def choose_blocks(
 
 
 def weigh(costs: Sequence[BlockCost], blocks: Sequence[BlockMemory], bytes_per_s: float) -> Choice:
-    """What a policy holds where, and what it adds to a step."""
+    """The memory a policy uses and the time it adds to a step."""
     sums = _Sums.of(costs, blocks)
     return Choice(tuple(blocks), sums.device, sums.host, sums.again, sums.late(bytes_per_s))
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """Over all blocks: bytes on the device and the host, seconds forward and computed again."""
+    """Totals over all blocks: bytes on device and host, seconds of forward and of recomputation."""
 
     device: int
     host: int
@@ -189,14 +191,14 @@ class _Sums:
         )
 
     def late(self, bytes_per_s: float) -> float:
-        """Out beside the forward pass, back beside the backward pass, which takes twice as long
-        and computes again what was not kept."""
+        """Copy time not hidden: out during the forward pass, back during the backward pass, which
+        takes twice as long plus the recomputation."""
         copies = self.host / bytes_per_s
         return max(0.0, copies - self.forward) + max(0.0, copies - 2 * self.forward - self.again)
 
 
 def _held(cost: BlockCost, how: BlockMemory) -> tuple[int, int, float]:
-    """Bytes on the device and on the host, seconds computed again."""
+    """(bytes on the device, bytes on the host, seconds of recomputation)."""
     if how.recomputes:
         held, again = cost.input_bytes, cost.forward_s
     elif how.keeps_products:

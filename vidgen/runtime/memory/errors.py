@@ -1,9 +1,9 @@
-"""What goes wrong with memory on loan."""
+"""Errors raised by arenas and leases."""
 
 
 class LeaseError(RuntimeError):
-    """A lease was used against its rules: returned early or twice, leaked, or used afterwards."""
+    """A lease was misused: returned early or twice, leaked, or used after its return."""
 
 
 class ArenaTimeout(TimeoutError):
-    """No room came free in time; the message names who holds what."""
+    """No room became free in time; the message lists the holders."""

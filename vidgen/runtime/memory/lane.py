@@ -1,4 +1,7 @@
-"""Ordered queues of copies between host and device, with both edges of every copy."""
+"""Ordered queues of asynchronous copies between host and device.
+
+Every copy has two edges: it waits for the producer of its source, and its consumer waits for it.
+"""
 
 from typing import Any, Final
 
@@ -11,7 +14,7 @@ from vidgen.runtime.memory.simulated import SimulatedEngine
 
 
 class _Host:
-    """The calling thread as producer or consumer: it has written, or it will read, itself."""
+    """The calling thread as producer or consumer of a copy."""
 
     def __repr__(self) -> str:
         return "HOST"
@@ -21,8 +24,7 @@ HOST: Final = _Host()
 
 
 class Pending:
-    """A copy under way. What it brings is there for whoever has waited, on the host or on a
-    stream."""
+    """A copy in flight. Its result is valid after a wait, on the host or on a stream."""
 
     def __init__(self, work: Any) -> None:
         self.native = work
@@ -32,12 +34,12 @@ class Pending:
         return finished
 
     def wait(self) -> None:
-        """Hold the calling thread until the copy is complete; raises what made it fail."""
+        """Block the calling thread until the copy is complete; raises the error if it failed."""
         self.native.wait()
 
     def wait_on(self, consumer: "torch.cuda.Stream | _Host") -> None:
-        """Let `consumer` go on after the copy: a stream is made to wait on the device and this
-        returns at once; HOST holds the calling thread."""
+        """Make `consumer` wait for the copy. A stream waits on the device and this returns at once;
+        HOST blocks the calling thread."""
         if isinstance(consumer, _Host):
             self.wait()
         elif isinstance(consumer, torch.cuda.Stream):
@@ -50,17 +52,17 @@ class Pending:
 
 
 class Ticket(Pending):
-    """A copy to a tensor, which is had only through `read`: the second edge."""
+    """A copy to a tensor, accessible only through `read`."""
 
     def __init__(self, work: Any, dst: Tensor) -> None:
         super().__init__(work)
         self._dst = dst
 
     def read(self, consumer: "torch.cuda.Stream | _Host") -> Tensor:
-        """The destination, for use on `consumer`, which is made to wait as by `wait_on`."""
+        """Return the destination for use on `consumer`, after `wait_on(consumer)`."""
         self.wait_on(consumer)
         if self._dst.is_cuda and isinstance(consumer, torch.cuda.Stream):
-            # Where its memory belongs to the lane's stream, the allocator must know of this one.
+            # The memory belongs to the lane's stream: tell the allocator about the consumer's.
             self._dst.record_stream(consumer)
         return self._dst
 
@@ -70,8 +72,8 @@ Consumer = torch.cuda.Stream | _Host
 
 
 class Lane:
-    """A queue of copies that keep their order. On CUDA a stream of its own; without a CUDA device
-    a simulated engine, which several lanes may share."""
+    """An in-order queue of copies: a separate stream on CUDA, else a simulated engine, which
+    several lanes may share."""
 
     def __init__(
         self,
@@ -85,7 +87,7 @@ class Lane:
         self.stream: torch.cuda.Stream | None = None
         if self.device.type == "cuda":
             if engine is not None:
-                raise ValueError("a CUDA lane has the device's engine, not a simulated one")
+                raise ValueError("a CUDA lane uses the device's copy engine, not a simulated one")
             index = self.device.index
             index = torch.cuda.current_device() if index is None else index
             torch.empty(0, device=self.device)  # torch and the lane share the device's context
@@ -93,7 +95,7 @@ class Lane:
             self.stream = torch.cuda.ExternalStream(self.native.stream, device=index)
         else:
             self.engine = engine or SimulatedEngine()
-            # By this process's threads, as torch's own copies are.
+            # Copied by this process's threads, like torch's own copies.
             self.native = native.require().memory.simulated_lane(
                 self.engine.native, torch.get_num_threads()
             )
@@ -107,18 +109,18 @@ class Lane:
         return self.copy(src, dst, producer=producer, lease=lease)
 
     def copy(self, src: Tensor, dst: Tensor, *, producer: Producer, lease: Lease | None) -> Ticket:
-        """Queue dst <- src behind `producer`, whoever last writes src or uses dst: a stream, the
-        ticket of another copy, or HOST where the calling thread has done so already.
+        """Queue dst <- src after `producer`, the last writer of src or user of dst: a stream, the
+        ticket of another copy, or HOST if the calling thread has already finished.
 
-        `lease` is the arena's piece that src or dst lies in, if either does; it cannot be given
-        back before the copy is complete. Both tensors live until then.
+        `lease` is the lease that contains src or dst, if any; it cannot be returned before the
+        copy is complete. Both tensors are kept alive until then.
         """
         if src.shape != dst.shape or src.dtype != dst.dtype:
             raise ValueError(f"{self.name}: copy of {_text(src)} to {_text(dst)}")
         if not _same_bytes(src, dst):
             raise ValueError(
                 f"{self.name}: copy of {_text(src)} with strides {src.stride()} to "
-                f"{dst.stride()}; a lane moves bytes as they lie, make it contiguous first"
+                f"{dst.stride()}; a lane copies raw bytes; make it contiguous first"
             )
         work = self._submit(
             dst.data_ptr(), src.data_ptr(), src.nbytes, producer, lease, keep=(src, dst)
@@ -128,8 +130,8 @@ class Lane:
     def copy_bytes(
         self, dst: int, src: int, nbytes: int, *, producer: Producer, lease: Lease | None
     ) -> Pending:
-        """`copy` between addresses. The caller keeps both alive until the copy is complete, or
-        until whatever uses their memory next waits for it."""
+        """`copy` between addresses. The caller keeps both alive until the copy is complete or the
+        next user of the memory waits for it."""
         return Pending(self._submit(dst, src, nbytes, producer, lease, keep=None))
 
     def _submit(
@@ -142,17 +144,17 @@ class Lane:
         return self.native.copy(dst, src, nbytes, stream, ticket, piece, keep)
 
     def reap(self) -> None:
-        """Let go of the tensors of copies that are complete; every copy does so too."""
+        """Release the tensors of completed copies; submitting a copy does so as well."""
         self.native.reap()
 
 
 def current(device: torch.device) -> Consumer:
-    """Who computes on the device here: its current stream, or the calling thread itself."""
+    """The consumer on a device: its current stream, or HOST for the calling thread."""
     return torch.cuda.current_stream(device) if device.type == "cuda" else HOST
 
 
 def edge(producer: Producer) -> tuple[int | None, Any]:
-    """The producer as the native code takes it: a stream's address, a ticket, or neither."""
+    """The producer in the form native code takes: a stream's address, a ticket, or neither."""
     if isinstance(producer, torch.cuda.Stream):
         return producer.cuda_stream, None
     if isinstance(producer, Pending):
@@ -163,14 +165,14 @@ def edge(producer: Producer) -> tuple[int | None, Any]:
 
 
 def _same_bytes(src: Tensor, dst: Tensor) -> bool:
-    """Whether both lie in memory as one run, in the same order."""
+    """Whether both are dense in memory, with the same element order."""
     if src.is_contiguous() and dst.is_contiguous():
         return True
     return src.stride() == dst.stride() and is_one_run(src)
 
 
 def is_one_run(tensor: Tensor) -> bool:
-    """Whether its elements fill one piece of memory, each once, in whatever order."""
+    """Whether its elements fill a contiguous range of memory exactly once, in any order."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1 and stride != expected:

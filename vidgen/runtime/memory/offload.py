@@ -1,10 +1,10 @@
-"""Activations that wait for the backward pass in host memory, and come back before it asks.
+"""Activation offload: saved tensors move to host memory and are prefetched for the backward pass.
 
-A block runs under hooks that autograd calls for every tensor it saves. Memory is what moves, not
-tensors: a storage goes once, however many views of it are saved. It leaves during the forward pass
-and is let go `window` blocks later, by which time it has left or the stream waits; it is fetched
-when the backward pass is `ahead` blocks away. All of this is decided in the order of the program,
-so the peak of device memory is the same in every step.
+Each block runs under autograd's saved-tensor hooks. A storage is copied once, however many views of
+it are saved. The copy out starts during the forward pass, and the device memory is freed `window`
+blocks later (the stream waits for the copy if needed); it is fetched when the backward pass is
+`ahead` blocks away. All decisions follow program order, so peak device memory is the same in every
+step.
 """
 
 import threading
@@ -27,22 +27,22 @@ from vidgen.runtime.memory.products import keep_products
 
 @dataclass
 class OffloadStats:
-    """Since the start. A storage counts once, however often it is saved."""
+    """Counts since the start. A storage counts once, however often it is saved."""
 
-    moved: int = 0  # storages that left
+    moved: int = 0  # storages copied out
     moved_bytes: int = 0
-    repeats: int = 0  # saves of a storage that had left or was leaving
-    kept_full: int = 0  # that stayed on the device, as there was no room for them
+    repeats: int = 0  # saves of a storage that was already copied out
+    kept_full: int = 0  # storages kept on the device for lack of room
     kept_full_bytes: int = 0
-    fetched: int = 0  # that came back; the others were still there when they were asked for
-    late: int = 0  # of those, asked for before they had been sent for
+    fetched: int = 0  # storages copied back; the others were still on the device when needed
+    late: int = 0  # of those, needed before their prefetch started
     waits: int = 0  # times the forward pass waited for room
-    held_bytes: int = 0  # in host memory now
+    held_bytes: int = 0  # bytes in host memory now
     high_water: int = 0
 
 
 class Offloader:
-    """Sends what blocks save to leases of `arena` and brings it back, on a lane each way."""
+    """Moves what blocks save to leases of `arena` and back, on one lane per direction."""
 
     def __init__(
         self,
@@ -55,8 +55,8 @@ class Offloader:
         ahead: int = 2,
         smallest: int = 1 << 16,
     ) -> None:
-        """`limit`: the most bytes of the arena to hold, None: all of it. Storages below `smallest`
-        bytes stay."""
+        """`limit` is the number of arena bytes to use (None: all). Storages below `smallest` bytes
+        are not offloaded."""
         if out.device != back.device:
             raise ValueError(f"lanes of one device: got {out.device} and {back.device}")
         if window < 1 or ahead < 1:
@@ -69,12 +69,12 @@ class Offloader:
         self._lock = threading.RLock()  # the backward pass has a thread of its own
         self._blocks: list[_Block] = []
         self._known: dict[int, tuple[StorageWeakRef, weakref.ref[_Moved]]] = {}
-        self._returning: deque[tuple[Pending, int]] = deque()  # leases on their way home
+        self._returning: deque[tuple[Pending, int]] = deque()  # leases whose copy back is in flight
         self._orphans: list[tuple[Pending, torch.UntypedStorage]] = []
 
     def run(self, module: nn.Module, call: Callable[..., Any], *inputs: Any) -> Any:
-        """`call(*inputs)`, sending away what it saves for the backward pass but for the parameters
-        of `module`."""
+        """Run `call(*inputs)` and offload what it saves for the backward pass, except parameters of
+        `module`."""
         if not torch.is_grad_enabled():
             return call(*inputs)
         block = self.begin(module)
@@ -86,7 +86,7 @@ class Offloader:
             return call(*inputs)
 
     def run_products(self, module: nn.Module, call: Callable[..., Any], *inputs: Any) -> Any:
-        """The same, of its inputs and products alone; the rest is computed again."""
+        """Like `run`, but offloads only inputs and products; the rest is recomputed."""
         if not torch.is_grad_enabled():
             return call(*inputs)
         block = self.begin(module)
@@ -98,9 +98,9 @@ class Offloader:
             return keep_products(call, *inputs, pack=pack, unpack=self.unpack)
 
     def begin(self, module: nn.Module) -> "_Block":
-        """The next block of the forward pass."""
+        """Start the next block of the forward pass."""
         with self._lock:
-            # A forward pass after a backward pass begins anew.
+            # A forward pass after a backward pass starts a new list of blocks.
             if self._blocks and not any(block.alive() for block in self._blocks):
                 self._blocks.clear()
             for block in self._blocks[: len(self._blocks) - self._window]:
@@ -110,7 +110,7 @@ class Offloader:
             return block
 
     def pack(self, block: "_Block", tensor: Tensor) -> "Tensor | _Saved":
-        """What autograd keeps in place of the tensor."""
+        """Return what autograd keeps in place of the tensor."""
         if not block.moves(tensor, self.device):
             return tensor
         storage = tensor.untyped_storage()
@@ -124,7 +124,7 @@ class Offloader:
                     return tensor
             else:
                 self.stats.repeats += 1
-            # A storage that a later block saves too must be back for that one, which comes first.
+            # A storage that a later block also saves is needed there first.
             block.add(moved)
         return _Saved(
             moved, tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset()), block
@@ -150,7 +150,7 @@ class Offloader:
         )
 
     def close(self) -> None:
-        """Wait for what is under way. The arena stays open."""
+        """Wait for copies in flight. The arena stays open."""
         with self._lock:
             for pending, _ in (*self._orphans, *self._returning):
                 pending.wait()
@@ -162,8 +162,8 @@ class Offloader:
     # One storage's way out and back --------------------------------------------------------------
 
     def _find(self, storage: torch.UntypedStorage, version: int) -> "_Moved | None":
-        """The same storage with the same contents, if it has been sent. The weak reference keeps
-        its identity from being given to another one."""
+        """The entry for the same storage and version, if it was offloaded. The weak reference
+        guards against a reused address."""
         found = self._known.get(storage._cdata)
         if found is None or found[0].expired():
             return None
@@ -197,8 +197,8 @@ class Offloader:
         return moved
 
     def _room(self, nbytes: int, block: "_Block") -> Lease | None:
-        """A lease, if need be after leases that are on their way home. Those of this forward pass
-        come home in its backward pass only: to wait for them would be for ever."""
+        """A lease, if necessary after waiting for copies back. Leases of this forward pass are
+        returned only in its backward pass, so waiting for them would deadlock."""
         self._reap()
         while True:
             if self.stats.held_bytes + nbytes <= self.limit and nbytes <= self.arena.nbytes:
@@ -213,7 +213,7 @@ class Offloader:
             self._reap()
 
     def _let_go(self, block: "_Block") -> None:
-        """Free the device memory of what has left; what comes next on the stream waits for it."""
+        """Free device memory whose copy out is done; the stream waits for it if needed."""
         if block.gone:
             return
         block.gone = True
@@ -227,8 +227,8 @@ class Offloader:
         if moved.storage is not None:
             return
         assert moved.lease is not None
-        # From the stream that will use it, so that its memory is that stream's; which also waits
-        # for the way out already.
+        # Allocate on the stream that uses it, so the memory belongs to that stream, which already
+        # waits for the copy out.
         storage = torch.empty(moved.nbytes, dtype=torch.uint8, device=self.device).untyped_storage()
         moved.back = self._back.copy_bytes(
             storage.data_ptr(),
@@ -247,7 +247,7 @@ class Offloader:
             moved.back.wait_on(current(self.device))
             moved.awaited = True
         else:
-            moved.check_version()  # it has not been let go: these are the first bytes still
+            moved.check_version()  # not freed yet: the original bytes are still valid
         return moved.storage
 
     def _return(self, moved: "_Moved", after: Pending) -> None:
@@ -264,7 +264,7 @@ class Offloader:
         self._orphans = [orphan for orphan in self._orphans if not orphan[0].done()]
 
     def _drop(self, moved: "_Moved") -> None:
-        """Nothing refers to it any more; a copy may still be under way."""
+        """Drop an unreferenced entry; a copy may still be in flight."""
         with self._lock:
             under_way = moved.back if moved.back is not None and not moved.awaited else None
             if moved.leaving is not None:
@@ -279,17 +279,17 @@ class Offloader:
 
 
 class _Block:
-    """One block's part of a forward pass."""
+    """The state of one block in a forward pass."""
 
     def __init__(self, index: int, module: nn.Module) -> None:
         self.index = index
-        self.gone = False  # its memory on the device was let go
-        self.reached = False  # the backward pass has come to it
+        self.gone = False  # its device memory was freed
+        self.reached = False  # the backward pass has reached it
         self._moved: list[weakref.ref[_Moved]] = []
         parameters = list(module.parameters())
         self._own = {_storage_key(p) for p in parameters}
-        # Gathered shards and autocast's copies of parameters have storages of their own, which the
-        # shape alone tells from activations; an activation of such a shape stays too.
+        # Gathered shards and autocast's copies of parameters have separate storages, recognisable
+        # only by shape; an activation of such a shape is kept on the device too.
         self._sharded = any(isinstance(p, DTensor) for p in parameters)
         self._shapes = {p.shape for p in parameters}
         self._shapes |= {p.shape[::-1] for p in parameters}
@@ -298,14 +298,14 @@ class _Block:
         self._moved.append(weakref.ref(moved))
 
     def reversed(self) -> "list[_Moved]":
-        """As the backward pass will ask for them."""
+        """In the order the backward pass needs them."""
         return [moved for ref in reversed(self._moved) if (moved := ref()) is not None]
 
     def alive(self) -> bool:
         return any(ref() is not None for ref in self._moved)
 
     def moves(self, tensor: Tensor, device: torch.device) -> bool:
-        """Whether a saved tensor may leave: parameters stay, gathered and cast ones too."""
+        """Whether a saved tensor may be offloaded; parameters, gathered or cast, may not."""
         copied = self._sharded or torch.is_autocast_enabled(device.type)
         return (
             tensor.device.type == device.type
@@ -317,7 +317,7 @@ class _Block:
 
 
 class _Moved:
-    """A storage that is on the device, on its way, or in a lease."""
+    """A storage that is on the device, in flight, or in a lease."""
 
     def __init__(
         self,
@@ -331,15 +331,15 @@ class _Moved:
         self.nbytes = nbytes
         self.version = leaving._version
         self.storage: torch.UntypedStorage | None = storage
-        self.leaving: Tensor | None = leaving  # until it has been let go
+        self.leaving: Tensor | None = leaving  # until the device memory is freed
         self.lease: Lease | None = lease
         self.out = out
         self.back: Pending | None = None
-        self.awaited = False  # a stream that uses it waits for the way back
+        self.awaited = False  # a consuming stream waits for the copy back
         self._owner = owner
 
     def check_version(self) -> None:
-        """What changes after it was saved may have changed before it left."""
+        """Raise if the tensor was modified in place after it was saved."""
         if self.leaving is not None and self.leaving._version != self.version:
             raise RuntimeError(
                 "a tensor needed for the gradient was modified in place after it was saved (shape "

@@ -1,15 +1,14 @@
-"""The convention by which vidgen counts floating-point operations, all of it, in one place.
+"""How vidgen counts floating-point operations.
 
-Model FLOPs are those of the matrix products that a forward and a backward pass need, a multiply
-and an add counting two. Each stream's tokens count through the weights they pass through, and
-modulation once a sample. Attention counts every query with every key it may see. Norms,
-activations, rotations and softmax count nothing, and neither does recompute: what is computed
-twice was needed once. MFU divides model FLOPs by the dense peak; HFU counts
-recompute too.
+Model FLOPs are those of the matrix products that a forward and a backward pass need; a multiply-add
+counts as two. Each stream's tokens count for the weights they pass through, modulation counts once
+per sample, and attention counts every query with every key it may attend to. Norms, activations,
+rotations, softmax and recompute are not counted. MFU divides model FLOPs by the dense peak; HFU
+includes recompute.
 
-A backward pass needs two products for each one forward (gradients of both factors). It counts
-double everywhere, though the very first projection needs no gradient of its input: that is
-under a thousandth of any model here.
+A backward pass needs two products for each forward one (the gradients of both factors). It counts
+double everywhere, although the first projection needs no input gradient: less than 0.1 % of any
+model here.
 """
 
 

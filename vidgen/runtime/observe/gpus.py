@@ -1,4 +1,4 @@
-"""Data sheets of accelerators: one table for the planner and for MFU."""
+"""GPU specifications from data sheets, for the planner and for MFU."""
 
 import difflib
 import re
@@ -17,9 +17,9 @@ _HOPPER_PCIE = {"float8": 1513, "bfloat16": 756, "float16": 756, "tf32": 378, "f
 _HOPPER_NVL = {"float8": 1671, "bfloat16": 835, "float16": 835, "tf32": 418, "float32": 60}
 _B200 = {"float8": 4500, "bfloat16": 2250, "float16": 2250, "tf32": 1125, "float32": 75}
 
-# By what a driver calls the device; the first match counts.
+# Matched against the driver's device name; the first match wins.
 _BOARDS: tuple[tuple[str, Mapping[str, float]], ...] = (
-    (r"\bMIG\b", {}),  # a slice of a GPU has no data sheet
+    (r"\bMIG\b", {}),  # a MIG slice has no data sheet
     (r"\bA100\b", _A100),
     (r"\bH100 PCIe\b", _HOPPER_PCIE),
     (r"\bH[12]00 NVL\b", _HOPPER_NVL),
@@ -30,7 +30,7 @@ _BOARDS: tuple[tuple[str, Mapping[str, float]], ...] = (
 
 @dataclass(frozen=True)
 class Gpu:
-    """Rates are one direction's; a link's data sheet counts both, so these are half of it."""
+    """Rates are per direction: half of a link's data-sheet figure, which counts both."""
 
     name: str
     flops: float  # dense bf16 FLOP/s
@@ -39,7 +39,7 @@ class Gpu:
     node_link: float  # bytes/s to the other GPUs of the node
     network: float  # bytes/s to other nodes, one adapter a GPU
     host_link: float  # bytes/s to the host's memory: PCIe 4 or 5, 16 lanes
-    dollars_per_hour: float | None  # None: say it with --price
+    dollars_per_hour: float | None  # None: pass --price
 
     def link(self, gpus: int) -> float:
         """Bytes/s of a collective over `gpus`: its slowest hop decides."""
@@ -82,12 +82,12 @@ GPUS = {
 
 
 def board_tflops(device_name: str) -> Mapping[str, float]:
-    """Dense TFLOP/s by dtype of what a driver calls, say, "NVIDIA H100 PCIe"; empty if unknown."""
+    """Dense TFLOP/s by dtype for a driver's device name ("NVIDIA H100 PCIe"); empty if unknown."""
     return next((rates for pattern, rates in _BOARDS if re.search(pattern, device_name)), {})
 
 
 def of_device(name: str) -> Gpu | None:
-    """The figures of what a driver calls, say, "NVIDIA H200"."""
+    """The specification for a driver's device name, such as "NVIDIA H200"."""
     return next((gpu for gpu in GPUS.values() if gpu.name.upper() in name.upper()), None)
 
 
@@ -95,6 +95,6 @@ def gpu_named(name: str) -> Gpu:
     found = GPUS.get(name.lower())
     if found is None:
         close = difflib.get_close_matches(name.lower(), GPUS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there is {', '.join(GPUS)}"
+        hint = f"did you mean {close[0]}?" if close else f"available: {', '.join(GPUS)}"
         raise UserError(f"no figures for the GPU {name!r} ({hint})")
     return found

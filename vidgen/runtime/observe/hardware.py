@@ -1,4 +1,4 @@
-"""What this machine has, and how fast its memory and disk are, measured in a few seconds."""
+"""The hardware of this machine, and its memory and disk bandwidth, measured in a few seconds."""
 
 import ctypes
 import mmap
@@ -19,12 +19,12 @@ import torch
 
 LINUX = sys.platform.startswith("linux")
 _MIB = 1 << 20
-_ALIGNMENT = 4096  # of O_DIRECT: no block device asks for more
+_ALIGNMENT = 4096  # alignment for O_DIRECT, enough for every block device
 _SYS_IO_URING_SETUP = 425  # the same number on every architecture
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides how vidgen runs; an absent package is 'not installed'."""
+    """Versions of the packages that affect how vidgen runs; a missing one is 'not installed'."""
     from vidgen.version import __version__
 
     found = {
@@ -43,7 +43,7 @@ def versions() -> dict[str, str]:
 
 
 def tools() -> dict[str, str]:
-    """Where the compilers are that a build would use."""
+    """Paths of the compilers that a build would use."""
     names = ("g++", "clang++", "cmake", "ninja", "nvcc")
     return {name: shutil.which(name) or "not found" for name in names}
 
@@ -65,7 +65,7 @@ def cpu() -> dict[str, Any]:
 
 
 def memory() -> dict[str, float | None]:
-    """Bytes of main memory, and of what a process may lock (None: no limit)."""
+    """Bytes of main memory, and the limit of locked memory per process (None: no limit)."""
     page = os.sysconf("SC_PAGE_SIZE")
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     return {
@@ -93,7 +93,7 @@ def gpus() -> list[dict[str, Any]]:
 def io_uring() -> tuple[bool, str]:
     """Whether the kernel lets this process make an io_uring, and why not."""
     if not LINUX:
-        return False, f"io_uring is Linux's; this is {sys.platform}"
+        return False, f"io_uring needs Linux; this is {sys.platform}"
     libc = ctypes.CDLL(None, use_errno=True)
     parameters = ctypes.create_string_buffer(256)  # struct io_uring_params is 120 bytes
     descriptor = libc.syscall(_SYS_IO_URING_SETUP, 1, parameters)
@@ -108,7 +108,7 @@ def io_uring() -> tuple[bool, str]:
 
 
 def o_direct(directory: Path) -> tuple[bool, str]:
-    """Whether files under `directory` can be written around the page cache, and why not."""
+    """Whether files under `directory` can bypass the page cache (O_DIRECT), and why not."""
     if not hasattr(os, "O_DIRECT"):
         return False, f"{sys.platform} has no O_DIRECT"
     try:
@@ -134,7 +134,7 @@ def pinned_memory() -> tuple[bool, str]:
 
 
 def disk_bandwidth(directory: Path, size: int = 256 * _MIB, limit_s: float = 3.0) -> dict[str, Any]:
-    """Sequential write, made durable by fsync within the time measured, in bytes a second.
+    """Sequential write bandwidth in bytes per second, including fsync.
 
     Stops at `limit_s` or when the disk is nearly full, whichever comes first; never leaves a file.
     """
@@ -158,12 +158,12 @@ def disk_bandwidth(directory: Path, size: int = 256 * _MIB, limit_s: float = 3.0
 
 
 def memory_bandwidth(size: int = 128 * _MIB, repeats: int = 5) -> float:
-    """Bytes a second that a large copy moves, reads and writes both counted; best of `repeats`."""
+    """Bytes per second of a large copy, counting reads and writes; best of `repeats`."""
     return copy_bandwidth(torch.device("cpu"), size, repeats)
 
 
 def device_bandwidth() -> dict[str, float]:
-    """The same copy within GPU 0, and bytes a second from and to pinned host memory."""
+    """Copy bandwidth within GPU 0, and bytes per second from and to pinned host memory."""
     device = torch.device("cuda", 0)
     size = 512 * _MIB
     here = torch.empty(size, dtype=torch.uint8, device=device)
@@ -191,7 +191,7 @@ def best_time(work: Any, device: torch.device, repeats: int) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
-    return min(times[1:])  # the first run pays for page faults and start-up
+    return min(times[1:])  # the first run includes page faults and start-up
 
 
 @contextmanager
@@ -206,7 +206,7 @@ def _scratch(directory: Path) -> Iterator[str]:
 
 @contextmanager
 def _aligned(size: int) -> Iterator[mmap.mmap]:
-    """A page-aligned buffer, as O_DIRECT demands, holding something that does not compress away."""
+    """A page-aligned buffer, as O_DIRECT needs, with incompressible contents."""
     block = mmap.mmap(-1, size)
     try:
         block.write(os.urandom(size))

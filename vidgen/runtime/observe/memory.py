@@ -1,4 +1,4 @@
-"""The most memory a process has held."""
+"""Peak memory of a process."""
 
 import resource
 import sys

@@ -1,4 +1,4 @@
-"""Model and hardware FLOP utilisation, and the peak rates they are a fraction of."""
+"""Model and hardware FLOP utilisation, and the peak rates they are relative to."""
 
 import functools
 import time
@@ -12,7 +12,7 @@ from vidgen.runtime.observe import gpus
 
 @dataclass(frozen=True)
 class Peak:
-    """The rate that utilisation is a fraction of, and where the figure comes from."""
+    """The peak rate that utilisation is relative to, and its source."""
 
     flops_per_s: float
     dtype: str
@@ -25,17 +25,17 @@ class Peak:
 
 
 def mfu(model_flops: float, seconds: float, peak: Peak, devices: int = 1) -> float:
-    """Fraction of the peak spent on FLOPs the model needs; `model_flops` is over all devices."""
+    """Model FLOPs as a fraction of the peak; `model_flops` is the total over all devices."""
     return model_flops / (seconds * devices * peak.flops_per_s)
 
 
 def hfu(hardware_flops: float, seconds: float, peak: Peak, devices: int = 1) -> float:
-    """The same with recompute counted: how busy the hardware was."""
+    """Like `mfu`, but with recompute counted: the utilisation of the hardware."""
     return mfu(hardware_flops, seconds, peak, devices)
 
 
 def known_peak(device_name: str, dtype: torch.dtype) -> float | None:
-    """Dense FLOP/s by the data sheet, or None for a GPU or dtype that the table lacks."""
+    """Dense FLOP/s from the data sheet, or None for a GPU or dtype not in the table."""
     key = str(dtype).removeprefix("torch.").split("_")[0]
     if key == "float32" and torch.get_float32_matmul_precision() != "highest":
         key = "tf32"
@@ -45,7 +45,7 @@ def known_peak(device_name: str, dtype: torch.dtype) -> float | None:
 
 @functools.cache
 def peak(device: torch.device | str, dtype: torch.dtype) -> Peak:
-    """The peak of `device`: by the data sheet if known, else measured now (about a second)."""
+    """The peak of `device`: from the data sheet if known, else measured (about a second)."""
     device = torch.device(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     label = str(dtype).removeprefix("torch.")
@@ -62,12 +62,12 @@ def measure_matmul(device: torch.device, dtype: torch.dtype, budget_s: float = 1
     for size in (512, 1024, 2048, 4096, 8192):
         a = torch.randn(size, size, device=device).to(dtype)
         b = torch.randn(size, size, device=device).to(dtype)
-        # The layout of a linear layer's forward pass: the one every library is fastest at.
+        # The layout of a linear layer's forward pass, the fastest in every library.
         multiply = functools.partial(torch.nn.functional.linear, a, b)
         _seconds(multiply, device)  # warms up caches, threads and the choice of kernel
         taken = min(_seconds(multiply, device) for _ in range(3))
         best = max(best, 2 * size**3 / taken)
-        # The next size costs 8 times as much, four times over.
+        # The next size costs 8 times as much, and runs 4 times.
         if time.perf_counter() - began + 32 * taken > budget_s:
             break
     return best

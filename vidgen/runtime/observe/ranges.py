@@ -1,4 +1,4 @@
-"""Named ranges for profilers (NVTX for nsys, record_function for torch), free while off."""
+"""Named profiler ranges (NVTX for nsys, record_function for torch), without cost while disabled."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,13 +12,13 @@ _NOTHING = nullcontext()
 
 
 def span(name: str) -> AbstractContextManager[None]:
-    """Mark what runs inside as `name` in a profile; a shared empty context while off."""
+    """A context marked as `name` in a profile; a shared null context while disabled."""
     return _marked(name) if _on else _NOTHING
 
 
 @contextmanager
 def recording() -> Iterator[None]:
-    """Make `span` mark ranges inside this block."""
+    """Enable `span` inside this block."""
     global _on
     before, _on = _on, True
     try:
@@ -39,9 +39,9 @@ def _marked(name: str) -> Iterator[None]:
 
 
 def _nvtx() -> tuple[Callable[[str], object], Callable[[], object]]:
-    """What begins and ends an NVTX range: the nvtx package's, which need no CUDA, or torch's.
+    """The push and pop functions of NVTX: the nvtx package's, which need no CUDA, or torch's.
 
-    torch's are only used once CUDA is initialised: they must not initialise it.
+    torch's are only used once CUDA is initialised, since they would initialise it.
     """
     if (package := _package()) is not None:
         return package.push_range, package.pop_range

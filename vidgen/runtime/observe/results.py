@@ -1,7 +1,7 @@
-"""What a benchmark keeps: one JSON file a suite and machine, and the table it prints.
+"""Benchmark results: one JSON file per suite and machine, and the printed table.
 
-A row is a plain mapping: what was run (shape, dtype, implementation), its figures, and its rulers
-and peers from the same run beside them. Figures carry their unit in the name: `gb_per_s`, `ms`,
+A row is a mapping: what was run (shape, dtype, implementation), its figures, and the rulers and
+peers measured in the same run. Figures carry their unit in the name: `gb_per_s`, `ms`,
 `fraction_of_copy`.
 """
 
@@ -25,7 +25,7 @@ FOLDER = Path("profiles/results")
 
 
 def machine_name() -> str:
-    """The GPU's name, else the CPU's with its cores: a folder under profiles/results."""
+    """The folder's name under profiles/results: the GPU's name, else the CPU's and its cores."""
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
     else:
@@ -42,7 +42,7 @@ def write(
     settings: Mapping[str, Any] | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Keep `rows` as profiles/results/<machine>/<suite>.json, or as `out`; returns where."""
+    """Write `rows` to profiles/results/<machine>/<suite>.json, or to `out`; returns the path."""
     path = Path(out) if out else FOLDER / machine_name() / f"{suite}.json"
     kept = {
         "suite": suite,
@@ -84,7 +84,7 @@ class Kept(list[dict[str, Any]]):
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Rows under one heading of every key, numbers to three digits."""
+    """Rows as a text table with one column per key, numbers to three digits."""
     rows = [{key: _shown(value) for key, value in row.items()} for row in rows]
     keys = list(dict.fromkeys(key for row in rows for key in row))
     cells = [keys, *([row.get(key, "") for key in keys] for row in rows)]
@@ -100,7 +100,7 @@ def _shown(value: Any) -> str:
 
 
 def _relative(argument: str) -> str:
-    """A path of this machine says nothing elsewhere."""
+    """Make a path relative, since absolute paths of this machine mean nothing elsewhere."""
     path = Path(argument)
     if not path.is_absolute():
         return argument

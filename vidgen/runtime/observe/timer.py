@@ -1,4 +1,4 @@
-"""Where the wall time of a training step went: data, forward, backward and so on."""
+"""Wall time of a training step by phase: data, forward, backward and so on."""
 
 import itertools
 import time
@@ -16,8 +16,8 @@ OTHER = "other"
 class StepTimer:
     """Splits each step's wall time into phases that add up to the whole, exactly.
 
-    Time outside every phase is "other"; a phase inside another takes its time out of the outer
-    one; a phase entered again (micro-steps) adds up.
+    Time outside every phase is "other"; the time of a nested phase is not counted in the outer
+    one; a phase entered again (micro-steps) accumulates.
 
         timer = StepTimer(device)
         for ...:
@@ -26,8 +26,8 @@ class StepTimer:
             phases = timer.lap()            # {"data": ms, "forward": ms, "other": ms}
 
     On CUDA the marks are events on the current stream, so a phase's time is what it adds to the
-    device's timeline: queued kernels count where they run, not where they were launched, and a
-    wait of the host that queued kernels hide counts nothing. `lap` waits for the step to end.
+    device's timeline: kernels count when they run, not when they are launched, and a host wait
+    hidden by queued kernels counts nothing. `lap` waits for the step to end.
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -37,14 +37,14 @@ class StepTimer:
         self.restart()
 
     def restart(self) -> None:
-        """Begin a step here, forgetting the time since the last lap."""
+        """Start a step now, discarding the time since the last lap."""
         if self._open:
             raise ValueError(f"phase {self._open[-1]!r} is still open")
         self._marks = [(OTHER, self._clock.mark())]
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time inside as `name`, and mark it in a profile."""
+        """Count the time inside as `name`, and mark it as a range in a profile."""
         self._open.append(name)
         self._marks.append((name, self._clock.mark()))
         try:
@@ -73,7 +73,7 @@ class _Clock(Protocol):
     def mark(self) -> Any: ...
 
     def settle(self, mark: Any) -> None:
-        """Wait until `mark` and all before it can be read."""
+        """Wait until `mark` and all earlier marks can be read."""
 
     def ms(self, began: Any, ended: Any) -> float: ...
 

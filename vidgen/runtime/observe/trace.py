@@ -1,4 +1,4 @@
-"""A profile of a few training steps: torch's trace, ranges for nsys, a snapshot of GPU memory."""
+"""Profiles a few training steps: torch trace, ranges for nsys, snapshot of GPU memory."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from vidgen.runtime.observe.ranges import recording
 
 
 def parse_steps(text: str) -> tuple[int, int]:
-    """First and last step of "10-12" or "10", the form `--profile steps=` takes."""
+    """First and last step of "10-12" or "10", the format of `--profile steps=`."""
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
     if match:
         first, last = int(match[1]), int(match[2] or match[1])
@@ -29,10 +29,9 @@ class StepTrace:
             for step in ...:
                 with trace.step(step): ...
 
-    Written on leaving the last step, or earlier if the run ends first:
-    trace-rank0.json.gz (chrome://tracing, Perfetto) and, on CUDA, memory-rank0.pickle
-    (pytorch.org/memory_viz). The steps are also a cudaProfilerApi range, for
-    `nsys profile --capture-range=cudaProfilerApi`.
+    After the last step, or when the run ends, it writes trace-rank0.json.gz (chrome://tracing,
+    Perfetto) and, on CUDA, memory-rank0.pickle (pytorch.org/memory_viz). The steps are also a
+    cudaProfilerApi range, for `nsys profile --capture-range=cudaProfilerApi`.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class StepTrace:
             self.close()
 
     def close(self) -> None:
-        """Stop and write what was recorded; does nothing while nothing is being recorded."""
+        """Stop and write what was recorded; does nothing if not recording."""
         if self._profiler is None:
             return
         profiler, self._profiler = self._profiler, None

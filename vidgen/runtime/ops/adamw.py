@@ -1,4 +1,4 @@
-"""One step of AdamW in place, with moments in bfloat16 or float32 and the moving average beside."""
+"""One in-place AdamW step with bfloat16 or float32 moments; updates the EMA in the same pass."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,9 @@ _WORD = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class Place:
-    """Which random bits round a tensor's moments: a hash of `key` and each element's place.
+    """The random bits that round a tensor's moments: a hash of `key` and each element's position.
 
-    Element (l, d) of the (L, D) that are here is number first + l * row + d of the whole tensor.
+    Element (l, d) of this (L, D) shard is number first + l * row + d of the whole tensor.
     """
 
     key: tuple[int, int]  # 32 bits each
@@ -38,10 +38,10 @@ def adamw(
     place: Place,
     follow: float = 0.0,
 ) -> None:
-    """Step number `step` (from 1): updates the weights, both moments and their moving average.
+    """Step number `step` (from 1): updates the weights, both moments and the EMA of the weights.
 
-    The arithmetic is float32. Moments kept in bfloat16 are rounded up or down at random, with the
-    odds that keep the mean. `average` goes `follow` of the way to the new weights.
+    The arithmetic is float32. Moments in bfloat16 are rounded stochastically, which preserves the
+    mean. `average += follow * (weights - average)`.
     """
     beta1, beta2 = betas
     settings = [
@@ -95,7 +95,7 @@ def random_bits(like_LD: Tensor, place: list[int]) -> Tensor:
 
 
 def round_randomly(value: Tensor, bits16: Tensor, dtype: torch.dtype) -> Tensor:
-    """To bfloat16, up where 16 random bits carry into the upper half; another type as it is."""
+    """Round to bfloat16, up if 16 random bits carry into the upper half; else return unchanged."""
     if dtype != torch.bfloat16:
         return value.to(dtype)
     narrow = value.float()
@@ -117,7 +117,7 @@ def _step(
     if not param.numel():
         return
     rows = (t if t is None else t[None] for t in (param, grad, exp_avg, exp_avg_sq, average))
-    # The host reads these: a kernel takes them as they are at its launch.
+    # Read on the host when the kernel is launched.
     numbers = torch.tensor(settings, dtype=torch.float32, device="cpu")
     signed = [word - (1 << 32) if word >> 31 else word for word in place]
     words = torch.tensor(signed, dtype=torch.int32, device="cpu")

@@ -1,5 +1,5 @@
-"""Attention's output and the perceptron's activation side by side, as a single block's last
-projection reads them."""
+"""Concatenates attention's output and the MLP's activation, the input of a single-stream block's
+last projection."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ from vidgen.runtime.ops.registry import define
 
 
 def attention_mlp(attended_BLHD: Tensor, packed_BLP: Tensor, mlp_BLM: Tensor) -> Tensor:
-    """(B, L, H D + M): attention's output beside gelu_tanh of packed's last M features.
+    """(B, L, H D + M): attention's output, then gelu_tanh of the last M features of `packed_BLP`.
 
-    `mlp_BLM` is what `qkv_mlp` promised of the same `packed_BLP`.
+    `mlp_BLM` is the deferred activation that `qkv_mlp` returned for the same `packed_BLP`.
     """
     if dispatch.choose("attention_mlp", packed_BLP) == "reference":
         return reference(attended_BLHD, mlp_BLM)
@@ -47,7 +47,7 @@ def _setup_join(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _join_gradient(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    """Views: of attention's output, and of the promise."""
+    """Views: the gradients of attention's output and of the deferred activation."""
     of_attended, of_mlp = grad_out.tensor_split((ctx.heads * ctx.width,), dim=-1)
     return of_attended.unflatten(-1, (ctx.heads, ctx.width)), None, of_mlp
 

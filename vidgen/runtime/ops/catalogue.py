@@ -1,5 +1,5 @@
-"""The list of ops. Dispatch, `vidgen doctor`, the benchmarks and the tests go by it: an entry here
-with a file missing elsewhere fails tests/runtime/ops/test_catalogue.py, which names the file."""
+"""The list of ops, used by dispatch, `vidgen doctor`, the benchmarks and the tests. For an entry
+that lacks a file elsewhere, tests/runtime/ops/test_catalogue.py fails and names the file."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ class Op:
 
     backward: bool = True
     triton: bool = True  # whether vidgen/runtime/ops/triton has it
-    # The ops whose kernels it runs, where it has none of its own.
+    # The ops whose kernels it runs, if it has none of its own.
     made_of: tuple[str, ...] = ()
-    # One more dtype of the tensor its implementation is chosen by, beside the floats'.
+    # One more dtype, besides floating-point ones, of the tensor that selects the implementation.
     dtype: torch.dtype | None = None
 
 
@@ -35,7 +35,7 @@ OPS = {
 
 
 def kernels(name: str) -> tuple[str, ...]:
-    """The kernels of an op itself, as csrc/include/vidgen/ops.h lists them."""
+    """The op's own kernels, as listed in csrc/include/vidgen/ops.h."""
     op = OPS[name]
     if op.made_of:
         return ()

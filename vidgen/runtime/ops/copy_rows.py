@@ -1,4 +1,4 @@
-"""Tokens of one strided tensor into a part of another, at the speed of a copy."""
+"""Copies tokens of one strided tensor into part of another, at memory bandwidth."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from vidgen.runtime.ops.registry import define
 
 
 def copy_rows(x_BLHD: Tensor, out_BLHD: Tensor) -> None:
-    """Writes x to out, without gradients; out's last dimension is contiguous."""
+    """Copy x to out, without gradients; out's last dimension is contiguous."""
     if x_BLHD.shape != out_BLHD.shape or x_BLHD.dim() != 4 or x_BLHD.dtype != out_BLHD.dtype:
         raise ValueError(
             f"copy_rows: x is {x_BLHD.dtype} {tuple(x_BLHD.shape)} and out {out_BLHD.dtype} "
@@ -25,7 +25,7 @@ def reference(x: Tensor, out: Tensor) -> None:
 
 
 def launch(x_BLHD: Tensor, out_BLHD: Tensor) -> None:
-    """The kernel alone, for the ops that are made of it."""
+    """Run only the kernel, for the ops composed of it."""
     kernels.run("copy_rows", "forward", kernels.rows(x_BLHD), out_BLHD)
 
 

@@ -1,8 +1,7 @@
-"""Which implementation of an op runs: one rule, visible in `table()`, never a silent change.
+"""Selects the implementation of an op by one rule, shown by `table()`; there is no silent fallback.
 
-VIDGEN_OPS=auto (the default) takes the compiled kernel where the device and type have one, else the
-reference.
-VIDGEN_OPS=reference|compiled|triton takes that one or raises.
+VIDGEN_OPS=auto (the default) selects the compiled kernel if the device and dtype have one, else the
+reference. VIDGEN_OPS=reference|compiled|triton selects that one or raises.
 """
 
 import importlib.util
@@ -22,7 +21,7 @@ from vidgen.runtime.ops.catalogue import OPS
 IMPLEMENTATIONS = ("reference", "compiled", "triton")
 KERNEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-_wish: str | None = None  # of use(); None: what VIDGEN_OPS says
+_wish: str | None = None  # set by use(); None: VIDGEN_OPS decides
 _chosen: dict[tuple[str, str, torch.dtype], str] = {}
 
 
@@ -39,7 +38,7 @@ class Row:
 
 
 def choose(op: str, x: Tensor) -> str:
-    """The name of the implementation that runs `op` on tensors like `x`."""
+    """The implementation that runs `op` on tensors like `x`."""
     if torch.compiler.is_compiling():
         return _decide(op, x.device.type, x.dtype)  # a constant of the graph
     chosen = _chosen.get((op, x.device.type, x.dtype))
@@ -56,7 +55,7 @@ def _decide(op: str, device: str, dtype: torch.dtype) -> str:
         chosen = _automatic(op, device, dtype)
     elif why := why_not(op, wish, device, dtype):
         raise UserError(
-            f"VIDGEN_OPS={wish}, but {op} cannot run so: {why}; VIDGEN_OPS=auto picks what can"
+            f"VIDGEN_OPS={wish}, but {op} cannot run: {why}; VIDGEN_OPS=auto selects what can"
         )
     _chosen[op, device, dtype] = chosen
     return chosen
@@ -67,7 +66,7 @@ def _automatic(op: str, device: str, dtype: torch.dtype) -> str:
 
 
 def wished() -> str:
-    """What the user asks for: auto or the name of an implementation."""
+    """What the user selected: auto or the name of an implementation."""
     wish = _wish or os.environ.get("VIDGEN_OPS") or "auto"
     if wish != "auto" and wish not in IMPLEMENTATIONS:
         raise UserError(f"VIDGEN_OPS is {wish!r}, expected auto, reference, compiled or triton")
@@ -76,7 +75,7 @@ def wished() -> str:
 
 @contextmanager
 def use(implementation: str) -> Iterator[None]:
-    """Within the context this implementation runs, whatever VIDGEN_OPS says."""
+    """Select an implementation within the context, overriding VIDGEN_OPS."""
     global _wish
     before = _wish
     _wish = implementation
@@ -90,7 +89,7 @@ def use(implementation: str) -> Iterator[None]:
 
 
 def why_not(op: str, implementation: str, device: str, dtype: torch.dtype) -> str:
-    """Why an implementation cannot run; empty when it can."""
+    """Why an implementation cannot run; empty if it can."""
     if implementation == "reference":
         return ""
     if dtype != OPS[op].dtype and dtype not in KERNEL_TYPES:
@@ -116,7 +115,7 @@ def _why_not_triton(device: str) -> str:
     if importlib.util.find_spec("triton") is None:
         return 'triton is not installed; type: pip install "vidgen[cuda]"'
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        return "triton runs on a CPU only in its interpreter, TRITON_INTERPRET=1"
+        return "triton runs on a CPU only in its interpreter; set TRITON_INTERPRET=1"
     return ""
 
 

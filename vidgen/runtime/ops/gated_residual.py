@@ -1,4 +1,4 @@
-"""A residual connection with each sample's own gate."""
+"""A residual connection with a gate per sample."""
 
 from typing import Any
 

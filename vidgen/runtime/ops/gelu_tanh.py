@@ -1,4 +1,4 @@
-"""The activation of the blocks' perceptrons; its backward pass keeps nothing but the input."""
+"""The activation of the blocks' MLPs; its backward pass saves only the input."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ from vidgen.runtime.ops.registry import define
 def gelu_tanh(x: Tensor, out: Tensor | None = None) -> Tensor:
     """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), in the type of x, any shape.
 
-    With `out`, of x's shape and type, the result goes there, say into a part of a wider buffer; as
-    with torch's own, such a call has no gradient.
+    With `out`, of x's shape and dtype, the result is written there, for example into part of a
+    wider buffer; such a call has no gradient, as in torch.
     """
     if out is not None:
         return _into(x, out)
@@ -31,7 +31,7 @@ def _into(x: Tensor, out: Tensor) -> Tensor:
             f"gelu_tanh: out is {out.dtype} {tuple(out.shape)}, expected {x.dtype} {tuple(x.shape)}"
         )
     if torch.is_grad_enabled() and (x.requires_grad or out.requires_grad):
-        raise RuntimeError("gelu_tanh: a call with `out` has no gradient; leave `out` away")
+        raise RuntimeError("gelu_tanh: a call with `out` has no gradient; omit `out`")
     if dispatch.choose("gelu_tanh", x) == "reference":
         return out.copy_(reference(x))
     torch.ops.vidgen.gelu_tanh_out(x, out)
@@ -43,7 +43,7 @@ def reference(x: Tensor) -> Tensor:
 
 
 def _tokens(x: Tensor) -> Tensor:
-    """The tensor as (B, L, D), without a copy where its strides allow."""
+    """The tensor as (B, L, D), without a copy if its strides allow."""
     if x.dim() == 3:
         return kernels.rows(x)
     if x.dim() < 3:
@@ -67,7 +67,7 @@ def _forward_out(x: Tensor, out: Tensor) -> None:
         return
     target = _tokens(out)
     kernels.run("gelu_tanh", "forward", _tokens(x), target)
-    if target.data_ptr() != out.data_ptr():  # its strides do not allow rows
+    if target.data_ptr() != out.data_ptr():  # its strides do not allow a view as rows
         out.copy_(target.view(out.shape))
 
 

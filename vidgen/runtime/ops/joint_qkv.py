@@ -1,8 +1,8 @@
-"""From packed projections to the q, k and v of the joint attention.
+"""Packed projections to the q, k and v of joint attention.
 
-A projection's rows are q, k, v and, in a single-stream block, the perceptron's hidden features. One
-op reads them all, so that the gradient of a projection is written once, in place, by its backward
-pass: nothing is concatenated or stacked in either direction.
+A projection's rows are q, k, v and, in a single-stream block, the MLP's hidden features. One op
+reads all of them, so that its backward pass writes the gradient of a projection once, in place;
+nothing is concatenated or stacked in either direction.
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ def joint_qkv(
     heads: int,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v, each (B, L, H, D), of the streams one after another, text first.
+    """q, k, v, each (B, L, H, D), of the concatenated streams, text first.
 
-    A stream's packed projection is (B, its tokens, 3 H D); q and k go through `qk_norm_rope` with
-    the stream's own scales, v is taken as it is.
+    A stream's packed projection is (B, its tokens, 3 H D); q and k pass through `qk_norm_rope` with
+    the stream's own scales, v is unchanged.
     """
     width = 3 * heads * q_scale_D[0].shape[0]
     if any(packed.shape[-1] != width for packed in packed_BLP):
@@ -49,10 +49,10 @@ def qkv_mlp(
     heads: int,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """q, k, v of a projection to 3 H D + M features, and the promise of gelu_tanh of the last M.
+    """q, k, v of a projection to 3 H D + M features, and a deferred gelu_tanh of the last M.
 
-    The promise holds no numbers: `attention_mlp` computes them where they are wanted. It is what
-    their gradient comes back through.
+    The deferred tensor holds no values: `attention_mlp` computes them where they are needed, and
+    their gradient flows back through it.
     """
     return _split([packed_BLP], [q_scale_D], [k_scale_D], cos_LP, sin_LP, heads, eps)
 
@@ -136,7 +136,7 @@ def _empty(
     first, width = packed[0], q_scale[0].shape[0]
     length = sum(x.shape[1] for x in packed)
     q, k, v = (first.new_empty((first.shape[0], length, heads, width)) for _ in range(3))
-    # Whoever reads the promise as numbers finds NaN.
+    # Reading values of the deferred tensor gives NaN.
     promise = first.new_full((1, 1, 1), float("nan"))
     return q, k, v, promise.expand(first.shape[0], length, first.shape[2] - 3 * heads * width)
 
@@ -191,7 +191,7 @@ def _empty_grads(
     sin: Tensor,
     eps: float,
 ) -> list[Tensor]:
-    """Of every packed projection, then of every q scale, then of every k scale."""
+    """Gradients of every packed projection, then every q scale, then every k scale."""
     of_packed = [x.new_empty(x.shape) for x in packed]
     of_scales = [x.new_empty(x.shape, dtype=torch.float32) for x in (*q_scale, *k_scale)]
     return [*of_packed, *of_scales]

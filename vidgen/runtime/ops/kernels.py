@@ -13,7 +13,7 @@ _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3,
 
 
 def run(op: str, direction: str, *arguments: Any) -> None:
-    """Fills the output tensors among the arguments.
+    """Run a kernel, which fills the output tensors among the arguments.
 
     The arguments are the fields of the kernel's struct in csrc/include/vidgen/ops.h, in order;
     direction is forward or backward.
@@ -27,12 +27,12 @@ def run(op: str, direction: str, *arguments: Any) -> None:
         getattr(module, direction)(*arguments)
     else:
         raise RuntimeError(
-            f"torch.ops.vidgen.{op} has kernels only; vidgen.runtime.ops.{op} has a reference too"
+            f"torch.ops.vidgen.{op} only runs kernels; vidgen.runtime.ops.{op} also has a reference"
         )
 
 
 def run_compiled(kernel: str, device: torch.device, arguments: tuple[Any, ...]) -> None:
-    """Calls a kernel of the extension module; its last tensors are filled."""
+    """Call a kernel of the extension module, which fills the last tensors."""
     module = native.load()
     if module is None:
         raise RuntimeError(native.reason())

@@ -1,4 +1,4 @@
-"""Joining attention over two sets of keys into attention over their union."""
+"""Merges attention over two sets of keys into attention over their union."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from vidgen.runtime.ops.registry import define
 def merge(
     out_a_BLHD: Tensor, lse_a_BHL: Tensor, out_b_BLHD: Tensor, lse_b_BHL: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Both results in fp32 (fp64 stays); an LSE of -inf stands for an empty set of keys."""
+    """Merged output and LSE, in fp32 (fp64 for fp64 inputs); an LSE of -inf means no keys."""
     if _plain(out_a_BLHD, lse_a_BHL, out_b_BLHD, lse_b_BHL):
         return reference(out_a_BLHD, lse_a_BHL, out_b_BLHD, lse_b_BHL)
     out, lse = torch.ops.vidgen.merge(
@@ -23,7 +23,7 @@ def merge(
 
 
 def merge_(out_a_BLHD: Tensor, lse_a_BHL: Tensor, out_b_BLHD: Tensor, lse_b_BHL: Tensor) -> None:
-    """merge() into out_a and lse_a themselves, which are fp32 (or fp64); without gradients."""
+    """merge() in place into out_a and lse_a, which are fp32 (or fp64); without gradients."""
     wide = (torch.float32, torch.float64)
     if out_a_BLHD.dtype not in wide or lse_a_BHL.dtype not in wide:
         raise ValueError(f"merge_ adds up in fp32: found {out_a_BLHD.dtype} and {lse_a_BHL.dtype}")
@@ -47,7 +47,7 @@ def reference(
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(lse_a_BHL.dtype, torch.float32)
     lse_a, lse_b = lse_a_BHL.to(dtype), lse_b_BHL.to(dtype)
-    # Where both sets are empty the difference is nan: neither side weighs anything there.
+    # If both sets are empty the difference is nan, and both weights are zero.
     nothing = torch.isneginf(lse_a) & torch.isneginf(lse_b)
     gap = torch.where(nothing, 0.0, lse_b) - torch.where(nothing, 0.0, lse_a)
     weight_b = torch.sigmoid(gap).transpose(1, 2).unsqueeze(-1)

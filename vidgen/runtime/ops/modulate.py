@@ -1,4 +1,4 @@
-"""Layer norm without weights, then each sample's own scale and shift."""
+"""Layer norm without weights, then a scale and shift per sample."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The norm of every query and key head, and the rotation by its position."""
+"""RMS norm of every query and key head, then rotary position embedding."""
 
 from typing import Any
 
@@ -19,9 +19,9 @@ def qk_norm_rope(
     sin_LP: Tensor,
     eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
-    """q and k with each head divided by its root mean square, scaled and rotated, in their type.
+    """q and k with each head divided by its root mean square, scaled and rotated, in their dtype.
 
-    Feature j of a head turns with feature j + D / 2 by the angle of `rope_tables` for pair j.
+    Features j and j + D / 2 of a head are rotated by the angle of `rope_tables` for pair j.
     q and k may be views of a packed projection: only their last dimension must be contiguous.
     """
     if dispatch.choose("qk_norm_rope", q_BLHD) == "reference":

@@ -1,11 +1,11 @@
-"""What the references share: plain torch in float32, or in float64 for float64 tensors."""
+"""Shared by the reference implementations: torch in float32, or float64 for float64 tensors."""
 
 import torch
 from torch import Tensor
 
 
 def widen(tensor: Tensor, tokens: Tensor) -> Tensor:
-    """The tensor in the type arithmetic on `tokens` runs in."""
+    """The tensor in the dtype in which arithmetic on `tokens` runs."""
     return tensor.to(torch.float64 if tokens.dtype == torch.float64 else torch.float32)
 
 

@@ -15,7 +15,7 @@ def define(
     gradient: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
 ) -> None:
-    """One op; gradient and setup_context are those of torch.library.register_autograd."""
+    """Register one op; gradient and setup_context are those of torch.library.register_autograd."""
     name = schema.partition("(")[0]
     _library.define(schema)
     for key in ("CPU", "CUDA"):

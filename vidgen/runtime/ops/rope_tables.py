@@ -1,4 +1,4 @@
-"""Cosines and sines of the rotation that tells attention where a token is."""
+"""Cosine and sine tables of rotary position embeddings."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 _Key = tuple[tuple[int, ...], tuple[int, ...], float, int, torch.device]
 _cache: dict[_Key, tuple[Tensor, Tensor]] = {}
-_CACHED_GRIDS = 64  # the oldest is dropped beyond: a run has a few dozen buckets
+_CACHED_GRIDS = 64  # cache size; the oldest entry is evicted. A run has a few dozen buckets
 
 
 def rope_tables(
@@ -17,15 +17,14 @@ def rope_tables(
     text_len: int,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (L, P) float32: text_len tokens of text, not rotated, then the grid's.
+    """cos and sin, each (L, P) float32: text_len unrotated text tokens, then those of the grid.
 
-    grid is (T, H, W) in tokens, which follow each other in (t h w) order; axes_dim says how many
-    of a head's features turn with each axis, so P = sum(axes_dim) / 2. Results are shared between
-    calls: do not write to them.
+    grid is (T, H, W) in tokens, in (t h w) order; axes_dim is the number of a head's features
+    rotated by each axis, so P = sum(axes_dim) / 2. Results are cached: do not write to them.
     """
     if len(grid) != len(axes_dim) or any(d % 2 for d in axes_dim):
         raise ValueError(
-            f"rope_tables: axes_dim {axes_dim} must give grid {grid} an even width each"
+            f"rope_tables: axes_dim {axes_dim} needs an even width for each axis of grid {grid}"
         )
     target = torch.empty(0).device if device is None else torch.device(device)
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
@@ -44,7 +43,7 @@ def rope_tables(
 def _compute(
     grid: Sequence[int], axes_dim: Sequence[int], theta: float, text_len: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    # In float64 and on the CPU: the same bits for every device.
+    # In float64 on the CPU, for the same bits on every device.
     positions = torch.arange(max(grid), dtype=torch.float64, device="cpu")
     angles = []
     for axis, (length, dim) in enumerate(zip(grid, axes_dim, strict=True)):

@@ -1,4 +1,4 @@
-"""The joint attention's output as the two streams of a dual-stream block."""
+"""Splits joint attention's output into the two streams of a dual-stream block."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from vidgen.runtime.ops.registry import define
 def split_streams(joint_BLHD: Tensor, text: int) -> tuple[Tensor, Tensor]:
     """(B, text, H D) of the text and (B, L - text, H D) of the video, each contiguous.
 
-    Of one sample they are views. Their gradients are written side by side, without padding.
+    With one sample they are views. Their gradients are written into one tensor, without padding.
     """
     if dispatch.choose("split_streams", joint_BLHD) == "reference":
         return reference(joint_BLHD, text)
@@ -27,7 +27,7 @@ def reference(joint_BLHD: Tensor, text: int) -> tuple[Tensor, Tensor]:
 
 
 class _Streams(torch.autograd.Function):
-    """Not an op of its own: those may not return views."""
+    """An autograd function, because custom ops may not return views."""
 
     @staticmethod
     def forward(ctx: Any, joint: Tensor, text: int) -> tuple[Tensor, ...]:

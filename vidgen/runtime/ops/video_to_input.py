@@ -1,4 +1,4 @@
-"""Decoded frames to the autoencoder's input."""
+"""Converts decoded frames to the autoencoder's input."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,9 +19,9 @@ def video_to_input(
     dtype: torch.dtype,
     flip: Tensor | None = None,
 ) -> Tensor:
-    """(frames / 255 - mean) / std as (B, C, T, H, W) of the type asked for.
+    """(frames / 255 - mean) / std as (B, C, T, H, W) in the requested dtype.
 
-    mean and std are one number, or one for each channel. flip, (B) of bool, mirrors those samples
+    mean and std are scalars or one value per channel. flip, bool (B), mirrors those samples
     left to right. The result is rounded once, from float64.
     """
     if frames_u8_BTHWC.dtype != torch.uint8 or frames_u8_BTHWC.dim() != 5:
@@ -51,7 +51,7 @@ def _per_channel(name: str, value: PerChannel, channels: int) -> list[float]:
 def _table(
     mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """What every pixel value of every channel becomes: (C, 256)."""
+    """The converted value of each pixel value of each channel: (C, 256)."""
     pixels = torch.arange(256, dtype=torch.float64, device=device) / 255
     means, stds = torch.tensor([mean, std], dtype=torch.float64, device=device)
     return ((pixels - means[:, None]) / stds[:, None]).to(dtype)

@@ -1,8 +1,8 @@
-"""How a context group arranges its attention: ring, Ulysses or both, by measured rates.
+"""Selects how a context group runs attention: ring, Ulysses or both, by measured rates.
 
-An arrangement is a degree: how many neighbours exchange heads. An attention call, forward and
-backward, costs its compute plus the communication that compute does not hide. Bytes are what one
-rank sends.
+An arrangement is a degree: the number of neighbours that exchange heads. An attention call, forward
+and backward, costs its compute plus the communication that compute does not hide. Bytes count what
+one rank sends.
 """
 
 import math
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from vidgen.runtime.parallel.ulysses import shares
 
-BACKWARD = 2.5  # times the forward's FLOPs: five products of a block's size for two
-WIDE = 4  # bytes of the fp32 that gradients of keys and values travel in
+BACKWARD = 2.5  # relative to the forward's FLOPs: five products of a block's size, against two
+WIDE = 4  # bytes per element: gradients of keys and values are sent in fp32
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One attention call over a context group: its tokens are those of all ranks."""
+    """The shape of one attention call over a context group; `tokens` counts all ranks."""
 
     batch: int
     tokens: int
@@ -28,7 +28,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Rates:
-    """What one rank of a group does per second, by degree where the partners differ."""
+    """The rates of one rank of a group, by degree where the partners differ."""
 
     flops: float  # of attention
     hop: Mapping[int, float]  # bytes sent along a ring of groups of this degree
@@ -36,7 +36,7 @@ class Rates:
 
 
 def ring_bytes(shape: Shape, lengths: Sequence[int], rank: int) -> tuple[int, int]:
-    """(forward, backward). Keys and values make all hops but the last; their gradients all."""
+    """(forward, backward). Keys and values make all hops except the last; gradients make all."""
     token = 2 * shape.batch * shape.heads * shape.head_dim
     if len(lengths) == 1:
         return 0, 0
@@ -49,7 +49,7 @@ def ring_bytes(shape: Shape, lengths: Sequence[int], rank: int) -> tuple[int, in
 def ulysses_bytes(
     shape: Shape, lengths: Sequence[int], rank: int, replicated: int = 0
 ) -> tuple[int, int]:
-    """(forward, backward). What a rank keeps for itself is not counted."""
+    """(forward, backward). Data a rank keeps is not counted."""
     heads = shares(shape.heads, len(lengths))
     mine, others = heads[rank], shape.heads - heads[rank]
     unit = shape.batch * shape.head_dim * shape.itemsize
@@ -60,7 +60,7 @@ def ulysses_bytes(
 
 
 def seconds(shape: Shape, ranks: int, degree: int, rates: Rates) -> float:
-    """Of one attention call, forward and backward, on the busiest rank."""
+    """Time of one attention call, forward and backward, on the busiest rank."""
     ring = ranks // degree
     heads = math.ceil(shape.heads / degree)  # of the busiest rank
     group = math.ceil(shape.tokens / ring)  # tokens of one Ulysses group
@@ -74,19 +74,19 @@ def seconds(shape: Shape, ranks: int, degree: int, rates: Rates) -> float:
         hop = keys * shape.itemsize / rates.hop[degree]
         gradients = keys * max(WIDE, shape.itemsize) / rates.hop[degree]
         total += (ring - 1) * max(0.0, hop - block)
-        # A hop of gradients starts when its block is done, and the next block hides it.
+        # A hop of gradients starts after its block, and the next block hides it.
         total += (ring - 1) * max(0.0, hop + gradients - BACKWARD * block) + gradients
     return total
 
 
 def choose(shape: Shape, ranks: int, degrees: Sequence[int], rates: Rates) -> int:
-    """The fastest degree; of equals the larger, which has fewer hops to wait for."""
+    """The fastest degree; on a tie the larger one, which has fewer hops."""
     return min(degrees, key=lambda degree: (seconds(shape, ranks, degree, rates), -degree))
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How a context group arranges its attention: a fixed degree, or the fastest by its rates."""
+    """A context group's arrangement of attention: a fixed degree, or the fastest by its rates."""
 
     ranks: int
     degrees: Sequence[int]

@@ -1,6 +1,6 @@
 """Measured rates: bandwidth of ring hops and collectives, and attention FLOP/s.
 
-A rate is bytes one rank sends per second, of the slowest rank.
+A rate is the number of bytes that the slowest rank sends per second.
 """
 
 import time
@@ -41,7 +41,7 @@ def arrange(
 
 def _slowest(rate: float, group: ContextGroup) -> float:
     """The same rate on all ranks of the group, so that all choose the same arrangement."""
-    slowest = torch.tensor(rate, dtype=torch.float64)  # on the CPU: gloo is always there
+    slowest = torch.tensor(rate, dtype=torch.float64)  # on the CPU: gloo is always available
     dist.all_reduce(slowest, op=dist.ReduceOp.MIN, group=group.group)
     return float(slowest)
 
@@ -94,7 +94,7 @@ def _buffers(device: torch.device, size: int) -> tuple[Tensor, Tensor]:
 def best_seconds(
     work: Callable[[], object], device: torch.device, group: Group | None = None, repeats: int = 5
 ) -> float:
-    """The shortest of several runs after a warm-up; ranks of a group begin each run together."""
+    """The shortest of several runs after a warm-up; a group's ranks start each run together."""
 
     def once() -> float:
         if group is not None:

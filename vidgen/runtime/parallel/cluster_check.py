@@ -1,6 +1,6 @@
-"""Rates of a cluster: every collective along every axis, every link, every rank's attention.
+"""Measures a cluster: every collective along every axis, every link, every rank's attention.
 
-A slow one is named: it sets the pace of all, and an average does not show it.
+Stragglers are named: they limit the whole run, and an average does not show them.
 """
 
 import os
@@ -16,7 +16,7 @@ from vidgen.errors import UserError
 from vidgen.runtime.parallel import bandwidth
 from vidgen.runtime.parallel.mesh import World
 
-SLOW = 0.7  # of the median of its kind
+SLOW = 0.7  # relative to the median of its kind
 
 _COLLECTIVES = {
     "all-reduce": bandwidth.all_reduce,
@@ -27,7 +27,7 @@ _COLLECTIVES = {
 
 
 def check_cluster(world: World, axes: dict[str, int], size: int) -> dict[str, Any]:
-    """Rates in bytes a rank sends a second, collectively measured; the same on every rank.
+    """Rates in bytes per second and rank, measured collectively; the same on every rank.
 
     `axes` are the mesh's, outermost first; with more than one, all ranks together are measured
     too. `size` is the bytes of one message.
@@ -55,7 +55,7 @@ def check_cluster(world: World, axes: dict[str, int], size: int) -> dict[str, An
 
 
 def default_axes(world: World) -> dict[str, int]:
-    """Machines, and the ranks on one of them."""
+    """Axes for machines and for the ranks of a machine."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world.world))
     if world.world % here:
         raise UserError(
@@ -74,7 +74,7 @@ def _groups(world: World, axes: dict[str, int]) -> dict[str, dist.ProcessGroup]:
 
 
 def _link_rates(world: World, size: int) -> list[dict[str, Any]]:
-    """From each rank to the next, one at a time, so that none waits for another's."""
+    """Rates from each rank to the next, one link at a time, so that they do not interfere."""
     pairs = [(rank, (rank + 1) % world.world) for rank in range(world.world)]
     buffer = torch.zeros(size, dtype=torch.uint8, device=world.device)
     rates = torch.zeros(len(pairs), dtype=torch.float64)
@@ -92,7 +92,7 @@ def _link_rates(world: World, size: int) -> list[dict[str, Any]]:
 
 
 def _send_seconds(buffer: torch.Tensor, source: int, target: int, world: World) -> float:
-    """There, and a byte back to say that it has come."""
+    """Time to send a buffer and receive one byte as acknowledgement."""
     receipt = buffer[:1].clone()
 
     def round_trip() -> None:
@@ -107,7 +107,7 @@ def _send_seconds(buffer: torch.Tensor, source: int, target: int, world: World) 
 
 
 def _by_group(everyone: list[Any]) -> list[dict[str, Any]]:
-    """One row for each axis, collective and group; a group is as fast as its slowest rank says."""
+    """One row for each axis, collective and group, with the rate of the group's slowest rank."""
     rows: dict[tuple[str, str, tuple[int, ...]], float] = {}
     for _, _, rates, members in everyone:
         for axis, collectives in rates.items():
@@ -126,7 +126,7 @@ def _slow(everyone: list[Any], found: list[dict[str, Any]]) -> list[str]:
     for rank, (host, flops, _, _) in enumerate(everyone):
         if flops < SLOW * usual:
             lines.append(
-                f"rank {rank} on {host} attends at {flops / usual:.0%} of the median rank's speed"
+                f"rank {rank} on {host} has {flops / usual:.0%} of the median attention speed"
             )
     usual = median(link["bytes_per_s"] for link in found)
     for link in found:
@@ -134,8 +134,8 @@ def _slow(everyone: list[Any], found: list[dict[str, Any]]) -> list[str]:
             source, target = link["from"], link["to"]
             lines.append(
                 f"link from rank {source} ({everyone[source][0]}) to rank {target} "
-                f"({everyone[target][0]}) carries {link['bytes_per_s'] / usual:.0%} of the median "
-                "link's"
+                f"({everyone[target][0]}) has {link['bytes_per_s'] / usual:.0%} of the median "
+                "link's bandwidth"
             )
     return lines
 

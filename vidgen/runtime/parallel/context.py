@@ -1,6 +1,6 @@
-"""Context parallelism: a group of ranks computes one sample, each a part of its tokens.
+"""Context parallelism: a group of ranks computes one sample, each rank a part of its tokens.
 
-Training and sampling split tokens here.
+Training and sampling share this split of tokens.
 
 Shapes: L tokens of the whole sequence, text first.
 """
@@ -25,7 +25,7 @@ from vidgen.runtime.parallel.ulysses import (
 
 
 class RanksDisagree(UserError):
-    """Ranks of a group were about to do different things."""
+    """Ranks of a group disagree about the next operation."""
 
 
 TextPlan = Literal["sharded", "replicated"]
@@ -53,9 +53,9 @@ class Split:
 
 
 def split_tokens(text: int, video: int, ranks: int, plan: TextPlan = "sharded") -> Split:
-    """Contiguous parts in the order of ranks, none longer than another by more than one token.
+    """Contiguous parts in rank order, whose lengths differ by at most one token.
 
-    Sharded text lies with the first ranks, which hold less video.
+    Sharded text is on the first ranks, which hold less video.
     """
     if plan == "replicated":
         return Split((slice(0, text),) * ranks, _cut(shares(video, ranks), 0, video), text)
@@ -64,7 +64,7 @@ def split_tokens(text: int, video: int, ranks: int, plan: TextPlan = "sharded") 
 
 
 def _cut(lengths: Sequence[int], offset: int, size: int) -> tuple[slice, ...]:
-    """Consecutive parts of a sequence, as slices of the `size` tokens that begin at `offset`."""
+    """Consecutive parts of a sequence, as slices of the `size` tokens that start at `offset`."""
     parts, begin = [], 0
     for length in lengths:
         low, high = (min(max(at - offset, 0), size) for at in (begin, begin + length))
@@ -80,8 +80,8 @@ def _length(part: slice) -> int:
 class ContextGroup:
     """The ranks that compute one sample, and every way to arrange their attention.
 
-    A degree is how many neighbours exchange heads (Ulysses); groups of that size form a ring.
-    Degree 1 is a ring of single ranks, the group's size is Ulysses alone.
+    A degree is the number of neighbours that exchange heads (Ulysses); groups of that size form a
+    ring. Degree 1 is a pure ring; the group's size is pure Ulysses.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ContextGroup:
         return (self.group, None) if degree == 1 else (None, self.group)
 
     def attention(self, split: Split, degree: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """Attention over all tokens of the group by the parts of a split."""
+        """Attention over all tokens of the group, on the parts of a split."""
         lengths, replicated = split.lengths, split.replicated
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -124,12 +124,12 @@ class ContextGroup:
         return attend
 
     def agree(self, what: str, value: Sequence[int]) -> None:
-        """Raise, naming ranks, unless all ranks of the group have the same value.
+        """Raise RanksDisagree, naming ranks, unless all ranks of the group have the same value.
 
         A collective with different shapes would hang or misread bytes.
         """
         flight_recorder.note(f"agreeing on {what}")
-        mine = torch.tensor(value, dtype=torch.int64)  # on the CPU: a GPU is not waited for
+        mine = torch.tensor(value, dtype=torch.int64)  # on the CPU, to avoid waiting for the GPU
         everyone = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(everyone, mine, group=self.group)
         said = [tuple(each.tolist()) for each in everyone]
@@ -144,16 +144,16 @@ class ContextGroup:
             )
 
     def gather(self, part_BLD: Tensor, lengths: Sequence[int]) -> Tensor:
-        """All ranks' parts in one tensor, for a loss that every rank computes alike.
+        """All ranks' parts in one tensor, for a loss that every rank computes identically.
 
-        Each rank's loss is the same function of what is gathered, and gradients are averaged over
-        ranks: a part's gradient is therefore that of the sum of the group's losses.
+        Each rank's loss is the same function of the gathered tensor, and gradients are averaged
+        over ranks, so a part's gradient is that of the sum of the group's losses.
         """
         gathered: Tensor = _Gather.apply(part_BLD, tuple(lengths), self)
         return gathered
 
     def all_gather(self, part: Tensor, counts: Sequence[int]) -> Tensor:
-        """Every rank's rows, `counts` of them each, in the order of ranks; no gradient."""
+        """All ranks' rows (`counts` per rank), in rank order; no gradient."""
         flight_recorder.note("gather in the context group")
         most = max(counts)
         padded = part.new_zeros(most, *part.shape[1:])

@@ -1,8 +1,8 @@
-"""3D convolutions whose output or input channels are divided over the ranks of a group.
+"""3D convolutions with output or input channels divided over the ranks of a group.
 
-Between an `OutputSplitConv` and an `InputSplitConv` every rank holds its own channels, and whatever
-treats channels apart (activations, depthwise convolutions) runs on them as it is: one sum forward
-and one backward for the pair.
+Between an `OutputSplitConv` and an `InputSplitConv` every rank holds its own channels, and
+channel-wise operations (activations, depthwise convolutions) run on them unchanged. The pair needs
+one all-reduce forward and one backward.
 """
 
 import torch
@@ -15,8 +15,8 @@ from vidgen.runtime.parallel.split import join_channels, same_input, sum_parts
 class OutputSplitConv(nn.Module):
     """This rank's output channels, from an input that all ranks have.
 
-    `rows` are the whole convolution's output channels this rank computes; `joined` puts all ranks'
-    channels side by side again, for which they must be equal runs in the order of ranks.
+    `rows` are the indices of the output channels this rank computes; `joined` gathers all ranks'
+    channels, which must then be equal contiguous parts in rank order.
     """
 
     def __init__(
@@ -32,13 +32,16 @@ class OutputSplitConv(nn.Module):
 
 
 class InputSplitConv(nn.Module):
-    """A convolution of which each rank has some input channels; all get the sum of their parts."""
+    """A convolution over this rank's input channels, summed over the ranks."""
 
     def __init__(self, whole: nn.Conv3d, group: dist.ProcessGroup, columns: Tensor) -> None:
         super().__init__()
         self.group = group
         self.conv = _cut(whole, slice(None), columns)
-        self.bias, self.conv.bias = self.conv.bias, None  # added once, not by every rank
+        self.bias, self.conv.bias = (
+            self.conv.bias,
+            None,
+        )  # the bias is added once, not by every rank
 
     def forward(self, x: Tensor) -> Tensor:
         total = sum_parts(self.conv(x), self.group)
@@ -46,7 +49,7 @@ class InputSplitConv(nn.Module):
 
 
 def grouped(whole: nn.Conv3d, rows: Tensor) -> nn.Conv3d:
-    """The groups of a grouped convolution that make these output channels: nothing is exchanged."""
+    """The groups of a grouped convolution with these output channels; needs no communication."""
     return _cut(whole, rows, slice(None), groups=len(rows) * whole.groups // whole.out_channels)
 
 
@@ -73,7 +76,7 @@ def _cut(
 
 
 def own_part(channels: int, group: dist.ProcessGroup, what: str) -> Tensor:
-    """Indices of this rank's equal run of channels."""
+    """Indices of this rank's equal, contiguous part of the channels."""
     ways, rank = group.size(), group.rank()
     if channels % ways:
         raise ValueError(f"{what}: {channels} channels do not divide over {ways} ranks")

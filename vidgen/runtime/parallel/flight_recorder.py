@@ -1,4 +1,4 @@
-"""Where this process is: its step, its operation, and how many operations came before.
+"""Records the progress of this process: step, current operation, number of operations started.
 
 Every rank of a run records the same operations in the same order, so the rank with the lowest
 count is the one the others wait for. Hang detection (vidgen/train/supervise) reads it.
@@ -23,7 +23,7 @@ _listener: Callable[[Moment], None] | None = None
 
 
 def note(operation: str, *, step: int | None = None, storage: bool = False) -> None:
-    """The operation that begins now; a step holds until another is given."""
+    """Record the start of an operation; `step` stays set until the next one is given."""
     global _now
     before = _now
     _now = Moment(
@@ -38,7 +38,7 @@ def note(operation: str, *, step: int | None = None, storage: bool = False) -> N
 
 
 def listen(listener: Callable[[Moment], None] | None) -> None:
-    """Call `listener` for every operation, in the thread that begins it; None: no one."""
+    """Call `listener` for every operation, in the thread that starts it; None disables it."""
     global _listener
     _listener = listener
 

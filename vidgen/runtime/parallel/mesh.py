@@ -1,4 +1,4 @@
-"""Where a process stands in a run: its rank, its device, the meshes that join it to others."""
+"""A process's place in a run: its rank, its device and the device meshes."""
 
 import os
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ class World:
     local_rank: int
     device: torch.device
     timeout_s: float = 600.0
-    store: dist.Store | None = None  # what the ranks met at; None for a single process
-    collective_timeout_s: float | None = None  # of collectives, where it is not `timeout_s`
+    store: dist.Store | None = None  # the rendezvous store; None for a single process
+    collective_timeout_s: float | None = None  # for collectives, if it differs from `timeout_s`
 
     def mesh(self, context: int = 1, tensor: int = 1) -> DeviceMesh:
         """Ranks as (data, context, tensor), neighbours last: `context` ranks share a sample's
@@ -37,8 +37,8 @@ class World:
         return self._grid({"data": data, "context": context, "tensor": tensor})
 
     def shard_mesh(self, copies: int = 1, tensor: int = 1) -> DeviceMesh:
-        """Ranks as (copies, shard, tensor): parameters are divided over `shard`, which context
-        groups are part of, and `copies` of the division are kept equal."""
+        """Ranks as (copies, shard, tensor): parameters are sharded over `shard`, which includes
+        context groups, and replicated `copies` times."""
         self._check_divides(copies * tensor, "copies x tensor parallel groups")
         shard = self.world // (copies * tensor)
         return self._grid({"copies": copies, "shard": shard, "tensor": tensor})
@@ -52,7 +52,7 @@ class World:
         for degree in _divisors(context) if degrees is None else degrees:
             if context % degree:
                 raise UserError(
-                    f"{degree} neighbours are to exchange heads in context-parallel groups of "
+                    f"{degree} neighbours cannot exchange heads in context-parallel groups of "
                     f"{context}; set parallel.ulysses (or --ulysses) to one of "
                     f"{_listed(_divisors(context))}"
                 )
@@ -66,8 +66,8 @@ class World:
                     }
                 )
                 grids[degree] = grid.get_group("ring"), grid.get_group("ulysses")
-        # Communicators are made by a first operation that all of a group take part in; in a ring, a
-        # rank with nothing to send does not.
+        # A communicator is created by a first operation of the whole group; in a ring, a rank with
+        # nothing to send would not take part.
         for each in (group, *(member for pair in grids.values() for member in pair)):
             dist.all_reduce(torch.zeros(1, device=self.device), group=each)
         return ContextGroup(group, grids)
@@ -78,7 +78,7 @@ class World:
             self.device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes)
         )
         if self.collective_timeout_s is not None:
-            # Groups of a mesh start with torch's default, 10 minutes for NCCL.
+            # Groups of a mesh have torch's default timeout, 10 minutes for NCCL.
             timeout = timedelta(seconds=self.collective_timeout_s)
             for group in mesh.get_all_groups():
                 distributed_c10d._set_pg_timeout(timeout, group)
@@ -92,7 +92,7 @@ class World:
             )
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait for all ranks."""
         if self.world > 1:
             on_gpu = self.device.type == "cuda"
             dist.barrier(device_ids=[self.local_rank] if on_gpu else None)
@@ -106,7 +106,7 @@ class World:
         return list(sums.tolist())
 
     def close(self) -> None:
-        """Leave the run; wait for checkpoints under way first."""
+        """Leave the run, after checkpoints in progress are complete."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -122,7 +122,7 @@ class World:
         self.close()
 
     def _ensure_group(self) -> None:
-        """A single process has no process group until a mesh asks for one; it needs no port."""
+        """Create the process group of a single process when a mesh first needs it; uses no port."""
         if not dist.is_initialized():
             dist.init_process_group(
                 _backend(self.device), store=dist.HashStore(), rank=0, world_size=1
@@ -132,11 +132,11 @@ class World:
 def start(
     device: str = "auto", *, timeout_s: float = 600.0, collective_timeout_s: float | None = None
 ) -> World:
-    """Join the run that torchrun describes in the environment, or be a run of one process.
+    """Join the run that torchrun describes in the environment, or start a run of one process.
 
-    `device` is auto, cpu or cuda; auto takes a GPU if there is one. A rank that waits for the
+    `device` is auto, cpu or cuda; auto selects a GPU if there is one. A rank that waits for the
     others longer than `timeout_s`, now or in a later collective (`collective_timeout_s` if given),
-    ends with an error.
+    fails with an error.
     """
     rank, world, local_rank = (
         _environment(name, default)
@@ -149,7 +149,7 @@ def start(
         timeout = timedelta(seconds=timeout_s)
         try:
             store, rank, world = next(dist.rendezvous("env://", rank, world, timeout=timeout))
-            # torchrun's own store outlives a failed attempt, whose addresses it still holds.
+            # torchrun's store outlives a failed attempt and still holds its addresses.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store = dist.PrefixStore(f"attempt-{attempt}", store)
             store.set_timeout(timeout)
@@ -187,7 +187,7 @@ def _environment(name: str, default: int) -> int:
 
 
 def choose_device(device: str, local_rank: int = 0) -> torch.device:
-    """auto, cpu or cuda to this rank's device; auto takes a GPU if there is one."""
+    """This rank's device for auto, cpu or cuda; auto selects a GPU if there is one."""
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"device {device!r} is unknown; expected auto, cpu or cuda")
     count = torch.cuda.device_count()

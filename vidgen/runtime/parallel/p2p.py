@@ -14,23 +14,23 @@ class Hop(Protocol):
     """A hop in progress; its caller keeps the buffers alive until `wait` returns."""
 
     def wait(self) -> Tensor:
-        """What has been received."""
+        """Wait for the hop and return the received tensor."""
         ...
 
 
 class Hops(Protocol):
-    """A ring as one of its ranks sees it: `Ring` over a process group, or a simulation."""
+    """A ring from the view of one rank: `Ring` over a process group, or a simulation."""
 
     rank: int
     lengths: tuple[int, ...]
 
     def hop(self, here: Tensor, there: Tensor) -> Hop:
-        """Send `here` on and receive `there`; on every rank, hops begin in the same order."""
+        """Send `here` and receive into `there`; all ranks start hops in the same order."""
         ...
 
 
 class Ring:
-    """The ranks of a group in a circle, and how many tokens each of them holds."""
+    """The ranks of a group as a ring, and the number of tokens each holds."""
 
     def __init__(self, group: dist.ProcessGroup | None, lengths: Sequence[int]) -> None:
         self.group = group
@@ -45,7 +45,7 @@ class Ring:
 
 
 class GroupHop:
-    """Keeps both buffers until `wait`: gloo reads and fills them until then."""
+    """A hop over a process group; keeps both buffers alive until `wait`, as gloo needs."""
 
     def __init__(self, ring: Ring, here: Tensor, there: Tensor) -> None:
         assert here.is_contiguous()
@@ -67,11 +67,11 @@ class GroupHop:
                 dist.P2POp(dist.irecv, as_bytes(there), group=ring.group, group_peer=before)
             )
         if here.is_cuda:
-            # NCCL runs grouped operations together; separate ones would run one way at a time.
+            # NCCL runs grouped operations concurrently; separate ones would run one at a time.
             self._works = dist.batch_isend_irecv(operations) if operations else []
             return
-        # Neighbours take opposite orders (two even ones meet where an odd ring closes, and wait for
-        # the others in turn), so a transport that runs one operation at a time does not deadlock.
+        # Neighbours use opposite orders, so a transport that runs one operation at a time does not
+        # deadlock. (In an odd ring two even ranks are neighbours; they wait for the others first.)
         for operation in operations if ring.rank % 2 == 0 else reversed(operations):
             begin = dist.isend if operation.op is dist.isend else dist.irecv
             peer = {"group_dst" if begin is dist.isend else "group_src": operation.group_peer}
@@ -94,7 +94,7 @@ def _checked(work: dist.Work | None) -> dist.Work:
 
 
 def gather_lengths(length: int, device: torch.device, group: dist.ProcessGroup | None) -> list[int]:
-    """Every rank's number of tokens, in the order of ranks."""
+    """Every rank's number of tokens, in rank order."""
     mine = torch.tensor([length], dtype=torch.int64, device=device)
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everyone, mine, group=group)

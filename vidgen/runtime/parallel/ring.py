@@ -1,9 +1,9 @@
-"""Ring attention: every rank keeps its queries while keys and values travel round the group.
+"""Ring attention: every rank keeps its queries while keys and values are sent around the group.
 
-The sequence is cut into contiguous parts of any length, one per rank; a part may be empty. Nothing
-is padded, so nothing is masked: each hop attends from the local queries to the keys of one part.
-Tokens that every rank holds (replicated text) come first and do not travel. Shapes: L this rank's
-length, M the length of the part that is passing.
+The sequence is split into contiguous parts of any length, one per rank; a part may be empty. There
+is no padding and no mask: each hop attends from the local queries to the keys of one part. Tokens
+that every rank holds (replicated text) come first and are not sent. Shapes: L this rank's length,
+M the length of the part in transit.
 """
 
 from collections.abc import Sequence
@@ -32,9 +32,9 @@ def ring_attention(
     """Attention of this rank's queries over the keys of all ranks in the group.
 
     The first `replicated` tokens are the same on every rank: they count once as keys, each rank's
-    copy as a query of its own, and the gradients of the copies add up to that of the tokens.
-    `lengths` are the ranks' numbers of keys besides those; without them the ranks exchange them.
-    `backend` is one of the attention table's that has a backward given the whole row's LSE.
+    copy is a separate query, and the gradients of the copies sum to that of the tokens. `lengths`
+    are the ranks' numbers of other keys; if omitted, the ranks exchange them. `backend` names an
+    attention backend whose backward accepts the LSE of the whole row.
     """
     if k_BLHD.shape != v_BLHD.shape or q_BLHD.shape[2:] != k_BLHD.shape[2:]:
         shapes = ", ".join(str(tuple(x.shape)) for x in (q_BLHD, k_BLHD, v_BLHD))
@@ -46,7 +46,7 @@ def ring_attention(
     if ring.lengths[ring.rank] != own:
         raise ValueError(
             f"rank {ring.rank} of the ring holds {own} keys, "
-            f"but the lengths {ring.lengths} say {ring.lengths[ring.rank]}"
+            f"but the lengths {ring.lengths} give {ring.lengths[ring.rank]}"
         )
     return attend_over(ring, q_BLHD, k_BLHD, v_BLHD, replicated, backend)
 
@@ -59,9 +59,9 @@ def attend_over(
     replicated: int = 0,
     backend: str = "auto",
 ) -> Tensor:
-    """Attention by the hops of a ring, whatever carries them."""
+    """Ring attention over any implementation of `Hops`."""
     gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BLHD, k_BLHD, v_BLHD))
-    # By lengths that all ranks know, so that all choose the same backend.
+    # Based on lengths that all ranks know, so that all choose the same backend.
     longest = max(ring.lengths) + replicated
     chosen = choose_for_blocks(q_BLHD, longest, gradient, backend)
     out: Tensor = _RingAttention.apply(q_BLHD, k_BLHD, v_BLHD, ring, replicated, chosen)
@@ -108,8 +108,8 @@ class _RingAttention(torch.autograd.Function):
         dkv_replicated: Tensor | None = None
         travelling_2BMHD = _pack(k_home[:, replicated:], v_home[:, replicated:])
         k, v = k_home, v_home
-        # The gradient of the passing keys travels one hop behind them in fp32 and collects each
-        # rank's part; the last hop brings it home.
+        # The gradient of keys and values follows one hop behind them in fp32 and accumulates each
+        # rank's part; the last hop returns it to its owner.
         behind: Hop | None = None
         for done in range(hops):
             coming = _pass_on(ring, travelling_2BMHD, done) if done + 1 < hops else None
@@ -134,10 +134,10 @@ class _RingAttention(torch.autograd.Function):
 
 
 class _RunningSums:
-    """Output and log-sum-exp over the blocks so far, in fp32: rounded once, after the last.
+    """Output and log-sum-exp accumulated over blocks in fp32, rounded once at the end.
 
-    A backend rounds each block's output to its own dtype; `merge_` weighs those outputs with
-    numbers that sum to one, so the error stays that of one rounding.
+    A backend rounds each block's output to its dtype; `merge_` uses weights that sum to one, so the
+    error stays that of one rounding.
     """
 
     def __init__(self, like_BLHD: Tensor) -> None:
@@ -161,7 +161,7 @@ def _pack(k: Tensor, v: Tensor) -> Tensor:
 
 
 def _pass_on(ring: Hops, here_2BMHD: Tensor, done: int) -> Hop:
-    """Begin the next hop after `done` of them, into a buffer of the incoming part's size."""
+    """Start the next hop after `done` hops, into a buffer of the incoming part's size."""
     two, B, _, H, D = here_2BMHD.shape
     M = ring.lengths[(ring.rank - done - 1) % len(ring.lengths)]
     return ring.hop(here_2BMHD, here_2BMHD.new_empty(two, B, M, H, D))

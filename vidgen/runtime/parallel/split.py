@@ -1,4 +1,4 @@
-"""What ranks that divide a layer's channels exchange: their parts, summed or put together."""
+"""Collectives for layers whose channels are divided over ranks: sum and concatenation."""
 
 from typing import Any
 
@@ -10,21 +10,21 @@ from vidgen.runtime.parallel import flight_recorder
 
 
 def same_input(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Nothing on the way in; the gradient is the sum of what each rank's outputs ask for."""
+    """Identity forward; the gradient is summed over ranks."""
     same: Tensor = _SameInput.apply(x, group)
     return same
 
 
 def sum_parts(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The sum of the ranks' parts; each part's gradient is that of the sum."""
+    """The sum of the ranks' parts; the backward is the identity."""
     total: Tensor = _Sum.apply(x, group)
     return total
 
 
 def join_channels(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The ranks' channels (dim 1, equally many) side by side; each takes its own gradient back.
+    """The ranks' channels (dim 1, equal counts) concatenated; each rank takes its own gradient.
 
-    Every rank must go on to compute the same with the whole, so that its gradient is the whole's.
+    Every rank must compute the same from the result, so that its gradient is complete.
     """
     whole: Tensor = _Join.apply(x, group)
     return whole
@@ -71,6 +71,6 @@ class _Join(torch.autograd.Function):
 def _summed(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     flight_recorder.note("sum in the tensor-parallel group")
     total = x.contiguous().clone()
-    if total.numel():  # a rank without tokens: none of the group has any
+    if total.numel():  # no rank of the group has tokens
         dist.all_reduce(total, group=group)
     return total

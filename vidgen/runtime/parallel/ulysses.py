@@ -1,9 +1,9 @@
-"""Ulysses attention: exchange parts of the sequence for parts of the heads, attend, and back.
+"""Ulysses attention: exchange sequence parts for heads, attend, and exchange back.
 
-Any number of heads and any lengths: the exchange is uneven where they do not divide by the ranks.
-Tokens that every rank holds (text, replicated) stand first: a rank attends with its own heads of
-its own copy. Shapes: L this rank's own tokens, R replicated ones, S all ranks' own tokens, G this
-rank's share of the H heads.
+Heads and lengths need not divide by the ranks: the exchange is then uneven. Tokens that every rank
+holds (replicated text) come first: a rank attends with its own heads of its own copy. Shapes: L
+this rank's own tokens, R replicated ones, S all ranks' own tokens, G this rank's share of the H
+heads.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,8 +34,8 @@ def ulysses_attention(
     """Attention of this rank's queries over the keys of all ranks in the group.
 
     The first `replicated` tokens are the same on every rank; `lengths` are the ranks' numbers of
-    tokens besides those; without them the ranks exchange them. `inner` attends with this rank's
-    heads: over what the group holds, or in a ring of such groups over more.
+    other tokens; if omitted, the ranks exchange them. `inner` attends with this rank's heads: over
+    the group's tokens, or in a ring of such groups.
     """
     if not q_BLHD.shape == k_BLHD.shape == v_BLHD.shape:
         shapes = ", ".join(str(tuple(x.shape)) for x in (q_BLHD, k_BLHD, v_BLHD))
@@ -63,7 +63,7 @@ def ulysses_attention(
     )
     out_BSGD = inner(*qkv_3BSGD.unbind()) if G else qkv_3BSGD[0]
 
-    # Every rank gets its own tokens back, and these heads of the replicated ones.
+    # Every rank receives its own tokens, and all heads of the replicated ones.
     copies, owned = out_BSGD.split([R, sum(lengths)], dim=1)
     sent = [
         torch.cat((copies, part), dim=1).reshape(-1) for part in owned.split(list(lengths), dim=1)
@@ -82,10 +82,10 @@ def ring_of_ulysses_attention(
     lengths: Sequence[int],
     replicated: int = 0,
 ) -> Tensor:
-    """Heads are exchanged among neighbours, keys travel round the ring of such neighbourhoods.
+    """Neighbours exchange heads; keys and values are sent around the ring of such groups.
 
-    The ranks of both groups stand in a grid, `ulysses` its rows; `lengths` are those of all the
-    grid's ranks, row by row.
+    The ranks of both groups form a grid with rows `ulysses`; `lengths` are those of all ranks of
+    the grid, row by row.
     """
     columns, rows = dist.get_world_size(ulysses), dist.get_world_size(ring)
     if len(lengths) != columns * rows:
@@ -109,14 +109,14 @@ def ring_of_ulysses_attention(
 
 
 def shares(count: int, ranks: int) -> list[int]:
-    """How many of `count` items each rank takes: at most one apart, the first ranks take more."""
+    """The number of items of each rank: they differ by at most one, the first ranks take more."""
     return [count // ranks + (rank < count % ranks) for rank in range(ranks)]
 
 
 def _exchange(
     sent: list[Tensor], sizes: list[int], group: dist.ProcessGroup | None
 ) -> tuple[Tensor, ...]:
-    """Send each rank its piece and receive one of a known size from each; differentiable."""
+    """Send each rank its piece and receive a piece of known size from each; differentiable."""
     flat = _AllToAll.apply(torch.cat(sent), [x.numel() for x in sent], sizes, group)
     return flat.split(sizes)
 
@@ -144,7 +144,7 @@ def _all_to_all(
 ) -> Tensor:
     flight_recorder.note(f"all-to-all of {sent.nbytes} bytes")
     received = sent.new_empty(sum(sizes_in))
-    # As bytes: not every transport supports every dtype.
+    # Sent as bytes: not every transport supports every dtype.
     dist.all_to_all_single(
         received.view(torch.uint8),
         sent.view(torch.uint8),

@@ -1,4 +1,4 @@
-"""ZeRO: parameters, gradients and optimizer state divided over ranks by FSDP2."""
+"""ZeRO: parameters, gradients and optimizer state sharded over ranks with FSDP2."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -20,18 +20,18 @@ def shard(
     param_dtype: torch.dtype | None = None,
     reduce_dtype: torch.dtype | None = torch.float32,
 ) -> None:
-    """Shard a model in place, each block gathered on its own, the rest with the model.
+    """Shard a model in place, with one FSDP unit per block and one for the rest.
 
-    A mesh of one dimension shards over all its ranks; of two, it replicates over the first and
+    A mesh with one dimension shards over all its ranks; with two, it replicates over the first and
     shards over the second. `zero=2` keeps a gathered block until its backward, `zero=3` gathers it
     again. Blocks compute in `param_dtype`, which their token inputs must have. Gradients are
-    averaged over all ranks in `reduce_dtype`: in a context-parallel group, whose ranks see parts
-    of one sample, each rank's loss must therefore be its part of the group's mean, times the
-    number of ranks in the group.
+    averaged over all ranks in `reduce_dtype`: in a context-parallel group, where each rank holds
+    part of a sample, a rank's loss must therefore be its part of the group's mean times the number
+    of ranks in the group.
     """
     if zero not in (2, 3):
         raise ValueError(f"zero is 2 or 3, not {zero}")
-    # Inputs stay as they are: the timesteps are fp32 beside bf16 tokens.
+    # Inputs are not cast: timesteps are fp32 and tokens bf16.
     policy = MixedPrecisionPolicy(
         param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False
     )
@@ -41,10 +41,10 @@ def shard(
 
 
 def synchronise_gradients(model: nn.Module, wanted: bool) -> None:
-    """Whether the next backward reduces gradients over ranks; without, they add up here, whole.
+    """Set whether the next backward reduces gradients over ranks, or accumulates them locally.
 
-    Accumulating over micro-steps then sends once a step, for the memory of one unsharded fp32
-    gradient. A model that is not sharded has nothing to reduce.
+    With accumulation over micro-steps, gradients are reduced once per step, at the cost of an
+    unsharded fp32 gradient in memory. A model that is not sharded has nothing to reduce.
     """
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(wanted)
@@ -52,7 +52,7 @@ def synchronise_gradients(model: nn.Module, wanted: bool) -> None:
 
 @torch.no_grad()
 def fill(parameter: Tensor, whole: Tensor) -> None:
-    """Give a parameter its values; a sharded one takes its part, and nothing is sent."""
+    """Set a parameter's values; a sharded one copies its own part, without communication."""
     if not isinstance(parameter, DTensor):
         parameter.copy_(whole)
         return
@@ -65,14 +65,14 @@ def fill(parameter: Tensor, whole: Tensor) -> None:
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
     """Scale gradients so that their joint 2-norm is at most `max_norm`; return the norm before.
 
-    The norm is that of the whole model: shards add up over their meshes, and plain gradients,
-    which all ranks hold alike, count once. `None` only measures. The norm is a plain scalar on the
-    gradients' device, so that nothing waits for it here.
+    The norm is that of the whole model: shards are summed over their meshes, and plain gradients,
+    which are equal on all ranks, count once. `None` only measures. The norm is a scalar tensor on
+    the gradients' device, to avoid a synchronisation here.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return torch.zeros(())
-    # Gradients sharded alike share one all-reduce.
+    # Gradients with the same sharding share one all-reduce.
     squares: dict[tuple[DeviceMesh | None, tuple[int, ...]], list[Tensor]] = {}
     for gradient in gradients:
         key, part = _sharding(gradient)
@@ -95,12 +95,12 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor; a plain one is its own."""
+    """This rank's part of a sharded tensor; a plain tensor is returned unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _sharding(tensor: Tensor) -> tuple[tuple[DeviceMesh | None, tuple[int, ...]], Tensor]:
-    """The mesh and those of its dimensions that a tensor is split over, and this rank's part."""
+    """The mesh, the mesh dimensions that a tensor is sharded over, and this rank's part."""
     if not isinstance(tensor, DTensor):
         return (None, ()), tensor
     if any(p.is_partial() for p in tensor.placements):

@@ -1,4 +1,4 @@
-"""AdamW with torchao's 8-bit moments: codes of one byte, a scale for each 256 neighbours."""
+"""AdamW with torchao's 8-bit moments: one-byte codes, with a scale per 256 elements."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from vidgen.errors import UserError
 from vidgen.runtime.parallel.zero import local
 
 _BLOCK = 256  # elements that share a scale
-_AT_LEAST = 4096  # elements of a tensor whose moments are worth it
+_AT_LEAST = 4096  # smallest number of elements for which moments are quantised
 
 
 def build_adamw_8bit(
@@ -30,7 +30,7 @@ def build_adamw_8bit(
     parameters = list(parameters)
     if any(isinstance(p, DTensor) and "tensor" in _names(p) for p in parameters):
         raise UserError(
-            "optim.states=8bit does not divide with parallel.tensor above 1: set "
+            "optim.states=8bit does not support parallel.tensor above 1: set "
             "optim.states=bf16, or parallel.tensor=1"
         )
 
@@ -57,8 +57,8 @@ def _names(parameter: DTensor) -> tuple[str, ...]:
 
 
 def in_blocks(parameter: Tensor) -> bool:
-    """Whether a parameter's moments take 8 bits: a question of the whole of it, so that all ranks
-    agree, and only where no block crosses from one row to the next, and so from rank to rank."""
+    """Whether a parameter's moments are quantised. Depends on the unsharded shape, so that all
+    ranks agree, and requires that no block crosses rows, and so ranks."""
     shape = parameter.shape
     whole_blocks = len(shape) > 1 and math.prod(shape[1:]) % _BLOCK == 0
     return whole_blocks and shape.numel() >= _AT_LEAST
@@ -67,7 +67,7 @@ def in_blocks(parameter: Tensor) -> bool:
 def state_tensors_8bit(
     named: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """What a checkpoint keeps: in place of each moment its codes, and scales as (rows, blocks)."""
+    """The state a checkpoint stores: each moment's codes, and its scales as (rows, blocks)."""
     found: dict[str, Tensor] = {}
     for name, p in named.items():
         for key, value in optimizer.state[p].items():
@@ -78,7 +78,7 @@ def state_tensors_8bit(
             rows, blocks = part.shape[0], math.prod(p.shape[1:]) // _BLOCK
             if part.numel():
                 codes, scales = part.codes, part.scale.view(rows, blocks)
-            else:  # this rank has no row
+            else:  # this rank has no rows
                 codes = torch.zeros(part.shape, dtype=torch.uint8, device=p.device)
                 scales = torch.zeros(0, blocks, device=p.device)
             found[f"{name}.{key}.codes"] = _divided_like(p, codes, tuple(p.shape))
@@ -87,7 +87,7 @@ def state_tensors_8bit(
 
 
 def _divided_like(parameter: Tensor, part: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """This rank's part as one of a whole that is sharded as the parameter is."""
+    """This rank's part as a DTensor with the parameter's sharding."""
     if not isinstance(parameter, DTensor):
         return part
     strides = tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))

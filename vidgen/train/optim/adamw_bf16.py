@@ -16,19 +16,19 @@ from vidgen.runtime.parallel.zero import local
 
 
 class Average(Protocol):
-    """An EMA of the weights, as the optimizer updates it in the same pass."""
+    """An EMA of the weights that the optimizer updates in the same pass."""
 
     def rate(self, step: int) -> float: ...
     def of(self, parameter: nn.Parameter) -> Tensor: ...
 
 
 class AdamWBF16(torch.optim.Optimizer):
-    """fp32 weights and arithmetic, bf16 moments: 8 bytes a parameter less to move and to keep.
+    """fp32 weights and arithmetic with bf16 moments, which take 4 bytes less per parameter.
 
-    To the nearest, bf16 has no room for a second moment that changes by a thousandth a step: it
-    would stay where it first came to rest. It is therefore rounded at random, with odds that keep
-    its mean; the random bits belong to (parameter, step, element), so that they do not change with
-    the ranks a parameter is sharded over, nor with where a run was resumed.
+    With rounding to nearest, bf16 cannot represent a second moment that changes by 0.1 % per step:
+    it would never be updated. Moments are therefore rounded stochastically, which preserves the
+    mean. The random bits depend on (parameter, step, element) only, so they do not change with
+    sharding or when a run resumes.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class AdamWBF16(torch.optim.Optimizer):
             steps = [self.state[p]["step"] for p in group["params"]]
             if with_gradient:
                 torch._foreach_add_([self.state[p]["step"] for p in with_gradient], 1.0)
-            # From the device at once: it has been waited for anyway, for the gradient's norm.
+            # Read from the device: the gradient norm already caused a synchronisation.
             counted = torch.stack(steps).tolist()
             for p, updates in zip(group["params"], counted, strict=True):
                 average = None if ema is None else ema.of(p)
@@ -111,24 +111,23 @@ class AdamWBF16(torch.optim.Optimizer):
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """As (L, D)."""
+    """The tensor as (L, D)."""
     if tensor.dim() < 2:
         return tensor.view(1, -1)
     return tensor.view(tensor.shape[0], math.prod(tensor.shape[1:]))
 
 
 def _place(parameter: Tensor) -> tuple[int, int]:
-    """Which element of the whole tensor this rank's part begins with, and how many are in a row.
+    """The index of this rank's first element in the whole tensor, and the row length.
 
-    Tensor parallelism keeps rows in an order of its own: there, and there alone, the places are
-    those within the rank's part.
+    Tensor parallelism permutes rows; only then are positions relative to the rank's part.
     """
     if isinstance(parameter, DTensor) and "tensor" in (parameter.device_mesh.mesh_dim_names or ()):
         return 0, math.prod(parameter.to_local().shape[1:])
     _, box = local_part(parameter)
     whole = parameter.shape
     if box.shape[2:] != tuple(whole[2:]):
-        raise ValueError("a parameter is sharded along another than its first two dimensions")
+        raise ValueError("a parameter is sharded along a dimension other than its first two")
     strides = [math.prod(whole[i + 1 :]) for i in range(len(whole))]
     first = sum(start * stride for start, stride in zip(box.start, strides, strict=True))
     return first, math.prod(whole[1:])

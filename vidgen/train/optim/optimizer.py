@@ -19,7 +19,7 @@ from vidgen.train.optim.adamw_bf16 import AdamWBF16
 def build_optimizer(
     parameters: Iterable[nn.Parameter], config: OptimConfig
 ) -> torch.optim.Optimizer:
-    """With its state allocated: what a checkpoint fills must exist before it is read."""
+    """Build the optimizer with its state allocated, so that a checkpoint can be loaded into it."""
     settings: dict[str, Any] = {
         "lr": config.lr,
         "betas": config.betas,
@@ -36,7 +36,7 @@ def build_optimizer(
 
 
 def _fused(parameters: Iterable[nn.Parameter], settings: dict[str, Any]) -> torch.optim.AdamW:
-    # What is sharded differently is a group of its own: one fused update takes tensors of one mesh.
+    # One group per sharding: a fused update takes tensors of one mesh.
     alike: dict[object, list[nn.Parameter]] = {}
     for p in parameters:
         key = (p.device_mesh, p.placements) if isinstance(p, DTensor) else None
@@ -56,7 +56,7 @@ def _fused(parameters: Iterable[nn.Parameter], settings: dict[str, Any]) -> torc
 def state_tensors(
     named: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
-    """All that a checkpoint keeps of the optimizer, in place."""
+    """The optimizer's tensors that a checkpoint stores, in place."""
     if not isinstance(optimizer, AdamWBF16 | torch.optim.AdamW):
         return state_tensors_8bit(named, optimizer)
     return {
@@ -67,24 +67,24 @@ def state_tensors(
 
 
 def check_states_fit(newest: Path, then: OptimConfig, now: OptimConfig) -> None:
-    """Of a checkpoint to resume: moments are not converted on the way."""
+    """Check that a checkpoint's moments have the recipe's states; they are not converted."""
     if then.states != now.states:
         raise UserError(
             f"{newest} holds moments of optim.states {then.states}, the recipe says {now.states}; "
-            f"set optim.states={then.states}, or pass --fresh to start a new run beside it"
+            f"set optim.states={then.states}, or pass --fresh to start a new run next to it"
         )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):  # compiled updates read it where it is
+        if isinstance(group["lr"], Tensor):  # compiled updates read the tensor in place
             group["lr"].fill_(lr)
         else:
             group["lr"] = lr
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
-    """Of the step after `step` completed ones, in a run of `steps`."""
+    """The rate of the step after `step` completed ones, in a run of `steps`."""
     lr = config.lr
     for start in sorted(config.drops):
         if step >= start:
@@ -98,7 +98,7 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
 
 
 class EMA:
-    """fp32 copies of the parameters, sharded as they are, moving towards them by 1 - decay a step.
+    """Exponential moving average of the parameters in fp32, with the parameters' sharding.
 
     The decay is lower early in a run, so that the EMA forgets the initial weights.
     """
@@ -111,7 +111,7 @@ class EMA:
         self._local = {p: local(self.tensors[name]) for name, p in named.items()}
 
     def rate(self, step: int) -> float:
-        """How far the EMA moves towards the weights after `step` completed steps."""
+        """1 - decay after `step` completed steps."""
         return 1 - min(self.decay, (1 + step) / (10 + step))
 
     def of(self, parameter: nn.Parameter) -> Tensor:
@@ -125,7 +125,7 @@ class EMA:
 
 
 def update_weights_and_ema(optimizer: torch.optim.Optimizer, ema: EMA | None, step: int) -> None:
-    """One optimizer step, after which `step` steps are complete; then the EMA follows the weights.
+    """Run optimizer step number `step`, then update the EMA.
 
     With bf16 moments both happen in one pass over memory.
     """

@@ -1,4 +1,4 @@
-"""The log of a run: a line a step, a progress bar, metrics.jsonl, TensorBoard, W&B."""
+"""The log of a run: one line per step, a progress bar, metrics.jsonl, TensorBoard, W&B."""
 
 import json
 import math
@@ -26,12 +26,12 @@ SCORED = ("loss", "grad_norm")
 
 @dataclass(frozen=True)
 class Kind:
-    """What a validation measures, and how it is written."""
+    """What a validation measures, and how it is logged."""
 
     name: str
     key: str  # in validation.jsonl
-    form: str  # of their mean, on the console
-    tag: str  # of each, in TensorBoard
+    form: str  # format of the mean, on the console
+    tag: str  # tag of each, in TensorBoard
 
     def summarise(self, figures: Mapping[str, float]) -> str:
         return self.form.format(sum(figures.values()) / len(figures))
@@ -42,18 +42,18 @@ PSNR = Kind("PSNR", "psnr", "{:.2f} dB", "PSNR of {}")
 
 
 class RunLog:
-    """Writes what a training step reports to every place people look.
+    """Writes the metrics of training steps to the console and all log files.
 
     `step` is the number of optimizer steps completed, so a run goes from 1 to `total_steps`.
     Metrics are numbers or 0-d tensors; `bucket` is text and `phases` maps a phase to its ms.
-    Known names get a place in the console line; any other goes to the files alone.
+    Known names appear in the console line; others are only written to the files.
 
-        ms data_ms        wall time of the step, and of waiting for data within it
+        ms data_ms        wall time of the step, and of its wait for data
         mfu hfu           fractions of the dense peak
-        memory_gb         peak memory of the device since the run began
+        memory_gb         peak memory of the device since the run started
 
-    `wandb` names a project of Weights & Biases to log to as well; `config` is what it shows of the
-    recipe. On a rank that does not log (`enabled=False`) every method does nothing.
+    `wandb` names a Weights & Biases project to log to as well; `config` is the recipe shown there.
+    On a rank that does not log (`enabled=False`) every method does nothing.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class RunLog:
         for name, score in self._scores.items():
             score.extend(r[name] for r in self._file.kept if name in r)
         self._bar = self._open_bar(resume_step)
-        # (step, time) of recent steps: what the remaining time is judged by when there is no bar.
+        # (step, time) of recent steps, to estimate the remaining time without a progress bar.
         self._pace = deque([(resume_step, time.monotonic())], maxlen=50)
         if self._file.dropped:
             self.line(
@@ -149,7 +149,7 @@ class RunLog:
         sheets: Mapping[str, NDArray[np.uint8]] | None = None,
         files: Mapping[str, Path] | None = None,
     ) -> None:
-        """Figures of held-out clips; of each video frames side by side (HWC), and its file."""
+        """Log figures of held-out clips, and for each video its contact sheet (HWC) and file."""
         if not self._enabled:
             return
         record = {"step": step, kind.key: figures}
@@ -234,18 +234,18 @@ def _open_events(run_dir: Path, resume_step: int) -> Any:
         import tensorboard  # noqa: F401
     except ImportError:
         raise UserError(
-            "TensorBoard events were asked for and tensorboard is not installed: type "
-            '`pip install "vidgen[train]"`, or switch TensorBoard off'
+            "TensorBoard logging is enabled but tensorboard is not installed: type "
+            '`pip install "vidgen[train]"`, or disable TensorBoard'
         ) from None
     from torch.utils.tensorboard import SummaryWriter
 
-    # purge_step hides what an interrupted run had logged beyond the step it resumes from.
+    # purge_step hides what an interrupted run logged after the step it resumes from.
     purge = resume_step + 1 if resume_step else 0
     return SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge, flush_secs=20)
 
 
 def _to_json(value: Any) -> Any:
-    """A metric as JSON can hold it: text, a number, or a mapping of names to numbers."""
+    """A metric as a JSON value: text, a number, or a mapping of names to numbers."""
     if isinstance(value, str | int | float):
         return value
     if isinstance(value, dict):
@@ -270,7 +270,7 @@ _COLUMNS = (
 
 
 def _column(name: str, record: Record) -> str | None:
-    """The console's words for one metric, or None when this step did not report it."""
+    """The console text of one metric, or None if this step did not report it."""
     value = record.get(name)
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a step, one consistent history across crashes and resumes."""
+"""metrics.jsonl: one JSON object per step, with a consistent history across resumes."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ Record = dict[str, Any]
 
 
 def read_metrics(run_dir: str | Path) -> list[Record]:
-    """Every step recorded under `run_dir`, oldest first; a torn last line is left out."""
+    """Every step recorded under `run_dir`, oldest first; an incomplete last line is ignored."""
     path = Path(run_dir) / FILE_NAME
     if not path.is_file():
         raise UserError(f"no {FILE_NAME} in {run_dir}: expected the directory of a training run")
@@ -25,7 +25,7 @@ def read_metrics(run_dir: str | Path) -> list[Record]:
 
 
 class MetricsFile:
-    """Appends records to metrics.jsonl, each flushed, after dropping what a resume will redo."""
+    """Appends and flushes records to metrics.jsonl, after dropping steps that will be repeated."""
 
     def __init__(self, run_dir: Path, resume_step: int) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -54,9 +54,9 @@ class MetricsFile:
         self._file.close()
 
     def _keep_until(self, resume_step: int) -> None:
-        """Rewrite the file without later steps and without a torn last line, whole or not at all.
+        """Rewrite the file atomically, without later steps and without an incomplete last line.
 
-        A run that starts afresh (resume_step 0) keeps nothing, step 0 included.
+        A fresh run (resume_step 0) keeps nothing.
         """
         records, torn = _parse(self.path)
         self.kept = [r for r in records if 0 < resume_step >= r["step"]]
@@ -67,16 +67,16 @@ class MetricsFile:
 
 
 class RunningZScore:
-    """How many standard deviations a value lies from those before it, over a sliding window."""
+    """The z-score of a value relative to a sliding window of earlier values."""
 
     def __init__(self, window: int = 128, at_least: int = 16) -> None:
         self._values: deque[float] = deque(maxlen=window)
         self._at_least = at_least
 
     def update(self, value: float) -> float | None:
-        """The score of `value` against the earlier ones, or None while there are too few.
+        """The z-score of `value`, or None while there are too few earlier values.
 
-        A non-finite value scores nan and is kept out of the window, which it would poison.
+        A non-finite value has score nan and is not added to the window.
         """
         if not math.isfinite(value):
             return math.nan
@@ -84,7 +84,7 @@ class RunningZScore:
         if len(self._values) >= self._at_least:
             mean = math.fsum(self._values) / len(self._values)
             variance = math.fsum((v - mean) ** 2 for v in self._values) / len(self._values)
-            # Values that agree to rounding have no spread to measure by.
+            # Values equal up to rounding have no usable deviation.
             if variance > (1e-9 * mean) ** 2:
                 score = (value - mean) / math.sqrt(variance)
         self._values.append(value)
@@ -101,7 +101,7 @@ def _encode(record: Record) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """Strict JSON has no nan or inf: they are written as strings, which `_parse` turns back."""
+    """Encode nan and inf as strings, as strict JSON has neither; `_parse` restores them."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
@@ -116,8 +116,8 @@ def _restore(value: Any) -> Any:
 
 
 def _parse(path: Path) -> tuple[list[Record], bool]:
-    """Records of the file, and whether a crash left its last line without an end."""
-    # A crash can cut a character in two: decode line by line, not the file at once.
+    """Records of the file, and whether its last line is incomplete after a crash."""
+    # A crash can truncate a multi-byte character: decode line by line.
     *lines, tail = path.read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):

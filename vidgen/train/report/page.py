@@ -1,4 +1,4 @@
-"""report.html: what a training run made and how it went, in one page."""
+"""report.html: the videos, curves and settings of a training run, in one page."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,9 +23,9 @@ from vidgen.train.report.metrics import Record, read_metrics
 
 @dataclass(frozen=True)
 class VideoEntry:
-    """A sampled video, and for each attribute judged whether it is as the prompt asks.
+    """A sampled video, and whether each judged attribute matches the prompt.
 
-    `seen` is what the judge saw instead, `tags` are further words such as "held out".
+    `seen` is what the judge saw instead, `tags` are additional labels such as "held out".
     """
 
     path: Path
@@ -43,7 +43,7 @@ class VideoEntry:
 
 @dataclass(frozen=True)
 class Adherence:
-    """One column of the judge's table: the fraction of videos right, by attribute."""
+    """One column of the judge's table: the fraction of correct videos, by attribute."""
 
     title: str
     scores: Mapping[str, float]
@@ -66,11 +66,11 @@ def write_report(
     recipe: str = "",
     marks: Sequence[Mark] = (),
 ) -> Path:
-    """Write `run_dir`/report.html from the run's metrics.jsonl and what is given here.
+    """Write `run_dir`/report.html from the run's metrics.jsonl and the arguments.
 
     `facts` are the figures at the top, `phases` the seconds of each part of the whole command,
     `compared` videos side by side, `targets` the fraction each attribute should reach, `marks`
-    steps to point out in the curves.
+    steps to mark in the curves.
     """
     run_dir = Path(run_dir)
     return kit.write_page(
@@ -103,11 +103,11 @@ def _adherence_section(columns: Sequence[Adherence], targets: Mapping[str, float
         for row, name in zip(rows, names, strict=True):
             row.append(f"at least {targets[name]:.0%}" if name in targets else "")
     classes = ["", *("control" if c.control else "" for c in columns)]
-    lead = "Fraction of sampled videos in which a judge that sees only pixels finds what was asked."
+    lead = "Fraction of sampled videos that match the prompt, as judged from pixels only."
     if any(c.control for c in columns):
-        lead += " The control is the same model without its text: what guessing scores."
+        lead += " The control is the same model without text: the score of guessing."
     body = kit.table(rows, head=head, classes=classes)
-    return kit.section("Does it do what the prompt says?", lead, body)
+    return kit.section("Prompt adherence", lead, body)
 
 
 def _videos_section(videos: Sequence[VideoEntry]) -> Html:
@@ -117,7 +117,7 @@ def _videos_section(videos: Sequence[VideoEntry]) -> Html:
     right = sum(all(v.verdict.values()) for v in judged)
     lead = kit.counted(len(videos), "video")
     if judged:
-        lead += f", {right} of {len(judged)} right in everything judged"
+        lead += f", {right} of {len(judged)} correct in every attribute"
     return kit.section("Sampled videos", "", gallery([v.card() for v in videos], f"{lead}."))
 
 
@@ -225,7 +225,7 @@ def _phases_section(phases: Sequence[tuple[str, float]]) -> Html:
         for name, seconds in phases
     ]
     body = kit.table(rows, classes=("", "bar-cell", "number", "number"))
-    return kit.section("Where the time went", f"{total:.0f} s of wall time in all.", body)
+    return kit.section("Where the time went", f"{total:.0f} s of wall time in total.", body)
 
 
 def _environment_section(environment: Mapping[str, Any], recipe: str) -> Html:

@@ -1,4 +1,4 @@
-"""Where a validation is shown: log, TensorBoard, W&B, and report.html with the first one beside."""
+"""Shows a validation in the log, TensorBoard, W&B and report.html, next to the first one."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ Video = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Shown:
-    path: Path  # a video, or the picture that one frame is
+    path: Path  # a video, or one frame as an image
     title: str
     video_THWC: Video
 
@@ -77,7 +77,7 @@ def _moves(shown: Shown) -> bool:
 
 
 def contact_sheet(video_THWC: Video, most: int = 8) -> Video:
-    """Frames beside each other, evenly chosen, first and last among them: (H, frames x W, C)."""
+    """Evenly spaced frames, including first and last, side by side: (H, frames x W, C)."""
     count = min(most, len(video_THWC))
     chosen = np.linspace(0, len(video_THWC) - 1, count).round().astype(int)
     return np.concatenate([video_THWC[i] for i in chosen], axis=1)

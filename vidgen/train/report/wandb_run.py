@@ -1,4 +1,4 @@
-"""A run in Weights & Biases, for those who ask for one: step scalars and validation videos."""
+"""An optional Weights & Biases run: step scalars and validation videos."""
 
 import uuid
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ _ID = "wandb-id.txt"
 
 
 class WandbRun:
-    """A resumed training goes on in the same W&B run: its id is kept in the run directory.
+    """A W&B run. A resumed training continues the same run: its id is stored in the run directory.
 
-    Scalars are drawn over our own `step`, so that steps done again after a crash are drawn where
-    they belong. `WANDB_MODE=offline` writes to the run directory and needs no network.
+    Scalars use vidgen's `step` as their axis, so that steps repeated after a crash overlay the
+    earlier ones. `WANDB_MODE=offline` writes to the run directory and needs no network.
     """
 
     def __init__(self, project: str, run_dir: Path, config: Mapping[str, Any]) -> None:
@@ -23,7 +23,7 @@ class WandbRun:
             import wandb
         except ImportError:
             raise UserError(
-                f"log.wandb is {project} and wandb is not installed: type "
+                f"log.wandb is {project} but wandb is not installed: type "
                 '`pip install "vidgen[wandb]"`, or set log.wandb=null'
             ) from None
         kept = run_dir / _ID
@@ -41,13 +41,13 @@ class WandbRun:
         self._run.define_metric("*", step_metric="step")
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """The numbers of one step's record, named as in TensorBoard."""
+        """Log the numbers of one step's record, named as in TensorBoard."""
         self._run.log({"step": record["step"], **scalars(record)})
 
     def validation(
         self, step: int, figures: Mapping[str, float], files: Mapping[str, Path]
     ) -> None:
-        """Figures by their names in TensorBoard, and the video (or picture) of each title."""
+        """Log figures by their TensorBoard names, and the video (or image) of each title."""
         shown: dict[str, Any] = dict(figures)
         for title, path in files.items():
             if path.suffix == ".mp4":
@@ -63,7 +63,7 @@ class WandbRun:
 
 
 def scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    """A step's numbers by the names that TensorBoard and W&B show them under."""
+    """A step's numbers by their TensorBoard and W&B names."""
     found: dict[str, float] = {}
     for name, value in record.items():
         if name in ("step", "time") or isinstance(value, str):

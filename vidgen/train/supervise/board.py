@@ -1,4 +1,4 @@
-"""What ranks and watchdog share: a board in shared memory, and the ranks' processes.
+"""State shared by ranks and watchdog: a board in shared memory, and the ranks' processes.
 
 The watchdog loads this file from its folder, so it imports nothing of the package.
 """
@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 RECORD = 4096  # bytes of a rank's record, and of the verdict
-RECENT = 8  # steps that a record holds: short ones take less time than a poll
+RECENT = 8  # steps that a record holds: several short steps can complete between polls
 
 
 @dataclass(frozen=True)
 class Record:
-    """Where one rank is; times are time.monotonic() of this machine."""
+    """The progress of one rank; times are time.monotonic() of this machine."""
 
     rank: int
     pid: int  # 0: on another machine
@@ -31,7 +31,7 @@ class Record:
     operation: str = "start"
     count: int = 0
     since: float = 0.0
-    storage: bool = False  # waits for storage, which has a limit of its own
+    storage: bool = False  # waits for storage, which has a separate limit
     done: int = 0  # steps completed here
     recent: list[list[Any]] = field(default_factory=list)  # [bucket, ms] of the last steps
     error: str = ""
@@ -39,19 +39,19 @@ class Record:
     broken_connection: bool = False  # the error may be the consequence of another rank's
     left: bool = False
     beat: int = 0
-    heard: float = 0.0  # of another machine's rank: when its beat last changed
-    seen: float = 0.0  # and when it was last looked up
+    heard: float = 0.0  # for a rank of another machine: when its heartbeat last changed
+    seen: float = 0.0  # and when it was last read
 
     def __str__(self) -> str:
         return f"rank {self.rank} (step {self.step}, {self.operation})"
 
 
 class BoardError(RuntimeError):
-    """The board's folder or file is not this user's alone."""
+    """The board's folder or file is not private to this user."""
 
 
 def private_folder() -> int:
-    """A descriptor of this user's folder in shared memory; nobody else can enter it."""
+    """A descriptor of this user's private folder in shared memory."""
     base = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
     path = base / f"vidgen-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
@@ -71,7 +71,7 @@ def private_folder() -> int:
 
 
 class Board:
-    """A record for each rank of the run, and the verdict, in memory that processes share."""
+    """A record for each rank of the run, and the verdict, in shared memory."""
 
     def __init__(self, handle: int, ranks: int, name: str) -> None:
         self.ranks, self.name = ranks, name
@@ -114,7 +114,7 @@ class Board:
         self._put(record.rank, json.dumps(asdict(record)).encode())
 
     def read(self) -> list[Record | None]:
-        """None for a rank that has not written yet, or is writing at this moment."""
+        """All records; None for a rank that has not written yet or is writing now."""
         return [self._read(place) for place in range(self.ranks)]
 
     def _read(self, place: int) -> Record | None:
@@ -126,7 +126,7 @@ class Board:
         return record if record.rank == place else None
 
     def publish(self, line: str) -> None:
-        """Why the run ends, for all ranks of this machine."""
+        """Publish why the run ends to all ranks of this machine."""
         self._put(self.ranks, json.dumps(line[:1000]).encode())
 
     def verdict(self) -> str | None:
@@ -154,13 +154,13 @@ def proc_stat(pid: int) -> list[str]:
 
 
 def process_state(pid: int) -> str:
-    """R, S, D, T (stopped), Z (ended) as Linux names them; "gone"."""
+    """Linux's process state R, S, D, T (stopped) or Z (ended), or "gone"."""
     fields = proc_stat(pid)
     return fields[0] if fields else "gone"
 
 
 class _Process:
-    """One process, held by pidfd, or on kernels before 5.3 known by its pid and start time."""
+    """One process, identified by pidfd, or before Linux 5.3 by pid and start time."""
 
     def __init__(self, pid: int) -> None:
         self.pid, self.handle = pid, None
@@ -169,7 +169,7 @@ class _Process:
         except OSError as error:
             if error.errno == errno.ESRCH:
                 raise
-        # Looked up after pidfd_open: it is the process that is held.
+        # Read after pidfd_open, so that it describes the process that the pidfd refers to.
         self._fields = proc_stat(pid)
         if not self._fields:
             self.close()
@@ -199,11 +199,11 @@ class _Process:
 class Processes:
     """The processes of this machine's ranks and their launcher.
 
-    Only children of the launcher are adopted, so a false record has no foreign process signalled.
+    Only children of the launcher are adopted, so an invalid record cannot signal other processes.
     """
 
     def __init__(self, launcher: int, *, tied: bool) -> None:
-        """`tied` ranks end with their launcher."""
+        """With `tied`, ranks end with their launcher."""
         self._launcher = launcher
         self._held: dict[int, _Process] = {}  # by rank
         self._refused: set[tuple[int, int]] = set()
@@ -217,7 +217,7 @@ class Processes:
                 self._launcher_end = _UNKNOWN
 
     def adopt(self, rank: int, pid: int) -> None:
-        """Hold a rank's process, if it is a child of the launcher."""
+        """Track a rank's process, if it is a child of the launcher."""
         if rank in self._held or rank in self.ended or (rank, pid) in self._refused:
             return
         try:
@@ -232,7 +232,7 @@ class Processes:
             self._refused.add((rank, pid))
 
     def poll(self, timeout_s: float) -> str | None:
-        """Wait for a process to end, at most so long; how the launcher ended, if it has."""
+        """Wait up to `timeout_s` for a process to end; return how the launcher ended, if it did."""
         waiting = select.poll()
         everyone = [*self._held.values(), *([self._tie] if self._tie else [])]
         for process in everyone:
@@ -280,7 +280,7 @@ _UNKNOWN = "has ended, with an unknown exit status"
 
 
 def _status(pid: int) -> str:
-    """How a process ended, known while its parent has not collected it."""
+    """How a process ended; known until its parent reaps it."""
     fields = proc_stat(pid)
     if not fields or fields[0] not in "ZX" or len(fields) <= _CODE:
         return _UNKNOWN

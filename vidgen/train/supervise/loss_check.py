@@ -1,6 +1,6 @@
-"""Whether a step's loss lets the run continue: finite, and not far above the usual step after step.
+"""Checks whether a step's loss lets the run continue: finite, and not repeatedly far too high.
 
-What it finds ends the run before the weights are updated; the loop decides on that.
+The training loop ends the run on a bad loss, before the weights are updated.
 """
 
 import math
@@ -16,7 +16,7 @@ from vidgen.train.supervise.recovery import Position
 
 @dataclass(frozen=True)
 class BadLoss:
-    """Why the run must end, and the batches to blame."""
+    """Why the run must end, and the batches responsible."""
 
     reason: str
     positions: list[Position]
@@ -31,10 +31,10 @@ class LossCheck:
 
 
 class LossMonitor:
-    """Compares each step's losses with the usual ones; the same verdict on every rank."""
+    """Compares each step's losses with earlier ones; the verdict is the same on every rank."""
 
     def __init__(self, config: RecoveryConfig, name: str) -> None:
-        """`name` is that of the losses by bin in metrics.jsonl."""
+        """`name` is the key of the losses by bin in metrics.jsonl."""
         self._name, self._spike_steps = name, config.spike_steps
         self._usual, self._spikes = LossByTimestep(), Spikes(config)
 

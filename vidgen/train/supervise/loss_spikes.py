@@ -1,7 +1,7 @@
-"""How far a step's loss is from the usual one, by timestep: most of its spread is the timestep's.
+"""Scores a step's loss against earlier ones by timestep, which causes most of its variance.
 
-A batch with noisier timesteps has another loss without anything being wrong. Each sample is
-therefore scored against the running mean and deviation of its timestep's bin.
+A batch with noisier timesteps has a different loss without being wrong. Each sample is therefore
+scored against the running mean and deviation of its timestep's bin.
 """
 
 import math
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from vidgen.recipe.schema import RecoveryConfig
 
-BINS = 10  # of timesteps, equally wide
-_WINDOW = 2048  # samples a bin remembers
-_AT_LEAST = 32  # samples in a bin before it scores any
+BINS = 10  # number of equally wide bins of timesteps
+_WINDOW = 2048  # samples per bin in the window
+_AT_LEAST = 32  # samples a bin needs before it scores any
 
 
 class LossByTimestep:
-    """Means, and a score, from sums that are the same on every rank."""
+    """Mean losses and a score per step, from sums that are the same on every rank."""
 
     def __init__(self) -> None:
         self._count = [0.0] * BINS
@@ -28,7 +28,7 @@ class LossByTimestep:
 
     @staticmethod
     def sums(t_B: Tensor, loss_B: Tensor) -> Tensor:
-        """(3, BINS) fp64: samples, their losses, the losses squared; add them over ranks."""
+        """(3, BINS) fp64: counts, sums of losses and of squared losses; to be summed over ranks."""
         place_B = (t_B * BINS).long().clamp(0, BINS - 1)
         found = torch.zeros(3, BINS, dtype=torch.float64, device=loss_B.device)
         loss_B = loss_B.double()
@@ -81,5 +81,5 @@ class Spikes:
 
     @property
     def positions(self) -> list[tuple[int, int]]:
-        """Of the batches of the steps counted."""
+        """Positions of the batches of the counted steps."""
         return [position for step in self._high for position in step]

@@ -1,4 +1,4 @@
-"""Batches that a run skips after they made its loss bad."""
+"""Batches that a run skips because they caused a bad loss."""
 
 import json
 from collections.abc import Iterable
@@ -13,17 +13,17 @@ Position = tuple[int, int]  # epoch, step of the epoch: the same batch on every 
 
 
 class SkipList:
-    """Positions of batches a run skips, after a bad loss they came with; in `skip.json`."""
+    """Positions of batches a run skips after a bad loss, stored in `skip.json`."""
 
     def __init__(self, run_dir: Path, *, load: bool = True) -> None:
-        """`load` reads those that the run directory already names."""
+        """`load` reads those already stored in the run directory."""
         self._path = run_dir / "skip.json"
         self.positions: set[Position] = set()
         if load and self._path.exists():
             self.positions = set(_read(self._path))
 
     def add(self, positions: Iterable[Position], *, write: bool) -> None:
-        """Every rank adds the same; one writes."""
+        """Add positions, the same on every rank; one rank writes the file."""
         self.positions |= set(positions)
         if write:
             listed = sorted(self.positions)
@@ -57,7 +57,7 @@ def _is_position(entry: object) -> bool:
 
 
 def position(loader: Loader) -> Position:
-    """Of the step whose batch the loader returns next."""
+    """The position of the batch that the loader returns next."""
     state = loader.state_dict()
     if state["step"] == loader.steps_in_epoch:
         return state["epoch"] + 1, 0

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class StopSignals:
-    """Within it, the first signal only sets `received`; the second one has its usual effect."""
+    """A context in which the first signal only sets `received`; the second has its usual effect."""
 
     WATCHED = (signal.SIGINT, signal.SIGTERM)
 

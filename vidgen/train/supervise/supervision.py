@@ -1,8 +1,8 @@
-"""A rank's part of hang detection: it shows where it is, and ends when the run cannot go on.
+"""A rank's part of hang detection: it publishes its progress and ends if the run cannot continue.
 
 The first rank of each machine starts the watchdog (watchdog.py), which decides. A thread of every
-rank gives signs of life and carries the verdict; one rank of a machine brings in the records of
-the other machines' ranks, through the store that the ranks met at.
+rank sends heartbeats and receives the verdict; one rank per machine fetches the records of other
+machines' ranks through the rendezvous store.
 """
 
 import faulthandler
@@ -34,24 +34,24 @@ from vidgen.train.supervise.board import (
 )
 from vidgen.train.supervise.watchdog import Settings
 
-ENDED = 75  # exit status of a rank that ends because another one did: worth another try
+ENDED = 75  # exit status (EX_TEMPFAIL) of a rank that ends because another one did
 _PREFIX = "vidgen-supervision"
-_LEAVING_S = 60.0  # that rank 0 waits for the others at the end
-_LOST_BEATS = 3  # without an answer of the store before it counts as lost
+_LEAVING_S = 60.0  # how long rank 0 waits for the others at the end
+_LOST_BEATS = 3  # without an answer before the store counts as lost
 
 
 class RankLost(UserError):
-    """Another rank ended, hung or failed: the run cannot go on."""
+    """Another rank ended, hung or failed, so the run cannot continue."""
 
 
 class Supervision:
     """While open, a rank that hangs, ends or fails ends all ranks with one line that names it.
 
-    It is on for several ranks, and for one under torchrun, which starts it again.
+    It is enabled for several ranks, and for one rank under torchrun, which restarts it.
     """
 
     def __init__(self, world: World, folder: Path | None, settings: Settings) -> None:
-        """`folder` receives the reports; without one there are only the lines."""
+        """`folder` receives the reports; without it, only lines are printed."""
         self._world, self._folder = world, folder
         beat = min(settings.beat_s, settings.timeout_s / 20)
         self._settings = replace(settings, beat_s=beat)
@@ -63,8 +63,10 @@ class Supervision:
         self._local = range(first, first + here)
         self._foreign = [rank for rank in range(world.world) if rank not in self._local]
         self._record = Record(world.rank, os.getpid())
-        self._heard: dict[int, tuple[int, float]] = {}  # rank: its last beat, and when it was new
-        self._failing = 0  # beats in which the store did not answer
+        self._heard: dict[
+            int, tuple[int, float]
+        ] = {}  # rank: its last heartbeat, and when it changed
+        self._failing = 0  # heartbeats without an answer of the store
         self._lock, self._talking = threading.RLock(), threading.Lock()
         self._closing, self._leaving = threading.Event(), False
         self._board: Board | None = None
@@ -81,7 +83,7 @@ class Supervision:
             self._stacks = watchdog.stacks_file(self._folder, self._world.rank).open("w")
             faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=True, chain=False)
         if self._world.store is not None:
-            # A connection of its own: the main thread may be waiting in the other.
+            # A separate connection: the main thread may be blocked in the other.
             self._store = self._world.store.clone()  # type: ignore[attr-defined]
             self._store.set_timeout(timedelta(seconds=self._settings.timeout_s))
         try:
@@ -89,10 +91,10 @@ class Supervision:
         except BoardError as error:
             raise UserError(str(error)) from None
         flight_recorder.listen(self._hear)
-        flight_recorder.note("start")  # what came before does not count as a hang
+        flight_recorder.note("start")  # time before this does not count as a hang
         if self._world.rank == self._local[0]:
             self._start_watchdog()
-        self._sync()  # a rank that has been here and falls silent is missed
+        self._sync()  # from now on a silent rank is noticed
         self._thread.start()
         return self
 
@@ -118,7 +120,7 @@ class Supervision:
         self._thread.join()
         self._board.close()
         self._board = None
-        # The stacks' file stays open: a signal may still come, and must not end this process.
+        # The stacks' file stays open: a late signal must not end this process.
         if verdict is not None:
             raise RankLost(verdict) from error
 
@@ -143,7 +145,7 @@ class Supervision:
                 self._board.write(self._record)
 
     def _fail(self, error: BaseException) -> str | None:
-        """Record an error; of a broken connection, wait to learn which rank failed first."""
+        """Record an error; after a broken connection, wait to learn which rank failed first."""
         broken = _is_communication(error)
         if self._stacks is not None:
             faulthandler.dump_traceback(self._stacks, all_threads=True)
@@ -184,7 +186,7 @@ class Supervision:
                 # The main thread may never return from its collective.
                 self._closing.wait(max(2 * self._settings.beat_s, 2.0))
                 if not self._closing.is_set() and not self._leaving:
-                    self._sync()  # the other machines hear of the verdict
+                    self._sync()  # publish the verdict to the other machines
                     os._exit(ENDED)
 
     def _check_watchdog(self) -> None:
@@ -200,7 +202,7 @@ class Supervision:
             )
 
     def _sync(self) -> None:
-        """Tell the store of this rank and its machine's verdict; learn of the others'."""
+        """Publish this rank's record and its machine's verdict to the store; read the others'."""
         if self._store is None or self._board is None:
             return
         with self._talking:
@@ -229,7 +231,7 @@ class Supervision:
                     board.write(record)
 
     def _carries(self, board: Board) -> bool:
-        """Whether this is the first rank of the machine that can bring in the others' records."""
+        """Whether this is the first rank of the machine able to fetch the others' records."""
         for record in board.read()[self._local[0] : self._world.rank]:
             if record is not None and process_state(record.pid) not in ("gone", "Z", "X", "T", "t"):
                 return False
@@ -246,14 +248,14 @@ class Supervision:
             heard = now
             self._heard[rank] = found.beat, heard
         since, failed_at = (now - age for age in (found.since, found.failed_at))
-        # Of a silent rank the age in its last record does not grow by itself.
+        # The age in a silent rank's last record does not increase, so add the time since.
         since -= now - heard
         return replace(
             found, rank=rank, pid=0, since=since, failed_at=failed_at, heard=heard, seen=now
         )
 
     def _outlast_others(self) -> None:
-        """Rank 0 may keep the store: were it gone first, the others would take it for lost."""
+        """Rank 0 may host the store: if it ended first, the others would consider it lost."""
         if self._store is None or self._board is None:
             return
         deadline = time.monotonic() + min(self._settings.timeout_s, _LEAVING_S)
@@ -271,7 +273,7 @@ class Supervision:
     # The watchdog -------------------------------------------------------------------------------
 
     def _board_name(self) -> str:
-        """Shared by the ranks that one launcher started at once; else of this process alone."""
+        """Shared by the ranks that one launcher started together; else private to this process."""
         shared = self._launcher if self._torchrun else os.getpid()
         fields = proc_stat(shared)
         began = fields[19] if fields else "0"
@@ -284,7 +286,7 @@ class Supervision:
             *(self._launcher, "tied" if self._torchrun else "untied"),
             json.dumps(asdict(self._settings)),
         ]
-        # A session of its own: what ends the ranks must not end it before its report.
+        # A separate session: what ends the ranks must not end the watchdog before its report.
         self._watchdog = subprocess.Popen(
             [sys.executable, watchdog.__file__, *map(str, words)],
             stdin=subprocess.DEVNULL,
@@ -293,7 +295,7 @@ class Supervision:
 
 
 def _sent(record: Record) -> str:
-    """A record as other machines read it: ages in place of times, as clocks differ."""
+    """A record for other machines: ages instead of times, as clocks differ."""
     now = time.monotonic()
     return json.dumps(
         asdict(replace(record, since=now - record.since, failed_at=now - record.failed_at))
@@ -301,7 +303,8 @@ def _sent(record: Record) -> str:
 
 
 def _is_communication(error: BaseException) -> bool:
-    """Gloo raises plain RuntimeErrors; a store's end and NCCL's have a type of their own."""
+    """Whether an error is a communication error. Gloo raises RuntimeError; stores and NCCL have
+    specific types."""
     if isinstance(error, dist.DistError):
         return True
     words = ("gloo", "nccl", "connection closed", "connection reset", "socket", "timed out")

@@ -1,9 +1,9 @@
-"""The watchdog: a process beside the ranks of a machine that sees them hang, slow down or end.
+"""The watchdog: a process per machine that detects ranks that hang, slow down or end.
 
-It runs from its own file and imports nothing of the package: it starts in milliseconds and holds no
-GPU and no lock of the processes it watches. Ranks write where they are to a board in shared memory
-(supervision.py), records of other machines included. The watchdog decides, names the first rank to
-fail, writes a report with every rank's stack, and ends all ranks of its machine.
+It runs as a separate script that imports nothing of the package, so it starts in milliseconds and
+shares no GPU or lock with the processes it watches. Ranks write their progress to a board in shared
+memory (supervision.py), including the records of other machines. The watchdog names the first rank
+to fail, writes a report with every rank's stack, and ends all ranks of its machine.
 """
 
 import contextlib
@@ -25,25 +25,25 @@ else:
     from vidgen.train.supervise.board import Board, Processes, Record
 
 POLL_S = 0.1
-GRACE_S = 5.0  # for ranks to end themselves after the verdict
-SETTLE_S = 0.5  # after a failure, for an earlier one to become known
-HISTORY = 64  # steps of a bucket that give its median
-AT_LEAST = 4  # of them, before any counts as slow
-SILENT_BEATS = 5  # without a sign from another machine's rank, once a connection broke
+GRACE_S = 5.0  # time for ranks to end themselves after the verdict
+SETTLE_S = 0.5  # time after a failure for an earlier one to become known
+HISTORY = 64  # steps of a bucket in its median
+AT_LEAST = 4  # steps needed before any counts as slow
+SILENT_BEATS = 5  # without a heartbeat from another machine's rank, after a broken connection
 
 
 @dataclass(frozen=True)
 class Settings:
     timeout_s: float  # without progress
     storage_timeout_s: float = 3600.0  # while a rank waits for storage
-    beat_s: float = 2.0  # between the signs of life that ranks give
+    beat_s: float = 2.0  # between the heartbeats of ranks
     slow_factor: float | None = None
     slow_steps: int = 5
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One rank's end, as far as it is known here."""
+    """One rank's end, as far as it is known on this machine."""
 
     rank: int
     at: float  # time.monotonic()
@@ -53,7 +53,7 @@ class Failure:
 
 @dataclass
 class Judge:
-    """Decides from the records and the ends of processes whether the run can go on."""
+    """Decides from the records and ended processes whether the run can continue."""
 
     settings: Settings
     _settling: float | None = None  # when the first failure became known
@@ -72,8 +72,8 @@ class Judge:
         ended: dict[int, tuple[float, str]] | None = None,
         stopped: frozenset[int] = frozenset(),
     ) -> str | None:
-        """Why the run ends, or None. `ended` has the time and status of processes by rank,
-        `stopped` the ranks whose process is stopped by a signal."""
+        """Return why the run ends, or None. `ended` maps ranks to the time and status of their
+        processes, `stopped` are the ranks whose process is stopped by a signal."""
         found = self.failures(records, ended or {})
         if found:
             return self._first(found, records, now, stopped)
@@ -87,7 +87,7 @@ class Judge:
 
     @staticmethod
     def failures(records: list[Record], ended: dict[int, tuple[float, str]]) -> list[Failure]:
-        """In the order in which they happened."""
+        """Failures in the order in which they happened."""
         found = [
             Failure(r.rank, r.failed_at, r.error, r.broken_connection) for r in records if r.error
         ]
@@ -101,7 +101,7 @@ class Judge:
     def _first(
         self, found: list[Failure], records: list[Record], now: float, stopped: frozenset[int]
     ) -> str | None:
-        """The first failure that no other explains; it may become known after its consequences."""
+        """The first failure not caused by another; it may become known after its consequences."""
         if self._settling is None:
             self._settling = now
         waited = now - self._settling
@@ -125,8 +125,8 @@ class Judge:
         storage = any(record.storage for record in behind)
 
         def limit(record: Record) -> float:
-            """Whoever waits for a rank that waits for storage has that rank's limit; a process
-            that is stopped does not wait for storage."""
+            """The limit of a rank. If any rank waits for storage, those waiting for it share its
+            limit; a stopped process does not wait for storage."""
             patient = (record.storage or storage) and not held
             return self.settings.storage_timeout_s if patient else self.settings.timeout_s
 
@@ -202,7 +202,7 @@ def end_all(
     records = [record for record in board.read() if record is not None]
     if folder is not None:
         processes.signal(signal.SIGUSR1)  # faulthandler writes the stacks
-        time.sleep(1.0)  # it answers at once if it answers at all
+        time.sleep(1.0)  # a responsive process answers at once
     processes.poll(0)
     report = None if folder is None else _write(folder, line, records, processes)
     where = "" if report is None else f"; report: {report}"
@@ -241,7 +241,7 @@ def _write(folder: Path, line: str, records: list[Record], processes: Processes)
 def watch(
     board: Board, processes: Processes, folder: Path | None, settings: Settings, local: int
 ) -> None:
-    """Until all of this machine's ranks have left, or the run cannot go on."""
+    """Run until all of this machine's ranks have left, or the run cannot continue."""
     judge = Judge(settings)
     latest: list[Record | None] = [None] * board.ranks
     while True:
@@ -254,7 +254,7 @@ def watch(
         if len(own) == local and all(record.left for record in own):
             return
         if launcher is not None:
-            # A launcher may give up because of a rank before its failure has settled.
+            # A launcher may exit because of a rank before that failure is settled.
             causes = [f for f in Judge.failures(known, processes.ended) if not f.consequence]
             if causes or not all(r.left or r.rank in processes.ended for r in own):
                 own_line = f"the launcher {launcher}; its ranks end too"
@@ -281,5 +281,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the ranks to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the ranks handle Ctrl-C
     main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""adamw in Triton: one program a block of columns of a row."""
+"""adamw in Triton: one program per block of columns of a row."""
 
 # A kernel's arguments have no Python types.
 # mypy: disable-error-code="no-untyped-def"
@@ -30,7 +30,7 @@ def _stored(value, random, BF16: tl.constexpr):
     return value
 
 
-# What differs from tensor to tensor and step to step is not compiled in.
+# Values that change per tensor or step are not specialised, to avoid recompilation.
 @triton.jit(do_not_specialize=["key0", "key1", "first", "row"])
 def _step(
     param, param_l, grad, grad_l, exp_avg, exp_avg_l, exp_avg_sq, exp_avg_sq_l, average, average_l,

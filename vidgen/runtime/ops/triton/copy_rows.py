@@ -1,4 +1,4 @@
-"""copy_rows in Triton: one program a token and block of heads."""
+"""copy_rows in Triton: one program per token and block of heads."""
 
 # A kernel's arguments have no Python types.
 # mypy: disable-error-code="no-untyped-def"

@@ -1,4 +1,4 @@
-"""gated_residual_modulate in Triton: a program has one token forward, a chunk of them backward."""
+"""gated_residual_modulate in Triton: one program per token forward, per chunk backward."""
 
 # A kernel's arguments have no Python types.
 # mypy: disable-error-code="no-untyped-def"
@@ -26,7 +26,7 @@ def _forward(
     row += tl.load(gate + b * gate_b + i, mask=inside, other=0.0).to(tl.float32) * branch
     stored = row.to(residual.dtype.element_ty)
     tl.store(residual + b * residual_b + t * residual_l + i, stored, mask=inside)
-    # The norm is of the residual as stored, which is what the backward pass starts from.
+    # Normalise the residual as stored (rounded), which the backward pass reads.
     row = stored.to(tl.float32)
     row_mean = tl.sum(row, 0) / width
     centred = tl.where(inside, row - row_mean, 0.0)

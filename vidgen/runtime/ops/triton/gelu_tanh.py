@@ -1,4 +1,4 @@
-"""gelu_tanh in Triton: one program a token and block of features."""
+"""gelu_tanh in Triton: one program per token and block of features."""
 
 # A kernel's arguments have no Python types.
 # mypy: disable-error-code="no-untyped-def"

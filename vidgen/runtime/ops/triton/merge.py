@@ -1,4 +1,4 @@
-"""merge in Triton: one program for some rows, of one token and head each."""
+"""merge in Triton: one program per block of rows, each row one token and head."""
 
 # A kernel's arguments have no Python types.
 # mypy: disable-error-code="no-untyped-def"
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from vidgen.runtime.ops.triton.rows import strides
 
-_ROWS = 8  # of a program
+_ROWS = 8  # rows per program
 
 
 @triton.jit
 def _weigh(lse_a, lse_b):
-    """What each side counts, and the joint LSE; where both are empty, nothing counts."""
+    """The weight of each side, and the merged LSE; both weights are zero if both are empty."""
     nothing = (lse_a == -float("inf")) & (lse_b == -float("inf"))
-    # A NaN of either side stays one.
+    # Propagate NaN from either side.
     b_leads = lse_b > lse_a
     most = tl.where(b_leads, lse_b, lse_a)
     least = tl.where(b_leads, lse_a, lse_b)
@@ -30,7 +30,7 @@ def _weigh(lse_a, lse_b):
 
 @triton.jit
 def _offsets(n, b_stride, l_stride, h_stride, length, heads, i):
-    """Of row n of (B, H, L) in a (B, L, H, D) tensor."""
+    """Offsets of row n of (B, H, L) in a (B, L, H, D) tensor."""
     row = (n // (heads * length)) * b_stride + (n % length) * l_stride
     return (row + (n // length % heads) * h_stride)[:, None] + i[None, :]
 

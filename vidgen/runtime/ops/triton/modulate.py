@@ -1,4 +1,4 @@
-"""modulate in Triton: one program a token forward, one program a chunk of tokens backward."""
+"""modulate in Triton: one program per token forward, per chunk of tokens backward."""
 
 # A kernel's arguments have no Python types.
 # mypy: disable-error-code="no-untyped-def"

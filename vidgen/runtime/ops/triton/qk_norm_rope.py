@@ -1,4 +1,4 @@
-"""qk_norm_rope in Triton: a program has all heads of a token forward, of a chunk backward."""
+"""qk_norm_rope in Triton: one program per token forward, per chunk backward, with all heads."""
 
 # A kernel's arguments have no Python types.
 # mypy: disable-error-code="no-untyped-def"
@@ -59,7 +59,7 @@ def forward(
 
 
 def _blocks(heads: int, width: int) -> dict[str, int]:
-    """Heads and pairs of a program, powers of two; at most 4096 numbers of each half."""
+    """Heads and pairs per program, powers of two; at most 4096 elements of each half."""
     pairs = triton.next_power_of_2(width // 2)
     return {"HEADS": min(triton.next_power_of_2(heads), 4096 // pairs), "PAIRS": pairs}
 

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: sums over tokens in two stages, and how rows are cut."""
+"""Shared by the Triton kernels: two-stage sums over tokens, and how rows are split."""
 
 # A kernel's arguments have no Python types.
 # mypy: disable-error-code="no-untyped-def"
@@ -10,18 +10,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# A function of the shape alone: a sum has the same bits on every GPU.
+# Depends only on the shape, so a sum has the same bits on every GPU.
 _PROGRAMS = 528
 
 
 def chunks(samples: int, tokens: int) -> tuple[int, int]:
-    """How many tokens of one sample a program has, and how many programs a sample."""
+    """(tokens per program, programs per sample)."""
     length = max(1, triton.cdiv(samples * tokens, _PROGRAMS))
     return length, triton.cdiv(tokens, length)
 
 
 def strides(tensor: Tensor) -> tuple[int, ...]:
-    """Of all dimensions but the last, which is contiguous."""
+    """Strides of all dimensions except the last, which is contiguous."""
     return tensor.stride()[:-1]
 
 
@@ -38,7 +38,7 @@ def _add_chunks(partials, result, count, width, BLOCK: tl.constexpr) -> None:
 
 
 def add_chunks(partials_BCD: Tensor, result_BD: Tensor) -> None:
-    """Adds up the chunks of every sample, in order."""
+    """Sum the chunks of every sample, in order."""
     samples, count, width = partials_BCD.shape
     if result_BD.numel():
         grid = (triton.cdiv(width, 128), samples)
@@ -50,6 +50,6 @@ def partials(like: Tensor, *shape: int) -> Tensor:
 
 
 def row_options(width: int) -> dict[str, Any]:
-    """The block that holds a row, and the warps to share it."""
+    """The block size that holds a row, and the number of warps."""
     block = triton.next_power_of_2(width)
     return {"BLOCK": block, "num_warps": min(16, max(1, block // 512))}

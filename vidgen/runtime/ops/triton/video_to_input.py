@@ -1,4 +1,4 @@
-"""video_to_input in Triton: a table look-up for every pixel, in the order of the output."""
+"""video_to_input in Triton: a table look-up per pixel, in output order."""
 
 # A kernel's arguments have no Python types.
 # mypy: disable-error-code="no-untyped-def"
