@@ -195,6 +195,6 @@ def published(kind: str, file: str) -> "AutoencoderConfig":
     config = VideoDCAEConfig(path=file)
     with open_source(file) as tensors:
         last = tensors.infos.get("encoder.project_out.main.op_list.0.conv.bias")
-    if last is not None and config.widths[5] % last.shape[0] == 0:
+    if last is not None and config.widths[-1] % last.shape[0] == 0:
         config = replace(config, latent_channels=last.shape[0])
     return config

@@ -154,9 +154,9 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
             world=self.world.world,
             device=self.device,
             accumulate=recipe.train.accumulate,
-            temporal_step=VideoDCAE.compression[0],
+            temporal_step=recipe.autoencoder.compression[0],
             causal=VideoDCAE.causal,
-            spatial_multiple=VideoDCAE.compression[1],
+            spatial_multiple=recipe.autoencoder.compression[1],
         )
 
     def build_model(self, resuming: bool) -> VideoDCAE:

@@ -2,25 +2,31 @@
 
 from typing import Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from vidgen.config import config
 
-Six = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt]
-UNIT_FRAMES, UNIT_PIXELS = 4, 32  # behind one latent
+UNIT_FRAMES, UNIT_PIXELS = 4, 32  # behind one latent of the published autoencoder
 
 
 @config
 class VideoDCAEConfig:
-    """The defaults are the published autoencoder: 4 x 32 x 32 compression to 128 channels."""
+    """The defaults are the published autoencoder: 4 x 32 x 32 compression to 128 channels.
+
+    Each stage but the last halves rows and columns, and the last two of those halve frames too.
+    Four stages compress by 4 x 8 x 8; so do three after a pixel patch of 2, at a quarter of the cost.
+    """
 
     kind: Literal["video_dcae"] = "video_dcae"
     path: str | None = None  # the published F32T4C128_AE.safetensors; None: random weights
     latent_channels: PositiveInt = 128
-    widths: Six = (128, 256, 512, 512, 1024, 1024)  # from the pixels down, on both sides
-    encoder_depths: Six = (2, 2, 2, 3, 3, 3)
-    decoder_depths: Six = (3, 3, 3, 3, 3, 3)
-    head_dim: PositiveInt = 32  # of the linear attention in the last three stages
+    pixel_patch: PositiveInt = 1  # side of the pixel squares that become channels before stage 0
+    widths: tuple[PositiveInt, ...] = (128, 256, 512, 512, 1024, 1024)  # from the pixels down,
+    # on both sides: one a stage
+    encoder_depths: tuple[NonNegativeInt, ...] = (2, 2, 2, 3, 3, 3)
+    decoder_depths: tuple[NonNegativeInt, ...] = (3, 3, 3, 3, 3, 3)
+    attention_from: NonNegativeInt = 3  # first stage of linear attention; convolutions before it
+    head_dim: PositiveInt = 32  # of the linear attention
     std: PositiveFloat = 1.0  # of raw latents, which are divided by it; published training: 0.493
     # Larger videos are cut into tiles that overlap and fade into each other.
     tiling: bool = True
@@ -29,10 +35,19 @@ class VideoDCAEConfig:
     tile_overlap: float = 0.25
 
     def __post_init__(self) -> None:
+        if len(self.widths) < 3:
+            raise ValueError(f"widths {list(self.widths)}: expected three stages or more")
+        for name in ("encoder_depths", "decoder_depths"):
+            depths = getattr(self, name)
+            if len(depths) != self.stages:
+                raise ValueError(
+                    f"{name} {list(depths)}: expected one depth for each of the {self.stages} widths"
+                )
+        pixels = self.compression[1]
         # A tile of one latent frame would be taken for an image.
         for name, size, unit, least, form in (
             ("tile_frames", self.tile_frames, UNIT_FRAMES, 2 * UNIT_FRAMES, "4 from 8 on"),
-            ("tile_size", self.tile_size, UNIT_PIXELS, UNIT_PIXELS, "32"),
+            ("tile_size", self.tile_size, pixels, pixels, str(pixels)),
         ):
             if size % unit or size < least:
                 low = size // unit * unit
@@ -42,17 +57,17 @@ class VideoDCAEConfig:
                 raise ValueError(f"{name} {size} is not a multiple of {form}; the {near}")
         if not 0 <= self.tile_overlap < 1:
             raise ValueError(f"tile_overlap {self.tile_overlap:g}: expected 0 or more, below 1")
-        for stage in (3, 4, 5):
+        for stage in range(self.attention_from, self.stages):
             if self.widths[stage] % self.head_dim:
                 raise ValueError(
                     f"widths[{stage}] = {self.widths[stage]} does not divide into heads of "
                     f"head_dim = {self.head_dim}"
                 )
         for name, wide, narrow in (
-            ("the encoder's last", self.widths[5], self.latent_channels),
+            ("the encoder's last", self.widths[-1], self.latent_channels),
             *(
                 (f"stage {s}'s", factor * self.widths[s], self.widths[s + 1])
-                for s, factor in enumerate(FACTORS)
+                for s, factor in enumerate(self.factors)
             ),
         ):
             if wide % narrow:
@@ -60,6 +75,23 @@ class VideoDCAEConfig:
                     f"{name} shortcut cannot bring {wide} channels to {narrow}: not a multiple"
                 )
 
+    @property
+    def stages(self) -> int:
+        return len(self.widths)
 
-DOWN_FRAMES = (False, False, False, True, True)  # which of the five halvings also halve time
-FACTORS = tuple(8 if frames else 4 for frames in DOWN_FRAMES)  # pixels that become one
+    @property
+    def down_frames(self) -> tuple[bool, ...]:
+        """Which of the halvings of rows and columns also halve frames."""
+        halvings = self.stages - 1
+        return tuple(index >= halvings - 2 for index in range(halvings))
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """Positions that become one at each halving."""
+        return tuple(8 if frames else 4 for frames in self.down_frames)
+
+    @property
+    def compression(self) -> tuple[int, int, int]:
+        """Frames, rows and columns behind one latent."""
+        pixels = self.pixel_patch * 2 ** (self.stages - 1)
+        return UNIT_FRAMES, pixels, pixels

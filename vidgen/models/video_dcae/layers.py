@@ -187,3 +187,19 @@ def channels_to_space(x: Tensor, frames: bool) -> Tensor:
     t = 2 if frames else 1
     x = x.unflatten(1, (-1, t, 2, 2)).permute(0, 1, 5, 2, 6, 3, 7, 4)  # B C T t H h W w
     return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def pixels_to_channels(x: Tensor, patch: int) -> Tensor:
+    """Squares of patch x patch pixels become channels, in (channel, row, column) order."""
+    if patch == 1:
+        return x
+    x = x.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))  # B C T h p w q
+    return x.permute(0, 1, 4, 6, 2, 3, 5).flatten(1, 3)
+
+
+def channels_to_pixels(x: Tensor, patch: int) -> Tensor:
+    """The inverse of `pixels_to_channels`."""
+    if patch == 1:
+        return x
+    x = x.unflatten(1, (-1, patch, patch)).permute(0, 1, 4, 5, 2, 6, 3)  # B C T h p w q
+    return x.flatten(5, 6).flatten(3, 4)

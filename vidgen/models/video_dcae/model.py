@@ -1,8 +1,8 @@
 """The Video DC-AE: 32 x 32 pixels of 4 frames become one latent of 128 channels.
 
-Six stages on either side: residual convolutions near the pixels, linear attention near the latents;
-every change of resolution has a shortcut without weights. Nothing is causal. An image is a video of
-one frame and has one latent frame.
+Six stages on either side (fewer compress less): residual convolutions near the pixels, linear
+attention near the latents; every change of resolution has a shortcut without weights. Nothing is
+causal. An image is a video of one frame and has one latent frame.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidgen.models.autoencoder import latent_grid
-from vidgen.models.video_dcae.config import (
-    DOWN_FRAMES,
-    UNIT_FRAMES,
-    UNIT_PIXELS,
-    VideoDCAEConfig,
-)
+from vidgen.models.video_dcae.config import UNIT_FRAMES, VideoDCAEConfig
 from vidgen.models.video_dcae.layers import (
     AttentionBlock,
     Downsample,
@@ -25,16 +20,16 @@ from vidgen.models.video_dcae.layers import (
     ResBlock,
     RMSNorm3d,
     Upsample,
+    channels_to_pixels,
     conv,
+    pixels_to_channels,
 )
 from vidgen.models.video_dcae.tiling import in_tiles
-
-FIRST_ATTENTION = 3  # stages before it are residual convolutions
 
 
 def blocks(config: VideoDCAEConfig, stage: int, depth: int) -> nn.ModuleList:
     width = config.widths[stage]
-    if stage < FIRST_ATTENTION:
+    if stage < config.attention_from:
         return nn.ModuleList(ResBlock(width) for _ in range(depth))
     return nn.ModuleList(AttentionBlock(width, config.head_dim) for _ in range(depth))
 
@@ -44,8 +39,8 @@ class EncoderStage(nn.Module):
         super().__init__()
         self.blocks = blocks(config, stage, config.encoder_depths[stage])
         self.down = (
-            Downsample(config.widths[stage], config.widths[stage + 1], DOWN_FRAMES[stage])
-            if stage < len(DOWN_FRAMES)
+            Downsample(config.widths[stage], config.widths[stage + 1], config.down_frames[stage])
+            if stage < config.stages - 1
             else nn.Identity()
         )
 
@@ -60,8 +55,8 @@ class DecoderStage(nn.Module):
     def __init__(self, config: VideoDCAEConfig, stage: int):
         super().__init__()
         self.up = (
-            Upsample(config.widths[stage + 1], config.widths[stage], DOWN_FRAMES[stage])
-            if stage < len(DOWN_FRAMES)
+            Upsample(config.widths[stage + 1], config.widths[stage], config.down_frames[stage])
+            if stage < config.stages - 1
             else nn.Identity()
         )
         self.blocks = blocks(config, stage, config.decoder_depths[stage])
@@ -76,12 +71,13 @@ class DecoderStage(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, config: VideoDCAEConfig):
         super().__init__()
-        self.project_in = conv(3, config.widths[0], 3)
-        self.stages = nn.ModuleList(EncoderStage(config, stage) for stage in range(6))
-        self.project_out = Project(config.widths[5], config.latent_channels)
+        self.patch = config.pixel_patch
+        self.project_in = conv(3 * self.patch**2, config.widths[0], 3)
+        self.stages = nn.ModuleList(EncoderStage(config, stage) for stage in range(config.stages))
+        self.project_out = Project(config.widths[-1], config.latent_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.project_in(x)
+        x = self.project_in(pixels_to_channels(x, self.patch))
         for stage in self.stages:
             x = stage(x)
         out: Tensor = self.project_out(x)
@@ -91,28 +87,28 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, config: VideoDCAEConfig):
         super().__init__()
-        self.project_in = Project(config.latent_channels, config.widths[5])
-        self.stages = nn.ModuleList(DecoderStage(config, stage) for stage in range(6))
+        self.project_in = Project(config.latent_channels, config.widths[-1])
+        self.stages = nn.ModuleList(DecoderStage(config, stage) for stage in range(config.stages))
         self.norm_out = RMSNorm3d(config.widths[0])
-        self.project_out = conv(config.widths[0], 3, 3)
+        self.patch = config.pixel_patch
+        self.project_out = conv(config.widths[0], 3 * self.patch**2, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.project_in(x)
         for stage in reversed(self.stages):
             x = stage(x)
-        out: Tensor = self.project_out(F.relu(self.norm_out(x)))
-        return out
+        return channels_to_pixels(self.project_out(F.relu(self.norm_out(x))), self.patch)
 
 
 class VideoDCAE(nn.Module):
     """Deterministic: `encode` has no use for its seeds."""
 
-    compression = (UNIT_FRAMES, UNIT_PIXELS, UNIT_PIXELS)
     causal = False
 
     def __init__(self, config: VideoDCAEConfig) -> None:
         super().__init__()
         self.config, self.latent_channels = config, config.latent_channels
+        self.compression = config.compression
         self.encoder, self.decoder = Encoder(config), Decoder(config)
 
     def forward(self, video_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,7 +129,8 @@ class VideoDCAE(nn.Module):
         latent = (latent_BCTHW * self.config.std).to(self.dtype)
         frames, height, width = latent.shape[2:]
         frames = frames if frames == 1 else frames * UNIT_FRAMES
-        shape = (3, frames, height * UNIT_PIXELS, width * UNIT_PIXELS)
+        rows, columns = self.compression[1:]
+        shape = (3, frames, height * rows, width * columns)
         return self._in_tiles(self.decoder, latent, shape).to(latent_BCTHW.dtype)
 
     @property
@@ -145,11 +142,8 @@ class VideoDCAE(nn.Module):
         if not c.tiling:
             whole: Tensor = run(x)
             return whole
-        latents = (
-            c.tile_frames // UNIT_FRAMES,
-            c.tile_size // UNIT_PIXELS,
-            c.tile_size // UNIT_PIXELS,
-        )
+        side = c.tile_size // self.compression[1]
+        latents = (c.tile_frames // UNIT_FRAMES, side, side)
         return in_tiles(run, x, shape, latents, c.tile_overlap)
 
     @torch.no_grad()
