@@ -23,12 +23,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vidgen.data import BucketConfig, DataConfig
-from vidgen.data.buckets import Bucket, BucketTable, assign
-from vidgen.data.codec import ClipCodec
-from vidgen.data.encode import encode_manifest
-from vidgen.data.latents import LatentCache, facts_of, settings_of
-from vidgen.data.manifest import Manifest, write_manifest
-from vidgen.data.video import ClipRequest, read_clip, write_video
+from vidgen.data.cache.codec import ClipCodec
+from vidgen.data.cache.encode import encode_manifest
+from vidgen.data.cache.latents import LatentCache, facts_of, settings_of
+from vidgen.data.index.buckets import Bucket, BucketTable, assign
+from vidgen.data.index.manifest import Manifest, write_manifest
+from vidgen.data.read.video import ClipRequest, read_clip, write_video
 from vidgen.models.text.builtin import BuiltinText
 from vidgen.models.text.config import TextConfig
 from vidgen.models.video_dcae import VideoDCAE

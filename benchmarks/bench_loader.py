@@ -39,8 +39,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vidgen.data import BucketConfig, DataConfig, open_loader
-from vidgen.data.manifest import write_manifest
-from vidgen.data.order import sample_draws
+from vidgen.data.index.manifest import write_manifest
+from vidgen.data.index.order import sample_draws
 from vidgen.runtime.observe import results
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

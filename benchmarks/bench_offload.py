@@ -26,8 +26,8 @@ from vidgen.models.mmdit.model import Context, DualStreamBlock, SingleStreamBloc
 from vidgen.runtime import native
 from vidgen.runtime.attention import attention
 from vidgen.runtime.memory import Arena, Lane
+from vidgen.runtime.memory.block_memory import BlockCost, BlockMemory, choose, run_block
 from vidgen.runtime.memory.offload import Offloader
-from vidgen.runtime.memory.policy import BlockCost, BlockMemory, choose, run_block
 from vidgen.runtime.memory.products import keep_products
 from vidgen.runtime.observe import hardware, results
 

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from vidgen.errors import UserError
+from vidgen.recipe.schema import OptimConfig
 from vidgen.runtime import ops
 from vidgen.runtime.observe import results
-from vidgen.train.config import OptimConfig
-from vidgen.train.optim import EMA, build_optimizer
+from vidgen.train.optim.optimizer import EMA, build_optimizer
 
 WIDTH = 3072
 BYTES = {"fp32": 16, "bf16": 8, "8bit": 4}  # read and written of both moments, each element

@@ -27,12 +27,12 @@ from vidgen.models.hunyuan_vae.config import HunyuanVAEConfig
 from vidgen.models.mmdit import PRESETS, MMDiT, MMDiTConfig, ModulationTable, Seams
 from vidgen.models.mmdit.flops import flops
 from vidgen.models.mmdit.model import call_block
+from vidgen.recipe.sampling import SampleConfig
 from vidgen.runtime.observe import results
 from vidgen.runtime.observe.memory import peak_memory_gb
 from vidgen.runtime.observe.mfu import measure_matmul, peak
-from vidgen.sample.config import SampleConfig
+from vidgen.sample.hooks import RunBlock
 from vidgen.sample.memory import activation_bytes, parse_memory, plan_memory
-from vidgen.sample.seams import RunBlock
 from vidgen.sample.streaming import BlockStream
 
 # 16:9, 129 frames: pixels, tokens, and seconds of 50 steps as published for one GPU.

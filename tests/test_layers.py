@@ -12,15 +12,25 @@ PACKAGE = ROOT / "vidgen"
 
 # For each folder of the package, what else it may import. "base" is the modules in no folder, which
 # lie below everything.
-BELOW = {"models", "diffusion", "runtime", "base"}
+RUNTIME = {"metrics", "page", "runtime", "base"}
+MODELS = {"models", "diffusion"} | RUNTIME
+RECIPE = {"recipe", "accelerate", "data"} | MODELS
 MAY_IMPORT = {
-    "cli": {"train", "sample", "plan", "data"} | BELOW,
-    "train": {"data", "sample", "plan"} | BELOW,
-    "sample": {"data"} | BELOW,
-    "plan": BELOW,
-    "data": BELOW,
-    "models": {"runtime", "base"},
-    "diffusion": {"runtime", "base"},
+    "cli": {"serve", "train", "sample", "curate", "evaluate", "plan", "bench"} | RECIPE,
+    "serve": {"sample", "evaluate", "plan"} | RECIPE,
+    "bench": {"train", "sample", "plan"} | RECIPE,
+    "train": {"sample", "plan"} | RECIPE,
+    "evaluate": {"sample"} | RECIPE,
+    "curate": RECIPE,
+    "sample": RECIPE,
+    "plan": RECIPE,
+    "recipe": RECIPE,
+    "accelerate": MODELS,
+    "data": MODELS,
+    "models": RUNTIME,
+    "diffusion": RUNTIME,
+    "metrics": {"runtime", "base"},
+    "page": {"metrics", "runtime", "base"},
     "runtime": {"base"},
     "base": set(),
 }
@@ -31,7 +41,7 @@ INTERFACES = {"vidgen.models.autoencoder", "vidgen.models.text.encoder"}
 SHELL_OUTS: dict[str, str] = {
     "vidgen/runtime/loader/processes.py": "workers without torch, or the locks a fork would copy",
     "vidgen/cli/quickstart.py": "kills a training process and starts it again, as a crash would",
-    "vidgen/train/recovery.py": "starts the watchdog, which must outlive the ranks that it ends",
+    "vidgen/train/supervise/recovery.py": "the watchdog must outlive the ranks it ends",
 }
 STARTERS = {"os.system", "os.popen", "os.fork", "pty.spawn"}
 STARTER_PREFIXES = ("subprocess", "os.exec", "os.spawn", "os.posix_spawn", "pty")
@@ -46,7 +56,7 @@ def modules() -> list[Path]:
 
 
 def part_of(module: str) -> str:
-    """`vidgen.train.config` is of "train"; `vidgen.errors` is of "base"."""
+    """`vidgen.recipe.schema` is of "train"; `vidgen.errors` is of "base"."""
     part = module.split(".")[1] if "." in module else ""
     if part == "__main__":
         return "cli"
@@ -126,7 +136,7 @@ def test_every_folder_has_a_layer() -> None:
     [
         ("from vidgen.train import Trainer", "vidgen.runtime.ops.modulate", ["vidgen.train"]),
         ("def f():\n    import vidgen.cli.main", "vidgen.train.trainer", ["vidgen.cli.main"]),
-        ("from vidgen import sample", "vidgen.data.video", ["vidgen.sample"]),
+        ("from vidgen import sample", "vidgen.data.read.video", ["vidgen.sample"]),
         ("from ...data import video", "vidgen.runtime.loader.ring", ["vidgen.data"]),
         ("from vidgen.models.mmdit import MMDiT", "vidgen.diffusion.flow", ["vidgen.models.mmdit"]),
         ("from vidgen.models.autoencoder import Autoencoder", "vidgen.diffusion.conditions", []),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vidgen.cli.main import parse
-from vidgen.train.autoencoder_config import read_any
+from vidgen.recipe.autoencoder import read_any
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [

@@ -7,8 +7,8 @@ import pytest
 
 from tests.test_readme import ROOT, blocks
 from vidgen.cli.main import main
-from vidgen.data.manifest import Manifest
-from vidgen.data.shapes import TRAINED, write_dataset
+from vidgen.data.index.manifest import Manifest
+from vidgen.data.synthetic.shapes import TRAINED, write_dataset
 
 SMALL = {  # what a test adds to the commands
     "train": ["model.depth=1", "model.depth_single_blocks=1", "checkpoint.every=1"],

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from vidgen.config import read_recipe
-from vidgen.data.shapes import TRAINED, write_dataset
+from vidgen.data.synthetic.shapes import TRAINED, write_dataset
+from vidgen.recipe.reader import read_recipe
+from vidgen.recipe.schema import Recipe
 from vidgen.runtime.observe import results
 from vidgen.train import Trainer
-from vidgen.train.config import Recipe
-from vidgen.train.metrics import read_metrics
+from vidgen.train.report.metrics import read_metrics
 
 RECIPE = {
     "name": "matrix",

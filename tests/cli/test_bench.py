@@ -119,9 +119,9 @@ def test_dcae_at_the_reports_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     """76k tokens against 19k, attention and all: the report's factors stand beside."""
     import torch
 
-    from vidgen.cli.bench import dcae
-    from vidgen.config import read_recipe
-    from vidgen.train.config import Recipe
+    from vidgen.bench import dcae
+    from vidgen.recipe.reader import read_recipe
+    from vidgen.recipe.schema import Recipe
 
     path = Path(__file__).resolve().parents[2] / "recipes/stage3.yaml"
     monkeypatch.setattr(dcae, "_figures", lambda *_: iter([{}]))

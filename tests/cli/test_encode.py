@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from vidgen.cli.main import main
-from vidgen.data.manifest import write_manifest
-from vidgen.data.video import write_video
+from vidgen.data.index.manifest import write_manifest
+from vidgen.data.read.video import write_video
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ DCAE = VideoDCAEConfig(
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from vidgen.data.video import write_video
+    from vidgen.data.read.video import write_video
 
     pytest.importorskip("av")
     folder = tmp_path_factory.mktemp("videos")

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from vidgen.data.manifest import Manifest
-from vidgen.data.shapes import TRAINED, write_dataset
+from vidgen.data.index.manifest import Manifest
+from vidgen.data.synthetic.shapes import TRAINED, write_dataset
 
 
 @pytest.fixture

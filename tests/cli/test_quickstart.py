@@ -10,9 +10,9 @@ import pytest
 
 import vidgen as package
 from vidgen.cli.quickstart import PRODUCTS, Quickstart
-from vidgen.config import read_recipe
 from vidgen.errors import UserError
-from vidgen.train.config import Recipe
+from vidgen.recipe.reader import read_recipe
+from vidgen.recipe.schema import Recipe
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "quickstart.yaml"
 TOY = (
@@ -38,9 +38,9 @@ def places(folder: Path) -> tuple[str, ...]:
 def test_the_whole_of_it_at_toy_size(
     vidgen: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
-    from vidgen.data.video import read_metadata
+    from vidgen.data.read.video import read_metadata
     from vidgen.runtime import checkpoint
-    from vidgen.train.metrics import read_metrics
+    from vidgen.train.report.metrics import read_metrics
 
     folder = tmp_path / "run"
     status, shown, said = vidgen(
@@ -121,7 +121,7 @@ def test_data_is_made_once_and_again_when_something_else_is_asked(
         written.append(asked["clips"])
         (folder / "manifest.parquet").touch()
 
-    monkeypatch.setattr("vidgen.data.shapes.write_dataset", write_dataset)
+    monkeypatch.setattr("vidgen.data.synthetic.shapes.write_dataset", write_dataset)
     quickstart.make_data()
     quickstart.make_data()
     assert written == [((17, 1), (33, 1))]

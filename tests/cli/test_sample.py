@@ -13,7 +13,7 @@ from vidgen.cli.sample import request
 from vidgen.diffusion.config import ConditionName
 from vidgen.diffusion.solvers import SOLVERS
 from vidgen.errors import UserError
-from vidgen.sample.config import SampleConfig
+from vidgen.recipe.sampling import SampleConfig
 
 
 def asked(*argv: str) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def test_like_repeats_a_videos_request(tmp_path: Path, monkeypatch: pytest.Monke
     record = {"prompts": ["a cat"], "seed": 3, "steps": 20, "height": 64, "width": 64}
     metadata = {"vidgen_request": json.dumps(record)}
     stub = SimpleNamespace(read_metadata=lambda path: metadata, BadClip=Exception)
-    monkeypatch.setitem(sys.modules, "vidgen.data.video", stub)
+    monkeypatch.setitem(sys.modules, "vidgen.data.read.video", stub)
     found = asked("--like", str(video), "--steps", "30", "--resolution", "256px")
     assert (found["prompts"], found["seed"], found["steps"]) == (["a cat"], 3, 30)
     assert found["resolution"] == "256px"
@@ -188,7 +188,7 @@ def test_a_request_survives_the_round_trip_through_a_video(
     video = tmp_path / "0000.mp4"
     video.write_bytes(b"")
     monkeypatch.setattr(
-        "vidgen.data.video.read_metadata", lambda path: {"vidgen_request": made.record()}
+        "vidgen.data.read.video.read_metadata", lambda path: {"vidgen_request": made.record()}
     )
     found = asked("--like", str(video))
     assert found.pop("samples") == 1

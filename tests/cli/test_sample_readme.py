@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from vidgen.config import read_recipe, to_dict
-from vidgen.data.video import probe, read_metadata
+from vidgen.config import to_dict
+from vidgen.data.read.video import probe, read_metadata
 from vidgen.models.mmdit import MMDiT
+from vidgen.recipe.reader import read_recipe
+from vidgen.recipe.schema import Recipe
 from vidgen.runtime import checkpoint
-from vidgen.train.config import Recipe
 
 ROOT = Path(__file__).parents[2]
 Command = Callable[..., tuple[int, str, str]]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vidgen.data.manifest import write_manifest
-from vidgen.data.video import write_video
+from vidgen.data.index.manifest import write_manifest
+from vidgen.data.read.video import write_video
 
 
 def numbered_frames(count: int, height: int = 32, width: int = 32, clip: int = 0) -> np.ndarray:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from vidgen.data import DataConfig, open_loader
+from vidgen.data.index.manifest import write_manifest
 from vidgen.data.loader import Batch, Loader
-from vidgen.data.manifest import write_manifest
 from vidgen.errors import UserError
 
 
@@ -93,7 +93,7 @@ def test_the_cache_changes_nothing(clip_set: Any, reference: Any) -> None:
 
 
 def test_the_cache_is_used_and_bounded(clip_set: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import vidgen.data.video as module
+    import vidgen.data.read.video as module
 
     calls = 0
     real = module.read_clip
@@ -214,7 +214,7 @@ def test_restoring_reads_nothing_that_was_read(clip_set: Any, monkeypatch: Any) 
     with opened(clip_set.manifest) as loader:
         take(loader, 5)
         state = loader.state_dict()
-    import vidgen.data.video as module
+    import vidgen.data.read.video as module
 
     read: list[Any] = []
     real = module.read_clip

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vidgen.diffusion.guidance import BRANCHES, Branches, GuidanceConfig, plan
 from vidgen.diffusion.sampler import evaluations
-from vidgen.sample.config import SampleConfig
+from vidgen.recipe.sampling import SampleConfig
 
 GRID = (3, 2, 2)
 

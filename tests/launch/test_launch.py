@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from vidgen.cli.main import parse
-from vidgen.config import read_recipe
-from vidgen.train.config import Recipe
+from vidgen.recipe.reader import read_recipe
+from vidgen.recipe.schema import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"

@@ -38,7 +38,7 @@ from vidgen.plan.encoders import Encoders
 from vidgen.plan.hardware import GPUS, Gpu, gpu_named
 from vidgen.plan.planner import dollars
 from vidgen.plan.workload import Bucket, Workload
-from vidgen.runtime.memory.policy import BlockMemory, arrange
+from vidgen.runtime.memory.block_memory import BlockMemory, arrange
 
 H200 = GPUS["h200"]
 ENCODERS = Encoders("hunyuan_vae", "t5_clip", 512)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from vidgen.data.video import write_image, write_video
+from vidgen.data.read.video import write_image, write_video
 from vidgen.models.build import build_autoencoder, build_text
 from vidgen.models.mmdit import MMDiT
 from vidgen.sample import Pipeline
-from vidgen.sample.parts import Part
+from vidgen.sample.lazy import Part
 from vidgen.sample.system import System
 
 RECIPE: dict[str, Any] = {

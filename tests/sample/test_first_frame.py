@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vidgen.data.video import read_clip, read_metadata
+from vidgen.data.read.video import read_clip, read_metadata
 from vidgen.errors import UserError
 from vidgen.models.mmdit import PRESETS, MMDiT, save_weights
 from vidgen.sample import Pipeline, draw_first_frames, make_requests, write_samples

@@ -15,9 +15,9 @@ from vidgen.diffusion.conditions import given_parts
 from vidgen.diffusion.sampler import evaluations
 from vidgen.errors import UserError
 from vidgen.models.mmdit import save_weights
+from vidgen.recipe.sampling import SampleConfig
 from vidgen.runtime import checkpoint
 from vidgen.sample import Pipeline, Request
-from vidgen.sample.config import SampleConfig
 from vidgen.sample.references import read_references
 
 Make = Callable[..., Pipeline]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vidgen.data.video import read_clip
+from vidgen.data.read.video import read_clip
 from vidgen.models.block_dct.config import BlockDCTConfig
 from vidgen.models.block_dct.model import BlockDCT
 from vidgen.sample.preview import PreviewFile, Projection

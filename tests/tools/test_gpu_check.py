@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from vidgen.cli.main import parse
-from vidgen.config import read_recipe
 from vidgen.plan.workload import workload_of
-from vidgen.train.config import Recipe
+from vidgen.recipe.reader import read_recipe
+from vidgen.recipe.schema import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = (ROOT / "tools/gpu_check.sh").read_text()

@@ -1,4 +1,4 @@
-"""A tiny data set of moving shapes, a tiny recipe on it, and ways to run it."""
+"""Ways to run a tiny recipe: in this process, in child processes, on several ranks."""
 
 import os
 import socket
@@ -12,37 +12,7 @@ import pytest
 import torch
 
 import vidgen
-from vidgen.config import read_recipe
-from vidgen.data.shapes import TRAINED, write_dataset
-from vidgen.train.config import Recipe
 
-# 8 images, 8 clips of 9 frames and 8 of 17, 32 x 32: with these buckets an epoch is 8 steps.
-RECIPE = """\
-name: tiny
-run_dir: runs/tiny
-model:
-  in_channels: 96
-  hidden_size: 32
-  num_heads: 2
-  depth: 1
-  depth_single_blocks: 1
-  axes_dim: [4, 6, 6]
-  vec_in_dim: 16
-  context_in_dim: 16
-  cond_embed: false
-autoencoder: {{kind: block_dct}}
-text: {{length: 8, token_width: 16, pooled_width: 16}}
-data:
-  manifest: {manifest}
-  buckets:
-    32px_ar1:1: {{1: {{batch: 4}}, 9: {{batch: 4}}, 17: {{batch: 2}}}}
-conditions: {{suffix: false, drop_tokens: 0.2, drop_pooled: 0.2}}
-optim: {{lr: 5e-3, warmup: 2, eps: 1e-8}}
-checkpoint: {{every: 3}}
-train: {{steps: 6, device: cpu, dtype: float32, ema_decay: 0.9}}
-"""
-
-MakeRecipe = Callable[..., Recipe]
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -53,30 +23,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def shapes_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shapes")
-    clips = ((1, 1), (9, 1), (17, 1))
-    return write_dataset(folder, scenes=TRAINED[:8], clips=clips, side=32, seed=1)
-
-
-@pytest.fixture(scope="session")
-def recipe_file(shapes_manifest: Path) -> Path:
-    path = shapes_manifest.with_name("tiny.yaml")
-    path.write_text(RECIPE.format(manifest=shapes_manifest))
-    return path
-
-
-@pytest.fixture
-def tiny(recipe_file: Path, tmp_path: Path) -> MakeRecipe:
-    """`tiny("optim.lr=1e-4", run="a")`: the tiny recipe, run in tmp_path/a."""
-
-    def make(*overrides: str, run: str = "run") -> Recipe:
-        return read_recipe(recipe_file, [f"run_dir={tmp_path / run}", *overrides], Recipe)
-
-    return make
 
 
 @pytest.fixture

@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from vidgen.config import read_recipe, to_dict
-from vidgen.data.shapes import TRAINED, write_dataset
+from vidgen.config import to_dict
+from vidgen.data.synthetic.shapes import TRAINED, write_dataset
 from vidgen.models.mmdit import PRESETS, MMDiT, load_weights, save_weights
 from vidgen.models.video_dcae import VideoDCAE
 from vidgen.models.video_dcae.weights import save_weights as save_autoencoder
+from vidgen.recipe.autoencoder import PRESETS as AUTOENCODERS
+from vidgen.recipe.reader import read_recipe
+from vidgen.recipe.schema import Recipe
 from vidgen.train import Trainer
-from vidgen.train.autoencoder_config import PRESETS as AUTOENCODERS
-from vidgen.train.config import Recipe
-from vidgen.train.metrics import read_metrics
+from vidgen.train.report.metrics import read_metrics
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "dcae_adapt.yaml"
 # What it was trained with: 16 channels in patches of 2 x 2.

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from vidgen.data.manifest import write_manifest
+from vidgen.data.index.manifest import write_manifest
 from vidgen.runtime import checkpoint
-from vidgen.train.metrics import read_metrics
+from vidgen.train.report.metrics import read_metrics
 
 Main = Callable[..., tuple[int, str, str]]
 
@@ -62,7 +62,7 @@ def test_an_empty_data_set(refused: Callable[..., str], tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    from vidgen.data.shapes import TRAINED, write_dataset
+    from vidgen.data.synthetic.shapes import TRAINED, write_dataset
 
     one = write_dataset(tmp_path / "one", scenes=TRAINED[:1], clips=((1, 1),), side=32)
     parquet.write_table(parquet.read_table(one).slice(0, 0), tmp_path / "empty.parquet")

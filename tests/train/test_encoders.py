@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from vidgen.data import BucketConfig, DataConfig, open_loader
-from vidgen.data.codec import ClipCodec
-from vidgen.data.latents import LatentCache, facts_of, settings_of
-from vidgen.data.manifest import write_manifest
-from vidgen.data.video import write_video
+from vidgen.data.cache.codec import ClipCodec
+from vidgen.data.cache.latents import LatentCache, facts_of, settings_of
+from vidgen.data.index.manifest import write_manifest
+from vidgen.data.read.video import write_video
 from vidgen.diffusion.config import ConditionConfig, ConditionName, FlowConfig
 from vidgen.errors import UserError
 from vidgen.models.block_dct.config import BlockDCTConfig
@@ -20,10 +20,10 @@ from vidgen.models.block_dct.model import BlockDCT
 from vidgen.models.mmdit import MMDiTConfig
 from vidgen.models.text.builtin import BuiltinText
 from vidgen.models.text.config import TextConfig
+from vidgen.recipe.schema import Recipe
 from vidgen.train import Trainer
-from vidgen.train.config import Recipe
 from vidgen.train.examples import ExampleMaker
-from vidgen.train.metrics import read_metrics
+from vidgen.train.report.metrics import read_metrics
 
 MakeRecipe = Callable[..., Recipe]
 

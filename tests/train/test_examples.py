@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidgen.data.buckets import Bucket
+from vidgen.data.index.buckets import Bucket
 from vidgen.data.loader import Batch
 from vidgen.diffusion import flow
 from vidgen.diffusion.config import ConditionConfig, FlowConfig

@@ -21,10 +21,10 @@ import pytest
 import torch
 
 from vidgen.data import open_loader
+from vidgen.recipe.schema import Recipe
 from vidgen.runtime.ops.dispatch import use
 from vidgen.train import Trainer
-from vidgen.train.config import Recipe
-from vidgen.train.metrics import read_metrics
+from vidgen.train.report.metrics import read_metrics
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden" / "losses"
 

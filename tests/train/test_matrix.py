@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from vidgen.config import read_recipe
+from vidgen.recipe.reader import read_recipe
+from vidgen.recipe.schema import Recipe
 from vidgen.train import Trainer
-from vidgen.train.config import Recipe
-from vidgen.train.metrics import read_metrics
+from vidgen.train.report.metrics import read_metrics
 
 # fp32 sums in another order (6e-8), which ten steps of AdamW amplify where gradients are small.
 ROUNDING = 1e-4

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vidgen.config import peek, read_recipe
 from vidgen.models.mmdit import MMDiT
 from vidgen.models.mmdit.flops import parameters
+from vidgen.recipe.reader import peek, read_recipe
+from vidgen.recipe.schema import Recipe
 from vidgen.train import Trainer
-from vidgen.train.config import Recipe
-from vidgen.train.metrics import read_metrics
+from vidgen.train.report.metrics import read_metrics
 
 RECIPES = [
     path

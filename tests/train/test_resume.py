@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import vidgen
-from vidgen.config import dump_yaml, read_recipe
+from vidgen.recipe.reader import dump_yaml, read_recipe
+from vidgen.recipe.schema import Recipe
 from vidgen.runtime import checkpoint
 from vidgen.train import Trainer
-from vidgen.train.config import Recipe
-from vidgen.train.metrics import read_metrics
+from vidgen.train.report.metrics import read_metrics
 
 KILLED = Path(__file__).with_name("killed_in_save.py")
 STEPS, HALF, BETWEEN = 20, 10, 15

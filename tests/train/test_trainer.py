@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from vidgen.config import read_recipe
 from vidgen.errors import UserError
 from vidgen.models.mmdit import MMDiT
+from vidgen.recipe.reader import read_recipe
+from vidgen.recipe.schema import Recipe
 from vidgen.runtime import checkpoint
 from vidgen.train import Trainer
-from vidgen.train.config import Recipe
-from vidgen.train.metrics import read_metrics
+from vidgen.train.report.metrics import read_metrics
 
 MakeRecipe = Callable[..., Recipe]
 

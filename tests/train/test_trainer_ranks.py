@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from vidgen.recipe.schema import Recipe
 from vidgen.runtime import checkpoint
 from vidgen.train import Trainer
-from vidgen.train.config import Recipe
-from vidgen.train.metrics import read_metrics
+from vidgen.train.report.metrics import read_metrics
 
 StartRanks = Callable[..., list["subprocess.Popen[str]"]]
 HALF = "data.buckets=!replace {'32px_ar1:1': {1: {batch: 2}, 9: {batch: 2}, 17: {batch: 1}}}"

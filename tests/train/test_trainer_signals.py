@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from vidgen.config import read_recipe
+from vidgen.recipe.reader import read_recipe
+from vidgen.recipe.schema import Recipe
 from vidgen.runtime import checkpoint
 from vidgen.train import Trainer
-from vidgen.train.config import Recipe
-from vidgen.train.metrics import read_metrics
+from vidgen.train.report.metrics import read_metrics
 
 ENDLESS = ("train.steps=1_000_000", "checkpoint.keep_last=2")
 

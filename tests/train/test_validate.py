@@ -4,9 +4,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from vidgen.recipe.schema import Recipe
 from vidgen.train import Trainer
-from vidgen.train.config import Recipe
-from vidgen.train.metrics import read_metrics
+from vidgen.train.report.metrics import read_metrics
 
 PROMPTS = "validate.prompts=[a red circle, a blue square]"
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from vidgen.errors import UserError
 
 if TYPE_CHECKING:
-    from vidgen.train.config import Recipe
+    from vidgen.recipe.schema import Recipe
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -18,8 +18,8 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 def read_transformer(path: str, overrides: list[str]) -> "Recipe":
     """A recipe of the video model, for commands that know no autoencoder's."""
-    from vidgen.train.autoencoder_config import read_any
-    from vidgen.train.config import Recipe
+    from vidgen.recipe.autoencoder import read_any
+    from vidgen.recipe.schema import Recipe
 
     recipe = read_any(path, overrides)
     if not isinstance(recipe, Recipe):

@@ -108,9 +108,9 @@ def verify(step: Path) -> int:
 
 
 def compare(a: Path, b: Path) -> int:
-    from vidgen.config import diff, read_recipe
+    from vidgen.recipe.reader import diff, read_recipe
+    from vidgen.recipe.schema import Recipe
     from vidgen.runtime.checkpoint import differences, read_objects
-    from vidgen.train.config import Recipe
 
     found = False
     trees = [read_objects(path).get("recipe", {}) for path in (a, b)]

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import asdict, replace
 
 from vidgen.cli.arguments import add_recipe
-from vidgen.config import read_recipe
+from vidgen.recipe.reader import read_recipe
 
 EXAMPLE = """\
   vidgen encode recipes/stage1.yaml data.manifest=clips.parquet --out latents/
@@ -35,19 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from vidgen.data.config import LatentsConfig
-    from vidgen.train.config import Recipe
+    from vidgen.recipe.schema import Recipe
 
     recipe = read_recipe(args.recipe, args.overrides, Recipe)
     import torch
     import torch.distributed as dist
     from tqdm import tqdm
 
-    from vidgen.data.encode import encode_manifest
-    from vidgen.data.latents import EncodeCounts
-    from vidgen.data.manifest import Manifest
+    from vidgen.data.cache.encode import encode_manifest
+    from vidgen.data.cache.latents import EncodeCounts
+    from vidgen.data.index.manifest import Manifest
     from vidgen.runtime import parallel
     from vidgen.train.encoders import build_encoders
-    from vidgen.train.start import compute_dtype
+    from vidgen.train.initialization import compute_dtype
 
     recipe = replace(recipe, data=replace(recipe.data, latents=LatentsConfig(folder=args.out)))
     with (

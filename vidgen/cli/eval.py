@@ -87,8 +87,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     import torch
     from tqdm import tqdm
 
-    from vidgen.data.packets import BadClip
-    from vidgen.data.video import read_clip
+    from vidgen.data.read.packets import BadClip
+    from vidgen.data.read.video import read_clip
     from vidgen.models.autoencoder import latent_grid
     from vidgen.models.perceptual import LPIPS
     from vidgen.runtime.observe.quality import psnr, ssim
@@ -151,11 +151,11 @@ def open_autoencoder(name: str, device: "torch.device") -> "Autoencoder":
     """By what it names: weights of a kind, a recipe, a training run or a file of weights."""
     import torch
 
-    from vidgen.config import read_recipe
     from vidgen.models.build import build_autoencoder
     from vidgen.models.video_dcae import VideoDCAE
+    from vidgen.recipe.autoencoder import AutoencoderRecipe, read_any
+    from vidgen.recipe.reader import read_recipe
     from vidgen.runtime import checkpoint
-    from vidgen.train.autoencoder_config import AutoencoderRecipe, read_any
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     kind, _, file = name.partition(":")

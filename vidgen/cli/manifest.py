@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from vidgen.data.collect import check_out, collect, listed, write_left_out
-    from vidgen.data.manifest import write_manifest
+    from vidgen.data.index.collect import check_out, collect, listed, write_left_out
+    from vidgen.data.index.manifest import write_manifest
 
     out = Path(args.out)
     check_out(out)

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vidgen.cli.arguments import add_recipe, count, read_transformer
-from vidgen.cli.text import table
 from vidgen.errors import UserError
 from vidgen.plan import Plan
+from vidgen.text_table import table
 
 if TYPE_CHECKING:
     from vidgen.plan.planner import Keeping
-    from vidgen.train.config import Recipe
+    from vidgen.recipe.schema import Recipe
 
 EXAMPLE = """\
   vidgen plan recipes/stage1.yaml --gpu h200 --gpus 224
@@ -155,8 +155,8 @@ def run(args: argparse.Namespace) -> None:
 def searched(recipe: "Recipe") -> list[str]:
     import torch
 
+    from vidgen.bench.measure import Bench, search
     from vidgen.plan.workload import workload_of
-    from vidgen.train.measure import Bench, search
 
     if not torch.cuda.is_available():
         raise UserError("--search measures on a GPU, and torch sees none; leave it out to estimate")

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidgen.cli.arguments import count
-from vidgen.config import dump_yaml, read_recipe
 from vidgen.errors import UserError
+from vidgen.recipe.reader import dump_yaml, read_recipe
 from vidgen.version import __version__
 
 if TYPE_CHECKING:
-    from vidgen.data.judge import Verdict
-    from vidgen.data.shapes import Scene
+    from vidgen.data.synthetic.judge import Verdict
+    from vidgen.data.synthetic.shapes import Scene
+    from vidgen.recipe.schema import Recipe
     from vidgen.sample import Pipeline, Request
-    from vidgen.train.config import Recipe
 
 EXAMPLE = """\
   vidgen quickstart
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
             f"{args.recipe}: there is no such file; run this in a checkout of vidgen, or name the "
             "recipe with --recipe"
         )
-    from vidgen.train.config import Recipe
+    from vidgen.recipe.schema import Recipe
 
     recipe = read_recipe(args.recipe, args.overrides, Recipe)
     Quickstart(recipe, args.recipe, args.overrides, args.clips, args.fresh).run()
@@ -120,7 +120,7 @@ class Quickstart:
     def make_data(self) -> None:
         from tqdm import tqdm
 
-        from vidgen.data.shapes import HELD_OUT, SCENES, write_dataset
+        from vidgen.data.synthetic.shapes import HELD_OUT, SCENES, write_dataset
 
         manifest = Path(self.recipe.data.manifest)
         note = manifest.with_name("quickstart.json")  # beside data of our own making
@@ -203,7 +203,7 @@ class Quickstart:
             )
 
     def _last_step(self) -> int:
-        from vidgen.train.metrics import read_metrics
+        from vidgen.train.report.metrics import read_metrics
 
         records = read_metrics(self.folder)
         return int(records[-1]["step"]) if records else 0
@@ -211,7 +211,7 @@ class Quickstart:
     # 4. Sampling and judging
 
     def sample_and_judge(self) -> dict[str, list["Judged"]]:
-        from vidgen.data.shapes import HELD_OUT, SCENES
+        from vidgen.data.synthetic.shapes import HELD_OUT, SCENES
         from vidgen.sample import Pipeline
 
         pipeline = Pipeline.from_checkpoint(self.folder, self.recipe.train.device)
@@ -232,9 +232,9 @@ class Quickstart:
     ) -> list["Judged"]:
         from tqdm import tqdm
 
-        from vidgen.data.judge import judge
+        from vidgen.data.synthetic.judge import judge
         from vidgen.sample import make_requests
-        from vidgen.sample.files import write_sample
+        from vidgen.sample.run import write_sample
 
         requests = [
             make_requests(pipeline, [prompt], seed=number, frames=FRAMES)[0]
@@ -258,7 +258,7 @@ class Quickstart:
     def summarise(
         self, results: dict[str, list["Judged"]], killed_at: int | None, resumed_at: int
     ) -> dict[str, Any]:
-        from vidgen.train.metrics import read_metrics
+        from vidgen.train.report.metrics import read_metrics
 
         prompted, records = results["prompted"], read_metrics(self.folder)
         peaks = [
@@ -284,8 +284,8 @@ class Quickstart:
         return summary
 
     def report(self, summary: dict[str, Any], results: dict[str, list["Judged"]]) -> None:
-        from vidgen.train.charts import Mark
-        from vidgen.train.report import Adherence, VideoEntry, write_report
+        from vidgen.page.charts import Mark
+        from vidgen.train.report.page import Adherence, VideoEntry, write_report
 
         def column(title: str, key: str, control: bool = False) -> Adherence:
             found = dict(summary[key])
@@ -355,7 +355,7 @@ class Judged:
 
     @property
     def held_out(self) -> bool:
-        from vidgen.data.shapes import HELD_OUT
+        from vidgen.data.synthetic.shapes import HELD_OUT
 
         return self.scene in HELD_OUT
 

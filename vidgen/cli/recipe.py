@@ -2,8 +2,8 @@
 
 import argparse
 
-from vidgen.config import diff, dump_yaml
 from vidgen.errors import UserError
+from vidgen.recipe.reader import diff, dump_yaml
 
 EXAMPLE = """\
   vidgen recipe show recipes/stage1.yaml model=tiny
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from vidgen.train.autoencoder_config import read_any
+    from vidgen.recipe.autoencoder import read_any
 
     paths = [text for text in args.recipes if "=" not in text]
     overrides = [text for text in args.recipes if "=" in text]
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 def validate(paths: list[str], overrides: list[str]) -> int:
     """Checks every file before it fails, so that one run shows all that is wrong."""
-    from vidgen.train.autoencoder_config import read_any
+    from vidgen.recipe.autoencoder import read_any
 
     problems = []
     for path in paths:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidgen.cli.arguments import count
-from vidgen.config import read_recipe, to_dict
+from vidgen.config import to_dict
 from vidgen.errors import UserError
+from vidgen.recipe.reader import read_recipe
 
 if TYPE_CHECKING:
     from vidgen.runtime.parallel import World
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     wanted = request(args)  # before anything is built
     from vidgen.runtime import parallel
     from vidgen.sample import draw_first_frames, make_requests, write_samples
-    from vidgen.sample.team import make_team
+    from vidgen.sample.parallel import make_team
 
     with parallel.start() as world:
         pipeline = open_pipeline(args, world)
@@ -110,7 +111,7 @@ def open_pipeline(args: argparse.Namespace, world: "World") -> "Pipeline":
 
     memory = parse_memory(args.memory) if args.memory else None
     if args.recipe:
-        from vidgen.train.config import Recipe
+        from vidgen.recipe.schema import Recipe
 
         recipe = to_dict(read_recipe(args.recipe, [], Recipe))
         return Pipeline.from_weights(args.source, recipe, world.device, memory=memory)
@@ -172,7 +173,7 @@ def like(path: str) -> dict[str, Any]:
 
 
 def metadata(path: str) -> dict[str, str]:
-    from vidgen.data.video import BadClip, read_metadata
+    from vidgen.data.read.video import BadClip, read_metadata
 
     if not Path(path).is_file():
         raise UserError(f"--like {path}: there is no such file")

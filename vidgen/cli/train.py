@@ -33,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from vidgen.train.autoencoder_config import AutoencoderRecipe, read_any
+    from vidgen.recipe.autoencoder import AutoencoderRecipe, read_any
 
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
         args.fresh = False  # what torchrun starts again goes on; the first start was the fresh one
     profile = profiled(args.profile)
     recipe = read_any(args.recipe, args.overrides)  # before anything is built
     if isinstance(recipe, AutoencoderRecipe):
-        from vidgen.train.autoencoder import AutoencoderTrainer
+        from vidgen.train.autoencoder.trainer import AutoencoderTrainer
 
         autoencoder = AutoencoderTrainer(recipe, fresh=args.fresh)
         autoencoder.run(stop_after=args.stop_after, profile=profile)

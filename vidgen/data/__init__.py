@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from vidgen.data.codec import ClipCodec
+    from vidgen.data.cache.codec import ClipCodec
     from vidgen.data.config import BucketConfig, DataConfig
     from vidgen.data.loader import Loader
 
@@ -40,9 +40,9 @@ def open_loader(
     the same one. `accumulate` batches of each rank make one step. The next three are what the
     autoencoder and the model's patches ask of a clip. `codec` opens `cfg.latents`.
     """
-    from vidgen.data.buckets import BucketTable
+    from vidgen.data.index.buckets import BucketTable
+    from vidgen.data.index.manifest import Manifest
     from vidgen.data.loader import Loader
-    from vidgen.data.manifest import Manifest
 
     manifest = Manifest.open(cfg.manifest, check=cfg.check_files)
     table = BucketTable(

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidgen.data.ahead import Ahead
-from vidgen.data.buckets import Bucket, BucketTable
-from vidgen.data.codec import ClipCodec
+from vidgen.data.cache.codec import ClipCodec
 from vidgen.data.config import DataConfig
-from vidgen.data.extras import pyav, torchcodec
-from vidgen.data.manifest import Manifest
-from vidgen.data.order import EpochOrder
-from vidgen.data.reading import EntryReader, Plan, Reader, Sample, too_many_bad
+from vidgen.data.index.buckets import Bucket, BucketTable
+from vidgen.data.index.manifest import Manifest
+from vidgen.data.index.order import EpochOrder
+from vidgen.data.packages import pyav, torchcodec
+from vidgen.data.prefetch import Ahead
+from vidgen.data.read.samples import EntryReader, Plan, Reader, Sample, too_many_bad
 from vidgen.errors import UserError
 from vidgen.models.text.encoder import TextFeatures
 from vidgen.runtime.loader.feed import Feed, Job

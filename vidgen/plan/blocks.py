@@ -3,7 +3,7 @@
 from vidgen.errors import UserError
 from vidgen.plan.hardware import Gpu
 from vidgen.plan.workload import Bucket, Workload
-from vidgen.runtime.memory.policy import BlockCost, BlockMemory, Choice, choose, weigh
+from vidgen.runtime.memory.block_memory import BlockCost, BlockMemory, Choice, choose, weigh
 
 BF16 = 2
 

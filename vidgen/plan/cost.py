@@ -16,7 +16,7 @@ from vidgen.plan.blocks import (
 from vidgen.plan.hardware import Gpu
 from vidgen.plan.network import all_reduce_s, gather_s
 from vidgen.plan.workload import Bucket, Workload
-from vidgen.runtime.memory.policy import BlockMemory, Choice
+from vidgen.runtime.memory.block_memory import BlockMemory, Choice
 
 SECONDS_PER_DAY = 86_400
 RESERVE = 0.06  # of a GPU's memory: the driver, communication buffers and fragmentation

@@ -20,7 +20,7 @@ from vidgen.plan.cost import (
 )
 from vidgen.plan.hardware import GPUS_PER_NODE, Gpu, gpu_named
 from vidgen.plan.workload import Bucket, Workload, workload_of
-from vidgen.runtime.memory.policy import Choice
+from vidgen.runtime.memory.block_memory import Choice
 
 
 @dataclass(frozen=True)

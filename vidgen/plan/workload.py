@@ -7,7 +7,7 @@ from typing import Any
 
 from vidgen.models.mmdit.config import MMDiTConfig
 from vidgen.plan.encoders import Encoders
-from vidgen.runtime.memory.policy import BlockMemory
+from vidgen.runtime.memory.block_memory import BlockMemory
 
 # Frames, rows and columns behind one latent position, by the autoencoder's kind.
 _COMPRESSION = {"video_dcae": (4, 32, 32)}
@@ -64,7 +64,7 @@ class Workload:
 
 
 def workload_of(recipe: Any) -> Workload:
-    """From a training recipe (vidgen.train.config.Recipe, which this layer may not import)."""
+    """From a training recipe (vidgen.recipe.schema.Recipe, which this layer may not import)."""
     kind = recipe.autoencoder.kind
     rows = {
         Bucket(name, int(frames.split("-")[-1]), _side(name), row.batch or 1): row

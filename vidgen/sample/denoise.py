@@ -13,8 +13,8 @@ from vidgen.diffusion.sampler import Point, Progress, integrate, passes
 from vidgen.diffusion.solvers import Watch
 from vidgen.models.mmdit import MMDiT, ModulationTable, Seams
 from vidgen.models.mmdit.model import call_block
-from vidgen.sample.seams import Hooks, Moment, RunBlock, State, StateStore, hooked
-from vidgen.sample.team import Team, bounds, share_branches, split_tokens
+from vidgen.sample.hooks import Hooks, Moment, RunBlock, State, StateStore, hooked
+from vidgen.sample.parallel import Team, bounds, share_branches, split_tokens
 
 LookUp = Callable[[nn.Module, Tensor], Tensor]
 

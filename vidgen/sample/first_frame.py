@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from vidgen.data.buckets import parse_resolution, shape_of
+from vidgen.data.index.buckets import parse_resolution, shape_of
 from vidgen.errors import UserError
-from vidgen.sample.files import agreed, free_names, make_folder, write_sample
+from vidgen.sample.parallel import ALONE, Team
 from vidgen.sample.pipeline import Pipeline
 from vidgen.sample.request import Request
-from vidgen.sample.team import ALONE, Team
+from vidgen.sample.run import agreed, free_names, make_folder, write_sample
 
 RESOLUTION = "768px"  # as published, whatever the video's
 GUIDANCE = 4.0  # FLUX.1-dev reads it as an input

@@ -32,14 +32,14 @@ from vidgen.models.text.encoder import TextEncoder, TextFeatures
 from vidgen.runtime import checkpoint, parallel
 from vidgen.runtime.observe.timer import StepTimer
 from vidgen.sample.denoise import Denoiser, Grid, Inputs, normal_noise, table_bytes, token_grid
+from vidgen.sample.hooks import NO_HOOKS, Hooks, RunBlock, StateStore
+from vidgen.sample.lazy import Part
 from vidgen.sample.memory import plan_memory
-from vidgen.sample.parts import Part
+from vidgen.sample.parallel import ALONE, Team
 from vidgen.sample.references import read_references
 from vidgen.sample.request import Request
-from vidgen.sample.seams import NO_HOOKS, Hooks, RunBlock, StateStore
 from vidgen.sample.streaming import BlockStream
 from vidgen.sample.system import System
-from vidgen.sample.team import ALONE, Team
 from vidgen.sample.weights import find_step, fingerprint
 
 Video = NDArray[np.uint8]  # (T, H, W, 3)

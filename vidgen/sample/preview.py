@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidgen.data.video import write_image
+from vidgen.data.read.video import write_image
 from vidgen.models.autoencoder import Autoencoder
 
 _PICTURES = 16  # of random smooth colours, that the map is fitted to

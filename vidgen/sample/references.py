@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidgen.data.video import BadClip, probe, read_clip
+from vidgen.data.read.video import BadClip, probe, read_clip
 from vidgen.diffusion.conditions import given_parts
 from vidgen.diffusion.config import ConditionName
 from vidgen.errors import UserError

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from vidgen.data.buckets import BucketTable, parse_aspect, parse_resolution, shape_of
+from vidgen.data.index.buckets import BucketTable, parse_aspect, parse_resolution, shape_of
 from vidgen.diffusion.config import ConditionName
 from vidgen.errors import UserError
 

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any
 
-from vidgen.config import Presets, config, read_recipe
+from vidgen.config import Presets, config
 from vidgen.data.config import DataConfig
 from vidgen.diffusion.config import ConditionConfig, FlowConfig
 from vidgen.models.build import AutoencoderConfig
 from vidgen.models.mmdit.config import PRESETS, MMDiTConfig
 from vidgen.models.text.config import TextConfig
-from vidgen.sample.config import SampleConfig
+from vidgen.recipe.reader import read_recipe
+from vidgen.recipe.sampling import SampleConfig
 
 
 @config

@@ -13,8 +13,8 @@ from vidgen.plan.cost import REPORT, kept, standing
 from vidgen.plan.hardware import GPUS, Gpu, of_device
 from vidgen.plan.workload import Workload
 from vidgen.runtime.memory import Arena, Lane
+from vidgen.runtime.memory.block_memory import BlockMemory, run_block
 from vidgen.runtime.memory.offload import Offloader
-from vidgen.runtime.memory.policy import BlockMemory, run_block
 
 
 def gpu_at_hand(device: torch.device) -> Gpu:

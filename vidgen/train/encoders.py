@@ -6,13 +6,13 @@ import torch
 import torch.distributed as dist
 
 from vidgen.config import to_dict
-from vidgen.data.codec import ClipCodec
-from vidgen.data.late import LateAutoencoder, LateText
-from vidgen.data.latents import LatentCache, facts_of, read_settings, settings_of
+from vidgen.data.cache.codec import ClipCodec
+from vidgen.data.cache.latents import LatentCache, facts_of, read_settings, settings_of
+from vidgen.data.cache.lazy import LateAutoencoder, LateText
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.build import build_autoencoder, build_text
 from vidgen.models.text.encoder import TextEncoder
-from vidgen.train.config import Recipe
+from vidgen.recipe.schema import Recipe
 
 
 def build_encoders(

@@ -15,21 +15,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vidgen.config import diff, dump_yaml, read_recipe, to_dict
+from vidgen.config import to_dict
 from vidgen.data.loader import Batch, Loader
 from vidgen.errors import UserError
+from vidgen.recipe.autoencoder import AutoencoderRecipe
+from vidgen.recipe.reader import diff, dump_yaml, read_recipe
+from vidgen.recipe.schema import Recipe
 from vidgen.runtime import checkpoint, parallel
 from vidgen.runtime.observe.memory import peak_memory_gb
 from vidgen.runtime.observe.mfu import peak
 from vidgen.runtime.observe.timer import StepTimer
 from vidgen.runtime.observe.trace import StepTrace
 from vidgen.runtime.parallel import flight
-from vidgen.train.autoencoder_config import AutoencoderRecipe
-from vidgen.train.config import Recipe
 from vidgen.train.garbage import rare_collections
-from vidgen.train.health import LossByTimestep, Spikes
-from vidgen.train.log import RunLog
-from vidgen.train.optim import (
+from vidgen.train.initialization import compute_dtype, launch_command
+from vidgen.train.optim.optimizer import (
     EMA,
     build_optimizer,
     check_states_fit,
@@ -37,11 +37,12 @@ from vidgen.train.optim import (
     set_learning_rate,
     state_tensors,
 )
-from vidgen.train.recovery import Position, Recovery, Skips
+from vidgen.train.report.log import RunLog
 from vidgen.train.run_dir import make_run_dir, set_old_run_aside
-from vidgen.train.start import compute_dtype, launch_command
-from vidgen.train.stopping import StopSignals
-from vidgen.train.work import Learned, blame, places, speed
+from vidgen.train.step_result import Learned, blame, places, speed
+from vidgen.train.supervise.loss_spikes import LossByTimestep, Spikes
+from vidgen.train.supervise.recovery import Position, Recovery, Skips
+from vidgen.train.supervise.stop_signals import StopSignals
 
 Tensors = dict[str, dict[str, Tensor]]  # group, name
 AnyRecipe = TypeVar("AnyRecipe", Recipe, AutoencoderRecipe)

@@ -13,10 +13,10 @@ from vidgen.models.mmdit import MMDiT, tensor_parallel
 from vidgen.models.mmdit.config import MMDiTConfig
 from vidgen.models.mmdit.model import Seams
 from vidgen.models.mmdit.parallel import blocks, split_over
+from vidgen.recipe.schema import ParallelConfig
 from vidgen.runtime import parallel
 from vidgen.runtime.parallel.choose import Rates, Shape, choose
 from vidgen.runtime.parallel.links import measure_rates
-from vidgen.train.config import ParallelConfig
 
 Tensors = dict[str, dict[str, Tensor]]
 

@@ -15,18 +15,18 @@ from vidgen.models.mmdit import MMDiT, Seams
 from vidgen.models.mmdit.flops import flops, parameters
 from vidgen.models.mmdit.parallel import blocks
 from vidgen.plan.workload import workload_of
+from vidgen.recipe.schema import Recipe
 from vidgen.runtime.attention import agree
-from vidgen.train.alignment import Alignment
 from vidgen.train.block_memory import BlockActivations
-from vidgen.train.config import Recipe
 from vidgen.train.encoders import build_encoders
 from vidgen.train.examples import Example, ExampleMaker
-from vidgen.train.log import RunLog
+from vidgen.train.initialization import first_weights, load_initial
 from vidgen.train.loop import Tensors, TrainingLoop
+from vidgen.train.objectives.alignment import Alignment
 from vidgen.train.ranks import Ranks
-from vidgen.train.start import first_weights, load_initial
+from vidgen.train.report.log import RunLog
+from vidgen.train.step_result import Learned
 from vidgen.train.validate import Validator
-from vidgen.train.work import Learned
 
 
 class Trainer(TrainingLoop[Recipe]):

@@ -15,17 +15,17 @@ from vidgen.data import open_loader
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.mmdit import MMDiT
 from vidgen.models.text.encoder import TextEncoder
+from vidgen.recipe.schema import Recipe
 from vidgen.runtime import parallel
 from vidgen.sample import Pipeline
-from vidgen.sample.files import write_sample
-from vidgen.sample.parts import Part
+from vidgen.sample.lazy import Part
 from vidgen.sample.request import make_requests
+from vidgen.sample.run import write_sample
 from vidgen.sample.system import System
-from vidgen.train.config import Recipe
 from vidgen.train.examples import Example, ExampleMaker
-from vidgen.train.log import LOSS
 from vidgen.train.ranks import Ranks
-from vidgen.train.validation_page import Shown, Validation, ValidationPage, step_folder
+from vidgen.train.report.log import LOSS
+from vidgen.train.report.validation import Shown, Validation, ValidationPage, step_folder
 
 
 class Validator:

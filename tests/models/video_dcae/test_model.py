@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from vidgen.config import read_recipe
 from vidgen.errors import UserError
 from vidgen.models.video_dcae import VideoDCAE, VideoDCAEConfig, load_weights, save_weights
 from vidgen.models.video_dcae.layers import (
@@ -22,7 +21,8 @@ from vidgen.models.video_dcae.layers import (
     space_to_channels,
 )
 from vidgen.models.video_dcae.weights import published_name
-from vidgen.train.autoencoder_config import AutoencoderRecipe
+from vidgen.recipe.autoencoder import AutoencoderRecipe
+from vidgen.recipe.reader import read_recipe
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 TINY = VideoDCAEConfig(

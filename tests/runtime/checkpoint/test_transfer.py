@@ -14,7 +14,7 @@ import torch
 
 from vidgen.errors import UserError
 from vidgen.runtime import checkpoint
-from vidgen.runtime.checkpoint import plain, staging, transfer
+from vidgen.runtime.checkpoint import python_io, staging, transfer
 from vidgen.runtime.checkpoint.layout import CHUNK, PAGE, read_manifest
 from vidgen.runtime.checkpoint.transfer import Method
 
@@ -24,7 +24,7 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a state of two megabytes is many transfers."""
     monkeypatch.setattr(transfer, "RING", {"threads": 2, "depth": 3, "block": 16 * PAGE})
     monkeypatch.setattr(transfer, "THREADS", {"threads": 3, "depth": 1, "block": 16 * PAGE})
-    monkeypatch.setattr(plain, "_BLOCK", 16 * PAGE)
+    monkeypatch.setattr(python_io, "_BLOCK", 16 * PAGE)
 
 
 def state(seed: int) -> dict[str, dict[str, torch.Tensor]]:

@@ -13,8 +13,8 @@ from vidgen.models.mmdit import MMDiT, MMDiTConfig, Seams
 from vidgen.models.mmdit.model import Context, Stream, call_block
 from vidgen.models.mmdit.parallel import blocks
 from vidgen.runtime.memory import Arena, Lane, SimulatedEngine
+from vidgen.runtime.memory.block_memory import BlockMemory, run_block
 from vidgen.runtime.memory.offload import Offloader
-from vidgen.runtime.memory.policy import BlockMemory, run_block
 
 CONFIG = MMDiTConfig(
     in_channels=8,

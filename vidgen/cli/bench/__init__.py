@@ -99,7 +99,7 @@ def run_ops(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtyp
 
 
 def run_model(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtype") -> Suite:
-    from vidgen.cli.bench import dcae, mfu
+    from vidgen.bench import dcae, mfu
 
     if not args.recipe:
         raise UserError(f"bench {args.suite} takes a recipe, such as recipes/stage1.yaml")

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidgen.cli.text import table
 from vidgen.runtime import ops
 from vidgen.runtime.observe.hardware import best_time, copy_bandwidth
+from vidgen.text_table import table
 
 Result = Tensor | tuple[Tensor, ...]
 

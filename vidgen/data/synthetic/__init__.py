@@ -1,0 +1,1 @@
+"""Generated clips whose content is known, and judges that read it back from pixels."""

@@ -13,7 +13,7 @@ from types import ModuleType
 from torch import Tensor
 
 from vidgen.runtime import native
-from vidgen.runtime.checkpoint import plain
+from vidgen.runtime.checkpoint import python_io
 from vidgen.runtime.checkpoint.jobs import Hook, OutputFile, Problem, Span, Statistics
 from vidgen.runtime.checkpoint.layout import CHUNK
 
@@ -82,7 +82,7 @@ def write_files(files: Sequence[OutputFile], how: Method) -> tuple[list[list[int
     """
     module = engine()
     if module is None:
-        return plain.write_files(files, hook)
+        return python_io.write_files(files, hook)
     jobs = [(str(f.path), f.data.data_ptr(), f.size, f.checked) for f in files]
     crcs, statistics = module.io_write(
         jobs,
@@ -108,7 +108,7 @@ def read_spans(
     """
     module = engine()
     if module is None:
-        return plain.read_spans(folder, spans, keep_going, progress, hook)
+        return python_io.read_spans(folder, spans, keep_going, progress, hook)
     names = sorted({span.file for span in spans})
     number = {name: i for i, name in enumerate(names)}
     jobs = [_job(span, number[span.file]) for span in spans]

@@ -1,0 +1,167 @@
+"""Several ranks: a video each, one video's branches, one video's tokens."""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vidgen.data.read.video import read_clip
+from vidgen.errors import UserError
+from vidgen.runtime import parallel
+from vidgen.runtime.parallel import World
+from vidgen.sample import Pipeline, Request, draw_first_frames, make_requests, write_samples
+from vidgen.sample.parallel import ALONE, Team, bounds, make_team
+
+Ranks = Callable[..., list[Any]]
+
+
+def small_pipeline(**changes: Any) -> Pipeline:
+    spec = importlib.util.spec_from_file_location("small", Path(__file__).with_name("conftest.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    pipeline: Pipeline = module.small_pipeline(**changes)
+    return pipeline
+
+
+def wanted(pipeline: Pipeline, left: str, short: bool) -> list[Request]:
+    """Text, and a first frame, at shapes whose tokens divide by no number of ranks."""
+    (text,) = make_requests(pipeline, ["a red circle"], steps=3, frames=9, height=16, width=48)
+    if short:  # one video token, and twelve of text, for up to four ranks
+        text = replace(text, frames=1, width=16)
+        return [text]
+    image = replace(text, condition="i2v_head", ref=(left,), seed=4)
+    return [text, image]
+
+
+def on_ranks(
+    rank: int, world: int, folder: Path, left: str, context: int | None, branch: int | None,
+    short: bool,
+) -> dict[str, Any]:  # fmt: skip
+    pipeline = small_pipeline()
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(folder / "store"), world), rank=rank,
+        world_size=world,
+    )  # fmt: skip
+    here = World(rank, world, rank, torch.device("cpu"))
+    requests = wanted(pipeline, left, short)
+    team = make_team(here, len(requests), context=context, branch=branch)
+    features = pipeline.features(requests)
+    mine = requests[team.index :: team.count]
+    videos = [pipeline.video(r, features, team=team) for r in mine]
+    written = write_samples(pipeline, requests, folder / "out", team=team)
+    return {
+        "team": [team.index, team.count, team.leads],
+        "hashes": [hashlib.sha256(v.tobytes()).hexdigest() for v in videos],
+        "videos": [v.tolist() for v in videos],
+        "written": [p.name for p in written],
+    }
+
+
+@pytest.mark.parametrize(
+    ("world", "context", "branch"),
+    [(2, None, None), (3, 1, 3), (4, 1, 2)],
+)
+def test_the_same_bits_on_any_number_of_ranks(
+    ranks: Ranks,
+    tmp_path: Path,
+    files: dict[str, str],
+    world: int,
+    context: int | None,
+    branch: int | None,
+) -> None:
+    """A video a rank, and branches over ranks: whatever the number of ranks."""
+    pipeline = small_pipeline()
+    requests = wanted(pipeline, files["left"], short=False)
+    expected = [hashlib.sha256(v.tobytes()).hexdigest() for v in pipeline.generate(requests)]
+    results = ranks(on_ranks, world, files["left"], context, branch, False)
+    for result in results:
+        index, count, _ = result["team"]
+        assert result["hashes"] == expected[index::count]
+        assert result["written"] == ["0000.mp4", "0001.mp4"]
+    (out,) = tmp_path.glob("ranks-*/out")
+    summary = json.loads((out / "summary-0000.json").read_text())
+    assert [v["file"] for v in summary["videos"]] == ["0000.mp4", "0001.mp4"]
+    assert [v["seed"] for v in summary["videos"]] == [0, 4]
+    assert len(list(out.iterdir())) == 3
+    write_samples(pipeline, requests, tmp_path / "alone")
+    for name in ("0000.mp4", "0001.mp4"):
+        assert (out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("world", "context", "branch", "short"),
+    [(2, 2, None, False), (4, 2, 2, False), (4, None, None, True)],
+)
+def test_tokens_over_ranks(
+    ranks: Ranks,
+    files: dict[str, str],
+    world: int,
+    context: int | None,
+    branch: int | None,
+    short: bool,
+) -> None:
+    """To one level of 255: partial softmaxes are merged in another order. Any lengths."""
+    pipeline = small_pipeline()
+    requests = wanted(pipeline, files["left"], short)
+    expected = pipeline.generate(requests)
+    results = ranks(on_ranks, world, files["left"], context, branch, short)
+    for result in results:
+        assert result["hashes"] == results[0]["hashes"]  # every rank of a team has the same
+        for video, wanted_video in zip(result["videos"], expected, strict=True):
+            assert np.abs(np.array(video) - wanted_video.astype(int)).max() <= 1
+    assert sum(result["team"][2] for result in results) == 1
+
+
+def test_parts_cover_every_token_whatever_their_number() -> None:
+    for length in (0, 1, 2, 5, 7, 512):
+        for size in (1, 2, 3, 4, 8):
+            starts = bounds(length, size)
+            assert (starts[0], starts[-1], len(starts)) == (0, length, size + 1)
+            parts = [b - a for a, b in pairwise(starts)]
+            assert max(parts) - min(parts) <= 1
+
+
+def test_how_ranks_are_shared_out() -> None:
+    cpu = torch.device("cpu")
+    assert make_team(World(0, 1, 0, cpu), 3) == ALONE
+    for asked in ({"context": 2}, {"branch": 2}, {"context": 3, "branch": 1}):
+        with pytest.raises(UserError, match=r"1 ranks cannot be split into teams of \d"):
+            make_team(World(0, 1, 0, cpu), 3, **asked)
+    assert Team() == ALONE
+
+
+def first_frames(rank: int, world: int, folder: Path) -> list[str]:
+    painter = small_pipeline(model={"guidance_embed": True, "cond_embed": False})
+    pipeline = small_pipeline()
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(folder / "store"), world), rank=rank,
+        world_size=world,
+    )  # fmt: skip
+    requests = make_requests(pipeline, ["a", "b"], frames=5, steps=2)
+    team = make_team(World(rank, world, rank, torch.device("cpu")), len(requests))
+    drawn = draw_first_frames(painter, requests, folder / "out", resolution="32px", team=team)
+    write_samples(pipeline, drawn, folder / "out", team=team)
+    return [Path(r.ref[0]).name for r in drawn]
+
+
+def test_first_frames_on_two_ranks(ranks: Ranks, tmp_path: Path) -> None:
+    names = ["first-0000.png", "first-0001.png"]
+    assert ranks(first_frames, 2) == [names, names]
+    (out,) = tmp_path.glob("ranks-*/out")
+    assert read_clip(out / names[0], [0]).shape == (1, 32, 32, 3)
+    assert (out / "0001.mp4").is_file()
+
+
+def test_world_without_torchrun_is_one_rank() -> None:
+    with parallel.start("cpu") as world:
+        assert make_team(world, 5) == ALONE

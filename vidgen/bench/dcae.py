@@ -1,0 +1,160 @@
+"""What the Video DC-AE's latents save the generator: training step and sampling pass, beside those
+of a recipe's own latents in the same run, and the report's figures."""
+
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from vidgen.bench.measure import Bench
+from vidgen.bench.mfu import chosen
+from vidgen.errors import UserError
+from vidgen.models.mmdit.flops import flops
+from vidgen.models.video_dcae.config import UNIT_FRAMES, UNIT_PIXELS, VideoDCAEConfig
+from vidgen.plan.workload import Bucket, Workload, workload_of
+from vidgen.runtime.memory.block_memory import BlockMemory
+from vidgen.text_table import table
+
+# Of the report, at 768px and 129 frames: 19k tokens against 76k.
+REPORT = {("768px", 129): {"training": 5.2, "sampling": 10.0}}
+OURS = "Video DC-AE"
+
+
+def measure(
+    device: torch.device,
+    dtype: torch.dtype,
+    recipe: Any,
+    names: list[str] | None,
+    batch: int | None,
+    repeats: int,
+) -> dict[str, Any]:
+    """At the buckets named, or the one of most tokens. A training step is one rank's part as the
+    recipe divides it; a sampling pass is the whole model over one clip, on one device."""
+    own = workload_of(recipe)
+    if own.encoders.autoencoder == "video_dcae":
+        raise UserError(
+            "bench dcae compares with another autoencoder's latents, and this recipe has the "
+            "Video DC-AE's: take another recipe"
+        )
+    buckets = chosen(own, names, batch)
+    if not names:
+        buckets = [max(buckets, key=own.tokens)]
+    loads = {recipe.autoencoder.kind: own, OURS: with_dcae(own, buckets)}
+    rows: list[dict[str, Any]] = []
+    for latents, load in loads.items():
+        figures = _figures(load, buckets, device, dtype, repeats)
+        for bucket, found in zip(buckets, figures, strict=True):
+            rows.append({"latents": latents, **_bucket_row(load, bucket), **found})
+    for before, after in zip(rows, rows[len(buckets) :], strict=False):
+        after |= _speed_up(before, after)
+    return {"recipe": recipe.name, "context": own.context, "rows": rows}
+
+
+def with_dcae(workload: Workload, buckets: list[Bucket]) -> Workload:
+    """The same generator with the published DC-AE's channels, a latent a token."""
+    for bucket in buckets:
+        if bucket.side % UNIT_PIXELS:
+            raise UserError(
+                f"bucket {bucket.name}: {bucket.side} pixels are no multiple of {UNIT_PIXELS}, "
+                "which the Video DC-AE needs; take another --bucket"
+            )
+    channels = VideoDCAEConfig().latent_channels
+    return replace(
+        workload,
+        model=replace(workload.model, in_channels=channels, patch_size=1),
+        encoders=replace(workload.encoders, autoencoder="video_dcae"),
+        compression=(UNIT_FRAMES, UNIT_PIXELS, UNIT_PIXELS),
+    )
+
+
+def _bucket_row(workload: Workload, bucket: Bucket) -> dict[str, Any]:
+    grid = workload.grid(bucket)
+    cost = flops(workload.model, grid, workload.encoders.text_len)
+    return {
+        "bucket": bucket.name,
+        "video_tokens": math.prod(grid),
+        "text_tokens": workload.encoders.text_len,
+        "batch": bucket.batch,
+        "training_flops": cost.training,
+        "sampling_flops": cost.forward,
+    }
+
+
+def _figures(
+    workload: Workload,
+    buckets: list[Bucket],
+    device: torch.device,
+    dtype: torch.dtype,
+    repeats: int,
+) -> Iterator[dict[str, Any]]:
+    every = workload.model.depth + workload.model.depth_single_blocks
+    alone = replace(workload, context=1, blocks=(BlockMemory.KEEP,) * every)
+    with (
+        closing(Bench(workload, device, dtype)) as training,
+        closing(Bench(alone, device, dtype, model=training.model)) as sampling,
+    ):
+        for bucket in buckets:
+            row: dict[str, Any] = {}
+            try:
+                found = training.measure(bucket, repeats)
+                row |= {
+                    "training_ms": found.ms,
+                    "videos_per_s": found.videos_per_s,
+                    "mfu": found.mfu,
+                    "memory_gb": found.memory_gb,
+                }
+                training.forget()
+                row["sampling_ms"] = sampling.pass_ms(replace(bucket, batch=1), repeats)
+            except torch.OutOfMemoryError:
+                training.forget()
+                row["failed"] = "out of memory"
+            yield row
+
+
+def _speed_up(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Beside what the FLOPs alone would give, and what the report says of this bucket."""
+    resolution, _, frames = before["bucket"].partition(" x ")
+    report = REPORT.get((resolution, int(frames)), {})
+    found: dict[str, Any] = {}
+    for what in ("training", "sampling"):
+        key = f"{what}_ms"
+        if key in before and key in after:
+            found[f"{what}_speed_up"] = before[key] / after[key]
+        found[f"{what}_flops_ratio"] = before[f"{what}_flops"] / after[f"{what}_flops"]
+        found[f"report_{what}_speed_up"] = report.get(what)
+    return found
+
+
+def report(result: dict[str, Any]) -> list[str]:
+    head = ["latents", "bucket", "tokens", "batch", "training ms", "sampling pass ms"]
+    rows = [[*head, "faster", "by FLOPs", "report"]]
+    for row in result["rows"]:
+        shown = [
+            row["latents"],
+            row["bucket"],
+            f"{row['video_tokens']} + {row['text_tokens']}",
+            f"{row['batch']}",
+            row.get("failed") or f"{row['training_ms']:.4g}",
+            f"{row['sampling_ms']:.4g}" if "sampling_ms" in row else "",
+        ]
+        rows.append(shown + [_both(row, name) for name in ("speed_up", "flops_ratio", "report")])
+    share = (
+        "" if result["context"] == 1 else f", one rank's part of {result['context']} in training"
+    )
+    return [
+        f"{result['recipe']}{share}, {result['device']}; faster: training, sampling",
+        *table(rows),
+    ]
+
+
+def _both(row: dict[str, Any], name: str) -> str:
+    """Of training and of sampling."""
+    keys = [
+        f"report_{what}_speed_up" if name == "report" else f"{what}_{name}"
+        for what in ("training", "sampling")
+    ]
+    figures = [row.get(key) for key in keys]
+    return ", ".join(f"{figure:.3g}x" for figure in figures if figure is not None)

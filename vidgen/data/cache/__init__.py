@@ -1,0 +1,1 @@
+"""Latents and text features on disk, in place of the encoders."""

@@ -1,0 +1,1 @@
+"""Which clips there are, and which step reads which: manifest, buckets, order."""

@@ -1,0 +1,1 @@
+"""Decoding clips and writing videos."""

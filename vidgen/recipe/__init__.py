@@ -1,0 +1,7 @@
+"""Recipes: everything that decides a run, as one checked tree read from YAML."""
+
+from vidgen.recipe.autoencoder import AutoencoderRecipe, read_any
+from vidgen.recipe.reader import diff, dump_yaml, read_recipe
+from vidgen.recipe.schema import Recipe
+
+__all__ = ["AutoencoderRecipe", "Recipe", "diff", "dump_yaml", "read_any", "read_recipe"]

@@ -1,0 +1,94 @@
+"""A recipe for training the Video DC-AE, and telling it from a generator's."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from vidgen.config import Presets, config
+from vidgen.data.config import DataConfig
+from vidgen.models.video_dcae.config import VideoDCAEConfig
+from vidgen.recipe.reader import peek, read_recipe
+from vidgen.recipe.schema import (
+    CheckpointConfig,
+    LogConfig,
+    OptimConfig,
+    Recipe,
+    RecoveryConfig,
+    TrainConfig,
+)
+
+PRESETS = {
+    "published": VideoDCAEConfig(),
+    "published_256": VideoDCAEConfig(latent_channels=256),
+    "tiny": VideoDCAEConfig(
+        latent_channels=64,
+        widths=(16, 32, 32, 64, 64, 64),
+        encoder_depths=(1,) * 6,
+        decoder_depths=(1,) * 6,
+        head_dim=16,
+    ),
+}
+
+
+@config
+class ReconstructionConfig:
+    """Weights of the parts of the loss; a part of weight 0 is not computed."""
+
+    lpips: NonNegativeFloat = 0.5
+    lpips_weights: str | None = None
+    """torchvision's VGG-16 file; needed while lpips is above 0."""
+    adversarial: NonNegativeFloat = 0.05
+    """Of the discriminator's opinion, on top of the adaptive weight that balances gradients."""
+    adversarial_from: NonNegativeInt = 250_000
+    """The step at which the discriminator comes in."""
+    discriminator_lr: PositiveFloat = 1e-4
+    discriminator_width: PositiveInt = 64
+    image_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Of steps that train on one frame of each clip: images are videos of one frame."""
+
+
+@config
+class CopiesConfig:
+    """Every rank holds the whole model."""
+
+    timeout_s: PositiveFloat = 600  # after which a rank that does not move ends all of them
+
+
+@config
+class ReconstructConfig:
+    """The same clips every time, the start included."""
+
+    every: PositiveInt | None = None  # steps; null: never
+    manifest: str | None = None  # held-out clips
+    batches: PositiveInt = 4  # of the manifest's first, for every rank
+    videos: NonNegativeInt = 4  # of their clips, how many are shown with their reconstructions
+
+
+@config
+class AutoencoderRecipe:
+    kind: Literal["autoencoder"]
+    name: str
+    run_dir: str
+    seed: NonNegativeInt = 42
+    autoencoder: Annotated[VideoDCAEConfig, Presets(PRESETS)]
+    data: DataConfig
+    loss: ReconstructionConfig = ReconstructionConfig()
+    optim: OptimConfig = OptimConfig()
+    parallel: CopiesConfig = CopiesConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
+    log: LogConfig = LogConfig()
+    validate: ReconstructConfig = ReconstructConfig()
+    train: TrainConfig = TrainConfig()
+
+    def __post_init__(self) -> None:
+        if self.train.reinitialise:
+            raise ValueError("train.reinitialise is for generators: an autoencoder loads all")
+
+
+def read_any(path: str | Path, overrides: list[str]) -> Recipe | AutoencoderRecipe:
+    """A recipe of either kind: an autoencoder's says `kind: autoencoder`."""
+    if peek(path, "kind") == "autoencoder":
+        return read_recipe(path, overrides, AutoencoderRecipe)
+    return read_recipe(path, overrides, Recipe)

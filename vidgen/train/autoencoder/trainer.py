@@ -1,0 +1,207 @@
+"""Training the Video DC-AE: reconstruction first, then against a discriminator as well.
+
+Ranks hold whole copies and average gradients: at 0.46 G parameters a copy with its optimizer is
+8 GB, and the adaptive weight asks for gradients of the last layer alone, which sharding would make
+a collective each.
+"""
+
+import math
+import random
+from collections.abc import Iterable
+from functools import lru_cache
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from vidgen.data import open_loader
+from vidgen.data.loader import Batch, Loader
+from vidgen.errors import UserError
+from vidgen.models.autoencoder import latent_grid
+from vidgen.models.video_dcae import VideoDCAE, load_weights
+from vidgen.models.video_dcae.discriminator import PatchGAN3D
+from vidgen.models.video_dcae.losses import adaptive_weight, hinge, l1, perceptual_distance
+from vidgen.recipe.autoencoder import AutoencoderRecipe
+from vidgen.runtime.observe.flops import training_flops
+from vidgen.runtime.observe.quality import psnr
+from vidgen.train.autoencoder.validate import AutoencoderValidator, pixels_to_input
+from vidgen.train.loop import Tensors, TrainingLoop
+from vidgen.train.optim.optimizer import build_optimizer, set_learning_rate, state_tensors
+from vidgen.train.report.log import RunLog
+from vidgen.train.step_result import Learned
+
+# Where the losses of clips and of single frames are kept apart.
+CLIPS, FRAMES = 0.0, 0.5
+
+
+class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
+    SAME = ("autoencoder",)
+    SCORE = "l1_by_kind"
+    model: VideoDCAE
+
+    # From a batch to its gradients ---------------------------------------------------------------
+
+    def learn(self, batch: Batch) -> Learned:
+        accumulate, loss = self.recipe.train.accumulate, self.recipe.loss
+        if batch.micro_step == 0:  # dropout
+            torch.manual_seed(_step_seed(self.recipe.seed, self.step, self.world.rank))
+        adversarial = loss.adversarial > 0 and self.step >= loss.adversarial_from
+        with self.phase("encode"):
+            video = self._video(batch)
+        with self.phase("forward"), self.autocast():
+            reconstruction, _ = self.model(video)
+        with self.phase("losses"):
+            losses = self._losses(video, reconstruction, adversarial)
+        with self.phase("backward"):
+            (losses["loss"] / accumulate).backward()
+        reconstruction = reconstruction.detach().float()
+        if adversarial:
+            with self.phase("discriminator"):
+                losses["discriminator"] = self._judge_both(video, reconstruction)
+                (losses["discriminator"] / accumulate).backward()
+        losses["psnr"] = psnr(video / 2, reconstruction / 2).mean().float()
+        clips, shape = len(video), (video.shape[2], video.shape[3], video.shape[4])
+        flops = clips * self._flops(shape)
+        return Learned(
+            batch,
+            bin_B=torch.full((clips,), FRAMES if shape[0] == 1 else CLIPS, device=self.device),
+            loss_B=(reconstruction - video).abs().mean(dim=(1, 2, 3, 4)),
+            tokens=clips * math.prod(latent_grid(self.model, *shape)),
+            model_flops=flops,
+            executed_flops=flops,
+            figures={name: value.detach() for name, value in losses.items()},
+        )
+
+    def _video(self, batch: Batch) -> Tensor:
+        """In [-1, 1]; of some steps, the same on every rank, one frame of each clip."""
+        video = pixels_to_input(batch)
+        draw = random.Random(_step_seed(self.recipe.seed, self.step, -1))
+        if draw.random() < self.recipe.loss.image_fraction:
+            at = draw.randrange(video.shape[2])
+            video = video[:, :, at : at + 1]
+        return video
+
+    def _losses(
+        self, video: Tensor, reconstruction: Tensor, adversarial: bool
+    ) -> dict[str, Tensor]:
+        weights = self.recipe.loss
+        found = {"l1": l1(reconstruction, video)}
+        loss = found["l1"]
+        if self.perceptual is not None:
+            found["lpips"] = perceptual_distance(self.perceptual, reconstruction, video)
+            loss = loss + weights.lpips * found["lpips"]
+        if adversarial:
+            self.discriminator.requires_grad_(False)
+            with self.autocast():
+                opinion = -self.discriminator(reconstruction).float().mean()
+            self.discriminator.requires_grad_(True)
+            balance = adaptive_weight(loss, opinion, self.model.decoder.project_out.weight)
+            found["adversarial"] = opinion
+            loss = loss + weights.adversarial * balance * opinion
+        return {"loss": loss, **found}
+
+    def _judge_both(self, video: Tensor, reconstruction: Tensor) -> Tensor:
+        with self.autocast():
+            return hinge(self.discriminator(video), self.discriminator(reconstruction))
+
+    @lru_cache(maxsize=64)  # noqa: B019  there is one of it, as long as the run
+    def _flops(self, shape: tuple[int, int, int]) -> int:
+        """Of one clip, forward and backward, counted on tensors without memory. Those of what it
+        is held to are not the model's."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with torch.device("meta"):
+            model, video = VideoDCAE(self.recipe.autoencoder), torch.empty(1, 3, *shape)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(video)
+        return training_flops(counter.get_total_flops())
+
+    def finish_gradients(self) -> None:
+        self._average(self.named.values())
+        self._average(self.discriminator.parameters())
+
+    def _average(self, parameters: Iterable[nn.Parameter]) -> None:
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if self.world.world == 1 or not grads:
+            return
+        works = [dist.all_reduce(grad, async_op=True) for grad in grads]
+        for work in works:
+            work.wait()
+        torch._foreach_div_(grads, self.world.world)
+
+    def update(self) -> None:
+        super().update()
+        self.discriminator_optimizer.step()  # without gradients, nothing
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+
+    def validate(self, log: RunLog) -> None:
+        with self.autocast():
+            found = self.validator(self.step, self.model)
+        self.validator.show(self.step, found, log)
+
+    # Building ------------------------------------------------------------------------------------
+
+    def open_data(self) -> Loader:
+        recipe = self.recipe
+        self.perceptual = _perceptual(recipe)
+        if self.perceptual is not None:
+            self.perceptual.to(self.device)
+        self.validator = AutoencoderValidator(recipe, self.world)
+        return open_loader(
+            recipe.data,
+            seed=recipe.seed,
+            rank=self.world.rank,
+            world=self.world.world,
+            device=self.device,
+            accumulate=recipe.train.accumulate,
+            temporal_step=recipe.autoencoder.compression[0],
+            causal=VideoDCAE.causal,
+            spatial_multiple=recipe.autoencoder.compression[1],
+        )
+
+    def build_model(self, resuming: bool) -> VideoDCAE:
+        recipe = self.recipe
+        generator = torch.Generator().manual_seed(recipe.seed)
+        model = VideoDCAE(recipe.autoencoder)
+        model.init_weights(generator)
+        start = recipe.train.init_from or recipe.autoencoder.path
+        if start is not None and not resuming:
+            load_weights(model, start)
+        self.discriminator = PatchGAN3D(recipe.loss.discriminator_width)
+        self.discriminator.init_weights(generator)
+        for module in (model, self.discriminator):
+            module.to(self.device)
+        if recipe.train.compile:
+            model.compile()
+        self.discriminator_optimizer = build_optimizer(
+            self.discriminator.parameters(), recipe.optim
+        )
+        set_learning_rate(self.discriminator_optimizer, recipe.loss.discriminator_lr)
+        return model
+
+    def tensors(self) -> Tensors:
+        named = dict(self.discriminator.named_parameters())
+        return {
+            **super().tensors(),
+            "discriminator": {k: v.detach() for k, v in self.discriminator.state_dict().items()},
+            "discriminator_optim": state_tensors(named, self.discriminator_optimizer),
+        }
+
+
+def _perceptual(recipe: AutoencoderRecipe) -> nn.Module | None:
+    """Refused, not dropped, when its weights are not there."""
+    if recipe.loss.lpips == 0:
+        return None
+    if recipe.loss.lpips_weights is None:
+        raise UserError(
+            f"loss.lpips is {recipe.loss.lpips:g} and loss.lpips_weights is not set: name "
+            "torchvision's VGG-16 file (vgg16-397923af.pth), or train without with loss.lpips=0"
+        )
+    from vidgen.models.perceptual import LPIPS
+
+    return LPIPS(recipe.loss.lpips_weights)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """A draw belongs to a step, so that a resumed run draws the same."""
+    return (seed * 1_000_003 + step) * 10_007 + rank + 1
