@@ -1,7 +1,8 @@
 """A text encoder with nothing to learn or download: each word is a fixed random vector.
 
-It stands where T5 and CLIP stand, so that the whole system runs at a small size. It knows words,
-not meaning: the quickstart's default, not a product.
+It takes the place of T5 and CLIP, so that the whole system runs at a small size. It knows words,
+not meaning. With `context` a token carries the words before it, each told apart by its distance, as
+an encoder with attention would: "circle" in "a small red circle" then says small, red and circle.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ class BuiltinText(nn.Module):
         self.length = config.length
         self.token_width = config.token_width
         self.pooled_width = config.pooled_width
+        self.context, self.ordered = config.context, config.ordered
         positions = torch.stack(
             [_vector(f"position {i}", self.token_width) for i in range(self.length)]
         )
@@ -44,21 +46,28 @@ class BuiltinText(nn.Module):
         tokens = torch.stack(
             [
                 torch.stack(
-                    [_vector(w, self.token_width) for w in words]
+                    [self._token(words, i) for i in range(len(words))]
                     + [pad] * (self.length - len(words))
                 )
                 for words in sentences
             ]
         )
-        # Dividing by sqrt(n) keeps unit variance, as the vectors are independent.
-        pooled = torch.stack(
-            [
-                sum((_vector(w, self.pooled_width) for w in words), torch.zeros(self.pooled_width))
-                / max(1, len(words)) ** 0.5
-                for words in sentences
-            ]
-        )
+        pooled = torch.stack([self._pooled(words) for words in sentences])
         return TextFeatures(tokens.to(device) + self.positions_LD, pooled.to(device))
+
+    def _token(self, words: list[str], at: int) -> Tensor:
+        token = _vector(words[at], self.token_width)
+        for back in range(1, min(self.context, at) + 1):
+            token = token + _vector(f"{words[at - back]} {back} before", self.token_width)
+        return token / (1 + self.context) ** 0.5 if self.context else token
+
+    def _pooled(self, words: list[str]) -> Tensor:
+        """The sum over words; dividing by sqrt(n) keeps unit variance, as they are independent."""
+        total = sum((_vector(w, self.pooled_width) for w in words), torch.zeros(self.pooled_width))
+        if self.ordered:
+            for at, word in enumerate(words):
+                total = total + _vector(f"{word} at {at}", self.pooled_width)
+        return total / (max(1, len(words)) * (2 if self.ordered else 1)) ** 0.5
 
 
 @lru_cache(maxsize=65536)

@@ -25,8 +25,11 @@ class VideoDCAEConfig:
     # on both sides: one a stage
     encoder_depths: tuple[NonNegativeInt, ...] = (2, 2, 2, 3, 3, 3)
     decoder_depths: tuple[NonNegativeInt, ...] = (3, 3, 3, 3, 3, 3)
+    upsample: Literal["nearest", "shuffle"] = "nearest"  # shuffle: channels become positions, which
+    # needs fewer layers for detail inside a latent
     attention_from: NonNegativeInt = 3  # first stage of linear attention; convolutions before it
     head_dim: PositiveInt = 32  # of the linear attention
+    still_images: bool = False  # an image is encoded as a clip that stands still, and decoded so
     std: PositiveFloat = 1.0  # of raw latents, which are divided by it; published training: 0.493
     # Larger videos are cut into tiles that overlap and fade into each other.
     tiling: bool = True

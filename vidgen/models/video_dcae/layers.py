@@ -152,6 +152,23 @@ class Upsample(nn.Module):
         return out + channels_to_space(repeated, frames)
 
 
+class ShuffleUpsample(nn.Module):
+    """A convolution whose channels become positions, beside the same shortcut as `Upsample`."""
+
+    def __init__(self, inputs: int, outputs: int, frames: bool):
+        super().__init__()
+        self.outputs, self.frames = outputs, frames
+        self.conv = conv(inputs, outputs * (8 if frames else 4), 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        out = out + repeat_channels(x, out.shape[1])
+        if self.frames and x.shape[2] == 1:  # an image stays an image
+            out = out.unflatten(1, (self.outputs, 2, 4)).mean(dim=2).flatten(1, 2)
+            return channels_to_space(out, False)
+        return channels_to_space(out, self.frames)
+
+
 class Project(nn.Module):
     """Convolution to or from the latents, beside a shortcut that averages or repeats channels."""
 

@@ -5,7 +5,7 @@ attention near the latents; every change of resolution has a shortcut without we
 causal. An image is a video of one frame and has one latent frame.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,15 @@ from vidgen.models.video_dcae.layers import (
     Project,
     ResBlock,
     RMSNorm3d,
+    ShuffleUpsample,
     Upsample,
     channels_to_pixels,
     conv,
     pixels_to_channels,
 )
 from vidgen.models.video_dcae.tiling import in_tiles
+
+STILL_LATENTS = 2  # latent frames of the clip that an image becomes with `still_images`
 
 
 def blocks(config: VideoDCAEConfig, stage: int, depth: int) -> nn.ModuleList:
@@ -54,8 +57,9 @@ class EncoderStage(nn.Module):
 class DecoderStage(nn.Module):
     def __init__(self, config: VideoDCAEConfig, stage: int):
         super().__init__()
+        up = Upsample if config.upsample == "nearest" else ShuffleUpsample
         self.up = (
-            Upsample(config.widths[stage + 1], config.widths[stage], config.down_frames[stage])
+            up(config.widths[stage + 1], config.widths[stage], config.down_frames[stage])
             if stage < config.stages - 1
             else nn.Identity()
         )
@@ -114,14 +118,29 @@ class VideoDCAE(nn.Module):
     def forward(self, video_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction and raw latents, with gradients and without tiles: what training needs."""
         latent_grid(self, *video_BCTHW.shape[2:])
-        latent = self.encoder(video_BCTHW)
-        return self.decoder(latent), latent
+        latent = self._encode_whole(video_BCTHW)
+        return self._decode_whole(latent), latent
+
+    def _encode_whole(self, x: Tensor) -> Tensor:
+        if self.config.still_images and x.shape[2] == 1:
+            still = x.expand(-1, -1, STILL_LATENTS * UNIT_FRAMES, -1, -1)
+            latent: Tensor = self.encoder(still)
+            return latent.mean(dim=2, keepdim=True)
+        whole: Tensor = self.encoder(x)
+        return whole
+
+    def _decode_whole(self, latent: Tensor) -> Tensor:
+        if self.config.still_images and latent.shape[2] == 1:
+            video: Tensor = self.decoder(latent.expand(-1, -1, STILL_LATENTS, -1, -1))
+            return video.mean(dim=2, keepdim=True)
+        whole: Tensor = self.decoder(latent)
+        return whole
 
     @torch.no_grad()
     def encode(self, video_BCTHW: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         grid = latent_grid(self, *video_BCTHW.shape[2:])
         x = video_BCTHW.to(self.dtype)
-        latent = self._in_tiles(self.encoder, x, (self.latent_channels, *grid))
+        latent = self._in_tiles(self._encode_whole, x, (self.latent_channels, *grid))
         return (latent / self.config.std).to(video_BCTHW.dtype)
 
     @torch.no_grad()
@@ -131,17 +150,17 @@ class VideoDCAE(nn.Module):
         frames = frames if frames == 1 else frames * UNIT_FRAMES
         rows, columns = self.compression[1:]
         shape = (3, frames, height * rows, width * columns)
-        return self._in_tiles(self.decoder, latent, shape).to(latent_BCTHW.dtype)
+        return self._in_tiles(self._decode_whole, latent, shape).to(latent_BCTHW.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
         return self.encoder.project_in.weight.dtype
 
-    def _in_tiles(self, run: nn.Module, x: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    def _in_tiles(
+        self, run: Callable[[Tensor], Tensor], x: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
         c = self.config
         if not c.tiling:
-            whole: Tensor = run(x)
-            return whole
+            return run(x)
         side = c.tile_size // self.compression[1]
         latents = (c.tile_frames // UNIT_FRAMES, side, side)
         return in_tiles(run, x, shape, latents, c.tile_overlap)

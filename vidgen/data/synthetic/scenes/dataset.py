@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-from vidgen.data.manifest import write_manifest
+from vidgen.data.index.manifest import write_manifest
 from vidgen.data.synthetic.scenes.caption import caption
 from vidgen.data.synthetic.scenes.draw import draw_scene
 from vidgen.data.synthetic.scenes.place import Layout, place
 from vidgen.data.synthetic.scenes.render import render
-from vidgen.data.video import write_image, write_video
+from vidgen.data.read.video import write_image, write_video
 
 FPS = 24.0
 CRF = 10  # little is lost: what training compares with is the file
-SHORT_CAPTIONS = 0.15  # of the clips, whose captions leave words out
+SHORT_CAPTIONS = 0.1  # of the clips, whose captions leave words out
 PARTS = {"train": 0, "valid": 1, "held_out": 2}  # parts of the data share no clip
 
 

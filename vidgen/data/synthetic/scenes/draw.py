@@ -17,7 +17,7 @@ from vidgen.data.synthetic.scenes.world import (
     Scene,
 )
 
-COUNT_WEIGHTS = (0.45, 0.42, 0.13)  # of one, two and three objects
+COUNT_WEIGHTS = (0.55, 0.37, 0.08)  # of one, two and three objects
 RELATED = 0.5  # of the scenes with two objects, how many have one cross the other
 PANNED = 0.5
 MOTION_WEIGHTS = {"moves": 0.5, "hops": 0.15, "circles": 0.2, "stays": 0.15}

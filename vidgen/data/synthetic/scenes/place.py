@@ -20,6 +20,7 @@ from vidgen.data.synthetic.scenes.world import (
 WAVES = 6  # of the background
 SURE_FRAMES = 10  # an object keeps its first heading at least so long before it bounces
 _TRIES = 60
+_CROSSING_TRIES = 5000
 # From the centroid to the picture's edge on the left, right, top and bottom, in body radii.
 EXTENT = {
     "circle": (1.0, 1.0, 1.0, 1.0),
@@ -104,7 +105,7 @@ def place(scene: Scene, frames: int, side: int, rng: np.random.Generator) -> Lay
     """Positions at random; objects without a relation keep apart where that is possible."""
     best: NDArray[np.float64] | None = None
     least = np.inf
-    for _ in range(_TRIES):
+    for _ in range(_CROSSING_TRIES if scene.relation else _TRIES):
         centres = (
             _free(scene, frames, side, rng)
             if scene.relation is None
@@ -117,7 +118,8 @@ def place(scene: Scene, frames: int, side: int, rng: np.random.Generator) -> Lay
             best, least = centres, touching
         if least == 0:
             break
-    assert best is not None, scene
+    if best is None:
+        raise ValueError(f"a picture of {side} x {side} is too small for {scene}")
     shift = np.zeros((frames, 2))
     if scene.camera is not None:
         shift = -PAN * np.arange(frames)[:, None] * np.array(DIRECTIONS[scene.camera])
@@ -138,7 +140,8 @@ def _one_path(
     if body.motion == "circles":
         phase = float(rng.uniform(0, 2 * np.pi))
         low, high = low + ORBIT, high - ORBIT
-    start = rng.uniform(low, high)
+    middle = (low + high) / 2  # a picture too small for the path shows its middle
+    start = rng.uniform(np.minimum(low, middle), np.maximum(high, middle))
     if body.motion in ("moves", "hops"):
         dx, dy = DIRECTIONS[str(body.heading)]
         axis = 0 if dx else 1
