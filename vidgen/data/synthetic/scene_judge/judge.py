@@ -13,6 +13,7 @@ from vidgen.data.synthetic.scenes.world import Body, Scene
 
 PRESENT = 0.6  # of the frames in which an object must be seen
 SCATTERED = 2.2  # spread of a colour that is more than one object
+MAX_WRONG = 0.35  # of its area: the most that may disagree with where a hidden object is laid
 MIN_OVERLAP = 25  # pixels, over all frames, that tell which of two objects is in front
 
 
@@ -58,13 +59,10 @@ def judge(frames_THWC: NDArray[np.uint8], scene: Scene) -> Verdict:
         for name, mask in found.items()
         if float((area[name] >= segment.MIN_AREA).mean()) >= PRESENT
     }
-    count = sum(
-        2 if float(np.median(segment.spread(mask)[segment.whole(mask)])) > SCATTERED else 1
-        for name, mask in there.items()
-    )
     objects = np.zeros(video.shape[:3], dtype=bool)
     for mask in there.values():
         objects |= mask
+    count = sum(1 + _scattered(mask, objects & ~mask) for mask in there.values())
     seen: dict[str, Seen] = {}
     paths: dict[str, NDArray[np.float64]] = {}
     for body in scene.bodies:
@@ -87,6 +85,13 @@ def judge(frames_THWC: NDArray[np.uint8], scene: Scene) -> Verdict:
     )
 
 
+def _scattered(mask: Mask, others: Mask) -> bool:
+    """Whether a colour is more than one object, in frames in which nothing else cuts it."""
+    near = (segment.grown(mask, 2) & others).any((1, 2))
+    free = segment.whole(mask) & ~near
+    return bool(free.any()) and float(np.median(segment.spread(mask)[free])) > SCATTERED
+
+
 def _look(
     video: NDArray[np.float32], mask: Mask, others: Mask, body: Body
 ) -> tuple[Seen, NDArray[np.float64]]:
@@ -94,13 +99,20 @@ def _look(
     track = segment.centres(mask)
     radius = float(np.sqrt(np.median(segment.areas(mask)[whole]) / np.pi))
     shape = looks.shape(mask[whole], track[whole], radius)
-    texture = looks.texture(video[whole], track[whole], radius)
+    near = segment.grown(mask, 2) & others
+    if all(near[frame].any() for frame in np.flatnonzero(whole)):  # it may never be seen whole
+        shape, radius = looks.guessed(mask, others, track)
+        whole &= ~whole
     place = np.where(whole[:, None], track, np.nan)
     if shape is not None:
         for frame in np.flatnonzero(~whole & (segment.areas(mask) > 0)):
-            place[frame] = looks.hidden_centre(
-                mask[frame], others[frame], track[frame], shape, radius
-            )
+            laid = looks.hidden(mask[frame], others[frame], track[frame], shape, radius)
+            if laid.wrong < MAX_WRONG * np.pi * radius**2:
+                place[frame] = laid.centre
+    known = ~np.isnan(place[:, 0])
+    if not known.any():
+        return Seen(size=looks.size(radius), shape=shape), track
+    texture = looks.texture(video, np.where(known[:, None], place, np.nan), radius, mask)
     found = tracks.fits(place, video.shape[1], body.shape, body.radius)
     best, asked = found[0], tracks.fit_of(found, body)
     seen = Seen(
