@@ -1,8 +1,11 @@
-"""Builds vidgen/_native*.so with CMake; everything else is in pyproject.toml.
+"""Builds vidgen/_native*.so with CMake and packs recipes/; the rest is in pyproject.toml.
 
 VIDGEN_CUDA=0|1      leave the GPU kernels out, or insist on them. By default they are built where
                      nvcc is found and either a GPU is visible or VIDGEN_CUDA_ARCHS is set.
 VIDGEN_CUDA_ARCHS    what to build them for, e.g. "80;90a;100a"; by default this machine's GPUs.
+VIDGEN_CPU_VARIANTS  which CPU kernels to build: native (this CPU's best, and baseline), runnable
+                     (all this CPU runs), all, or a list such as "avx2;baseline". An editable
+                     install builds native by default, a wheel all.
 """
 
 import os
@@ -14,6 +17,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent.resolve()
 
@@ -72,6 +76,12 @@ def visible_architectures() -> list[str]:
     ]
 
 
+def cpu_options(editable: bool) -> list[str]:
+    wish = os.environ.get("VIDGEN_CPU_VARIANTS", "") or ("native" if editable else "all")
+    names = re.findall(r"[^\s;,]+", wish)
+    return [f"-DVIDGEN_CPU_VARIANTS={';'.join(names)}"]
+
+
 def cuda_options() -> list[str]:
     wish = os.environ.get("VIDGEN_CUDA", "")
     if wish not in ("", "0", "1"):
@@ -124,6 +134,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
+            *cpu_options(self.inplace or self.editable_mode),
             *cuda_options(),
         ]
         ninja = shutil.which("ninja")
@@ -139,4 +150,20 @@ class CMakeBuild(build_ext):
         shutil.copy2(next(work.glob("_native*.so")), target)
 
 
-setup(ext_modules=[Extension("vidgen._native", [])], cmdclass={"build_ext": CMakeBuild})
+class PackRecipes(build_py):
+    """A wheel holds recipes/ as vidgen/recipes/; an editable install reads them in the checkout."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            packed = Path(self.build_lib) / "vidgen" / "recipes"
+            shutil.rmtree(packed, ignore_errors=True)  # what an older build packed
+            packed.mkdir(parents=True)
+            for recipe in ROOT.glob("recipes/*.yaml"):
+                shutil.copy2(recipe, packed)
+
+
+setup(
+    ext_modules=[Extension("vidgen._native", [])],
+    cmdclass={"build_ext": CMakeBuild, "build_py": PackRecipes},
+)

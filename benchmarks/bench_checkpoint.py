@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
@@ -265,7 +265,7 @@ def measure_steps(folder: Path, device: torch.device, nbytes: int, steps: int) -
     ]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gb", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3)
@@ -273,7 +273,7 @@ def main() -> None:
     parser.add_argument("--dir", default=None, help="where to write (default: a temporary folder)")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--out", help="the JSON to write")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(dir=args.dir, prefix="vidgen-bench-") as name:
         folder = Path(name)
@@ -282,6 +282,7 @@ def main() -> None:
         settings = {"method": str(transfer.method(folder)), "rounds": args.rounds}
     print(results.table(rows))
     print(results.write("checkpoint", rows, settings=settings, out=args.out))
+    return rows
 
 
 def measure(args: argparse.Namespace, folder: Path, device: torch.device) -> list[results.Row]:
@@ -324,6 +325,13 @@ def measure(args: argparse.Namespace, folder: Path, device: torch.device) -> lis
             ruler = "ruler copy" if part == "training stands still" else "ruler write"
             rows.append(row(f"{name}: {part}", statistics.median(values), ruler))
     return rows
+
+
+QUICK = ("--gb", "0.01", "--rounds", "1", "--steps", "2", "--no-peers")
+
+
+def test_checkpoint(suite: Callable[..., None]) -> None:
+    suite(main, "checkpoint", QUICK)
 
 
 if __name__ == "__main__":

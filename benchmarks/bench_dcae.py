@@ -18,7 +18,7 @@ import re
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from vidgen.models.autoencoder import latent_grid
+from vidgen.models.geometry import Geometry
 from vidgen.models.video_dcae import VideoDCAE, VideoDCAEConfig
 from vidgen.models.video_dcae.layers import (
     AttentionBlock,
@@ -189,7 +189,7 @@ def dcae_rows(
     model = ours(config, bench)
     plain = as_torch_runs_it(model)
     video = bench.random(1, 3, *shape)
-    latent = bench.random(1, config.latent_channels, *latent_grid(model, *shape))
+    latent = bench.random(1, config.latent_channels, *Geometry.of(model).latent_grid(*shape))
     with torch.device("meta"):
         weightless = VideoDCAE(config)
     flops = [
@@ -300,7 +300,7 @@ def _mark(module: nn.Module, part: str, hooks: ExitStack) -> None:
 
 
 @torch.no_grad()
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="the first shape alone")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -308,7 +308,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=1.0, help="seconds a row, after its first")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--out")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if threads := os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
     bench = Bench(torch.device(args.device), args.rounds, args.budget)
@@ -341,6 +341,14 @@ def main() -> None:
     print(results.table(row for row in rows if "share" in row))
     settings["finished"] = True
     print(results.write("dcae", rows, settings=settings, out=args.out))
+    return rows
+
+
+QUICK = ("--short", "--rounds", "1", "--budget", "0", "--no-compile")
+
+
+def test_dcae(suite: Callable[..., None]) -> None:
+    suite(main, "dcae", QUICK)
 
 
 if __name__ == "__main__":

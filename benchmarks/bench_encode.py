@@ -12,7 +12,7 @@ import argparse
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from vidgen.data.cache.latents import LatentCache, facts_of, settings_of
 from vidgen.data.index.buckets import Bucket, BucketTable, assign
 from vidgen.data.index.manifest import Manifest, write_manifest
 from vidgen.data.read.video import ClipRequest, read_clip, write_video
+from vidgen.models.geometry import Geometry
 from vidgen.models.text.builtin import BuiltinText
 from vidgen.models.text.config import TextConfig
 from vidgen.models.video_dcae import VideoDCAE
@@ -36,7 +37,8 @@ from vidgen.models.video_dcae.config import VideoDCAEConfig
 from vidgen.runtime.observe import results
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FRAMES, FILE_FRAMES, MULTIPLE = 32, 65, 32
+FRAMES, FILE_FRAMES = 32, 65
+GEOMETRY = Geometry.of(VideoDCAEConfig())
 CONFIG, RESOLUTION = (
     (VideoDCAEConfig(), "256px")
     if DEVICE == "cuda"
@@ -82,7 +84,7 @@ class Run:
             dtype=torch.float32,
         )
         self.manifest = Manifest.open(manifest)
-        table = BucketTable(self.cfg, causal=False, spatial_multiple=MULTIPLE)
+        table = BucketTable(self.cfg, GEOMETRY)
         assigned = assign(table, self.manifest, None).bucket_of_row
         self.buckets: list[Bucket] = [table.buckets[number] for number in assigned]
 
@@ -105,8 +107,7 @@ class Run:
             self.manifest,
             self.codec,
             device=DEVICE,
-            causal=False,
-            spatial_multiple=MULTIPLE,
+            geometry=GEOMETRY,
             progress=lambda _: self.done_at.append(time.perf_counter()),
         )
 
@@ -154,11 +155,11 @@ WAYS: dict[str, Callable[[Run], None]] = {
 }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--out", help="the file of results, if not the machine's own")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     autoencoder = VideoDCAE(CONFIG).to(DEVICE).eval().requires_grad_(False)
     rows: list[dict[str, Any]] = []
@@ -193,6 +194,14 @@ def main() -> None:
         "clip": f"{FRAMES} of {FILE_FRAMES} frames, {RESOLUTION}",
     }
     print(results.write("encode", rows, settings=settings, out=args.out))
+    return rows
+
+
+QUICK = ("--clips", "4")
+
+
+def test_encode(suite: Callable[..., None]) -> None:
+    suite(main, "encode", QUICK)
 
 
 if __name__ == "__main__":

@@ -3,21 +3,19 @@
     python benchmarks/bench_lane.py              # --short: a few seconds
 
 On a GPU the ruler is torch's own copy between the device and memory that torch pinned. Without one
-a lane copies from host to host, and the ruler is torch's copy_ of the same bytes. Files: the file
-lane beside plain pwrite and pread of the same bytes in the page cache.
+a lane copies from host to host, and the ruler is torch's copy_ of the same bytes. File input and
+output is measured by bench_checkpoint.py.
 """
 
 import argparse
-import os
 import statistics
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from vidgen.runtime.memory import HOST, Arena, FileLane, Lane
+from vidgen.runtime.memory import HOST, Arena, Lane
 from vidgen.runtime.memory.lane import current
 from vidgen.runtime.observe import results
 from vidgen.runtime.observe.hardware import best_time
@@ -104,43 +102,6 @@ def overlap(lane: Any, lease: Any, pair: Any, device: torch.device, rounds: int)
     return {"matmul_ms": alone * 1e3, "with_copies_ms": together * 1e3, "copies": count}
 
 
-def files(size: int, rounds: int) -> list[dict[str, Any]]:
-    arena = Arena(size, pinned=False)
-    lease = arena.lease(size, align=4096)
-    data = lease.tensor((size,))
-    data.fill_(1)
-    view = memoryview(data.numpy())
-    rows = []
-    with tempfile.TemporaryFile() as file:
-        lane = FileLane()
-        number = file.fileno()
-        calls: dict[str, dict[str, Callable[[], Any]]] = {
-            "write a file": {
-                "lane": lambda: lane.write(data, file, 0, producer=HOST, lease=lease).wait(),
-                "ruler": lambda: os.pwrite(number, view, 0),
-            },
-            "read a file": {
-                "lane": lambda: lane.read(file, 0, data, producer=HOST, lease=lease).wait(),
-                "ruler": lambda: os.preadv(number, [view], 0),
-            },
-        }
-        for what, pair in calls.items():
-            seconds = alternate(pair, torch.device("cpu"), rounds)
-            rows.append(
-                {
-                    "what": what,
-                    "mb": size / 1e6,
-                    "gb_per_s": size / seconds["lane"] / 1e9,
-                    "ruler_gb_per_s": size / seconds["ruler"] / 1e9,
-                    "of_ruler": seconds["ruler"] / seconds["lane"],
-                }
-            )
-        lane.close()
-    lease.give_back()
-    arena.close()
-    return rows
-
-
 def leases(count: int) -> dict[str, Any]:
     arena = Arena(1 << 20, pinned=False)
     start = time.perf_counter()
@@ -151,24 +112,31 @@ def leases(count: int) -> dict[str, Any]:
     return {"what": "take a lease and return it", "us": seconds / count * 1e6}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--mib", type=int, help="of a copy; 512 on a GPU, 128 without")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--short", action="store_true", help="small, and nothing is kept")
-    args = parser.parse_args()
+    parser.add_argument("--short", action="store_true", help="small sizes")
+    parser.add_argument("--out", help="the JSON to write")
+    args = parser.parse_args(argv)
     device = torch.device(args.device)
     size = (args.mib or (16 if args.short else 512 if device.type == "cuda" else 128)) << 20
     rounds = 3 if args.short else args.rounds
     rows = [
         *copies(device, size, rounds),
-        *files(size, rounds),
         leases(200 if args.short else 20_000),
     ]
     print(results.table(rows))
-    if not args.short or device.type == "cuda":
-        print(results.write("lane", rows, settings={"device": str(device)}))
+    print(results.write("lane", rows, settings={"device": str(device)}, out=args.out))
+    return rows
+
+
+QUICK = ("--short",)
+
+
+def test_lane(suite: Callable[..., None]) -> None:
+    suite(main, "lane", QUICK)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -146,7 +146,7 @@ def affordable() -> tuple[int, int]:
     return pairs, 2 * pairs
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depth", type=int, help="dual-stream blocks")
     parser.add_argument("--single", type=int, help="single-stream blocks")
@@ -154,7 +154,8 @@ def main() -> None:
     parser.add_argument("--folder", help="where to make the files (default: a temporary folder)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--short", action="store_true", help="one round of a small model")
-    args = parser.parse_args()
+    parser.add_argument("--out", help="the JSON to write")
+    args = parser.parse_args(argv)
     device = torch.device(args.device)
     depth, single = (1, 2) if args.short else affordable()
     depth, single = args.depth or depth, args.single or single
@@ -192,8 +193,15 @@ def main() -> None:
         )
     print(results.table(rows))
     settings = {"depth": depth, "depth_single_blocks": single, "device": str(device)}
-    if not args.short:
-        print(results.write("load", rows, settings=settings))
+    print(results.write("load", rows, settings=settings, out=args.out))
+    return rows
+
+
+QUICK = ("--short",)
+
+
+def test_load(suite: Callable[..., None]) -> None:
+    suite(main, "load", QUICK)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
@@ -347,7 +347,7 @@ def missing_peers() -> dict[str, str]:
     return reasons
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, nargs="*", default=list(MEASURED))
     parser.add_argument("--out", help="the file of results, if not the machine's own")
@@ -355,11 +355,11 @@ def main() -> None:
     parser.add_argument("--launcher", default="", help="runs each measurement: 'taskset -c 0,1'")
     parser.add_argument("--one", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--manifest", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     if args.one:
         print(json.dumps(measure(args.manifest, args.one, args.frames[0])))
-        return
+        return []
     rows: list[dict[str, Any]] = []
     missing = missing_peers()
     peers = [peer for peer in args.peers if peer not in missing]
@@ -380,6 +380,14 @@ def main() -> None:
         with contextlib.suppress(metadata.PackageNotFoundError):
             settings[name] = metadata.version(name)
     print(results.write("loader", rows, settings=settings, out=args.out))
+    return rows
+
+
+QUICK = ("--frames", "5", "--peers", "vidgen")
+
+
+def test_loader(suite: Callable[..., None]) -> None:
+    suite(main, "loader", QUICK)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import argparse
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -286,7 +286,7 @@ def compare(problem: Problem, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tokens", type=int, nargs="+", help="of the video, beside 512 of text")
@@ -294,7 +294,8 @@ def main() -> None:
     parser.add_argument("--single", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--short", action="store_true", help="2 + 4 blocks, the fewer tokens")
-    args = parser.parse_args()
+    parser.add_argument("--out", help="the JSON to write")
+    args = parser.parse_args(argv)
     device = torch.device(args.device)
     cuda = device.type == "cuda"
     config = PRESETS["opensora_v2"]
@@ -310,8 +311,15 @@ def main() -> None:
         del problem
     print(results.table(rows))
     settings = {"device": str(device), "width": config.hidden_size, "dual": dual, "single": single}
-    if cuda or not args.short:
-        print(results.write("offload", rows, settings=settings))
+    print(results.write("offload", rows, settings=settings, out=args.out))
+    return rows
+
+
+QUICK = ("--short",)
+
+
+def test_offload(suite: Callable[..., None]) -> None:
+    suite(main, "offload", QUICK)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Peers: torch's AdamW over lists (foreach), and torchao's 8-bit AdamW where it is
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from vidgen.errors import UserError
 from vidgen.recipe.schema import OptimConfig
 from vidgen.runtime import ops
 from vidgen.runtime.observe import results
-from vidgen.train.optim.optimizer import EMA, build_optimizer
+from vidgen.train.optim.optimizer import EMA, build_optimizer, update_weights_and_ema
 
 WIDTH = 3072
 BYTES = {"fp32": 16, "bf16": 8, "8bit": 4}  # read and written of both moments, each element
@@ -42,15 +42,13 @@ def stepper(
     """One step as training takes it, and the bytes it must move."""
     named = parameters(elements, device)
     ema = EMA(named, 0.9999) if average else None
-    optimizer = build_optimizer(named.values(), OptimConfig(states=states, eps=1e-8), ema)
+    optimizer = build_optimizer(named.values(), OptimConfig(states=states, eps=1e-8))
     step = 0
 
     def call() -> None:
         nonlocal step
         step += 1
-        optimizer.step()
-        if ema is not None:
-            ema.update(step)
+        update_weights_and_ema(optimizer, ema, step)
 
     count = sum(p.numel() for p in named.values())
     each = WEIGHTS + GRADIENT + BYTES[states] + (AVERAGE if average else 0)
@@ -89,12 +87,12 @@ def in_place_rate(elements: int, device: torch.device, rounds: int) -> float:
     return 2 * here.nbytes / median_seconds(lambda: here.add_(1), device, rounds)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--millions", type=float, help="elements updated (default: 16, GPU: 200)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", help="write the results here")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     millions = options.millions or (200 if device.type == "cuda" else 16)
     elements = int(millions * 1e6)
@@ -136,6 +134,14 @@ def main() -> None:
     print(results.table(rows))
     path = results.write("optim", rows, settings={"adamw": chosen.implementation}, out=options.out)
     print(f"kept in {path}")
+    return rows
+
+
+QUICK = ("--millions", "0.1", "--rounds", "1")
+
+
+def test_optim(suite: Callable[..., None]) -> None:
+    suite(main, "optim", QUICK)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vidgen.diffusion.guidance import GuidanceConfig, plan
-from vidgen.diffusion.sampler import evaluations
+from vidgen.diffusion.solvers import passes_per_step
 from vidgen.models.hunyuan_vae.config import HunyuanVAEConfig
 from vidgen.models.mmdit import PRESETS, MMDiT, MMDiTConfig, ModulationTable, Seams
 from vidgen.models.mmdit.flops import flops
@@ -32,7 +33,7 @@ from vidgen.runtime.observe import results
 from vidgen.runtime.observe.memory import peak_memory_gb
 from vidgen.runtime.observe.mfu import measure_matmul, peak
 from vidgen.sample.hooks import RunBlock
-from vidgen.sample.memory import activation_bytes, parse_memory, plan_memory
+from vidgen.sample.memory import MemoryNeeds, activation_bytes, parse_memory, plan_memory
 from vidgen.sample.streaming import BlockStream
 
 # 16:9, 129 frames: pixels, tokens, and seconds of 50 steps as published for one GPU.
@@ -106,7 +107,7 @@ def planned_passes(grid: tuple[int, int, int], has_image: bool) -> int:
         said.oscillate_after,
         said.dynamic_img,
     )
-    return evaluations(plan(config, STEPS, grid, has_image=has_image))
+    return sum(passes_per_step(plan(config, STEPS, grid, has_image=has_image)))
 
 
 def row(
@@ -143,7 +144,7 @@ def row(
 
 
 @torch.no_grad()
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("--memory", default="24GB", help="to stream within, at the first shape")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     device = torch.device("cuda" if cuda else "cpu")
     dtype = torch.bfloat16 if cuda else torch.float32
     config = PRESETS[args.model]
@@ -183,12 +184,14 @@ def main() -> None:
         limit,
         config,
         HunyuanVAEConfig(path=""),
-        grid=grid,
-        text_length=TEXT,
-        video=video,
-        around_bytes=stream.around_bytes + int(VAE_BYTES),
-        table_bytes=2 * STEPS * chunks * config.hidden_size * dtype.itemsize,
-        dtype=dtype,
+        MemoryNeeds(
+            video=video,
+            tokens=grid,
+            text_length=TEXT,
+            around_bytes=stream.around_bytes + int(VAE_BYTES),
+            table_bytes=2 * STEPS * chunks * config.hidden_size * dtype.itemsize,
+        ),
+        dtype,
     )
     # As planned; then half and none of the blocks on the device, to see what streaming costs.
     least = 2 * max(stream.sizes)
@@ -221,6 +224,14 @@ def main() -> None:
         out=args.out,
     )
     print(json.dumps({"kept": str(path)}))
+    return rows
+
+
+QUICK = ("--model", "tiny", "--rounds", "1")
+
+
+def test_sampling(suite: Callable[..., None]) -> None:
+    suite(main, "sampling", QUICK)
 
 
 if __name__ == "__main__":

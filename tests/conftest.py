@@ -1,9 +1,10 @@
-"""What every test shares: one CPU thread, a known seed, and a reason when a GPU test is skipped.
+"""What every test shares: one CPU thread, a known seed, and one line that says what was not run.
 
 And `ranks`, for tests that need several processes.
 """
 
 import contextlib
+import functools
 import inspect
 import json
 import os
@@ -32,10 +33,14 @@ LONG = (
     "tests/cuda_emulator/",
     "tests/cpp/test_native_memory.py",
 )
+NOT_RUN = pytest.StashKey[dict[str, int]]()  # tests of each reason
+# What starts several processes or compiles much.
+SLOW_FIXTURES = {"ranks", "start", "start_ranks", "emulator_path"}
 SEED = int(os.environ.get("VIDGEN_TEST_SEED", "0"))
 
 # A busy machine is no failure, and the same commit gives the same verdict: no deadline, no luck.
 settings.register_profile("vidgen", deadline=None, derandomize=True, database=None)
+settings.register_profile("soak", deadline=None, max_examples=300, database=None)  # make soak
 settings.load_profile("vidgen")
 
 
@@ -61,24 +66,80 @@ class ToldAtOnce:
 
 @pytest.hookimpl(trylast=True)  # after the terminal reporter is there
 def pytest_configure(config: pytest.Config) -> None:
+    config.stash[NOT_RUN] = {}
     if terminal := config.pluginmanager.get_plugin("terminalreporter"):
         config.pluginmanager.register(ToldAtOnce(terminal))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Whole files go to one worker each: those that take longest begin first.
-    items.sort(
-        key=lambda item: next((i for i, f in enumerate(LONG) if f in item.nodeid), len(LONG))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if not SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+        item.add_marker("slow")
+
+
+def cannot_run(item: pytest.Item) -> str | None:
+    """Why this machine or process has no use for a test; its body is never reached."""
+    parameters = (
+        item.callspec.params
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+        else {}
     )
-    marked = [item for item in items if item.get_closest_marker("gpu")]
-    if not marked:
-        return
+    device = parameters.get("device")
+    if item.get_closest_marker("gpu") is not None and not has_gpu():
+        return "need a GPU (make gpu-check)"
+    if parameters.get("laws") == "triton" and device is not None:
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        if interpreted != (device == "cpu"):
+            return "are of Triton on the CPU (test_triton.py runs them in its interpreter)"
+    return None
+
+
+@functools.cache
+def has_gpu() -> bool:
     import torch
 
-    if not torch.cuda.is_available():
-        skip = pytest.mark.skip(reason="no CUDA device is visible to torch")
-        for item in marked:
-            item.add_marker(skip)
+    return torch.cuda.is_available()
+
+
+@pytest.hookimpl(trylast=True)  # counts what -k and -m leave
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kept, dropped = [], []
+    for item in items:
+        reason = cannot_run(item)
+        (kept if reason is None else dropped).append(item)
+        if reason is not None:
+            counts = config.stash[NOT_RUN]
+            counts[reason] = counts.get(reason, 0) + 1
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+    # Whole files go to one worker each: those that take longest begin first.
+    items[:] = sorted(
+        kept, key=lambda item: next((i for i, f in enumerate(LONG) if f in item.nodeid), len(LONG))
+    )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(
+        session.config, "workeroutput"
+    ):  # a worker of xdist: it collects, and reports nothing
+        session.config.workeroutput["not_run"] = session.config.stash[NOT_RUN]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    if found := getattr(node, "workeroutput", {}).get("not_run"):
+        node.config.stash[NOT_RUN] = found  # every worker collects the same tests
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """One line for all that was not run."""
+    counts = dict(config.stash[NOT_RUN])
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2].removeprefix("Skipped: ") if report.longrepr else "skipped"
+        counts[reason] = counts.get(reason, 0) + 1
+    if counts:
+        ordered = sorted(counts.items(), key=lambda pair: -pair[1])
+        told = "; ".join(f"{count} {reason}" for reason, count in ordered)
+        terminalreporter.write_line(f"not run: {told}")
 
 
 @pytest.fixture(autouse=True)

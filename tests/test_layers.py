@@ -34,14 +34,19 @@ MAY_IMPORT = {
     "runtime": {"base"},
     "base": set(),
 }
-# Protocols without an implementation: diffusion works with any autoencoder and imports none.
-INTERFACES = {"vidgen.models.autoencoder", "vidgen.models.text.encoder"}
+# Protocols without an implementation: diffusion works with any autoencoder and imports none. And
+# the sizes of an autoencoder's latents, which need no model.
+INTERFACES = {
+    "vidgen.models.autoencoder",
+    "vidgen.models.geometry",
+    "vidgen.models.text.encoder",
+}
 
 # Files that may start another program, and why no library call does.
 SHELL_OUTS: dict[str, str] = {
     "vidgen/runtime/loader/processes.py": "workers without torch, or the locks a fork would copy",
     "vidgen/cli/quickstart.py": "kills a training process and starts it again, as a crash would",
-    "vidgen/train/supervise/recovery.py": "the watchdog must outlive the ranks it ends",
+    "vidgen/train/supervise/supervision.py": "the watchdog must outlive the ranks it ends",
 }
 STARTERS = {"os.system", "os.popen", "os.fork", "pty.spawn"}
 STARTER_PREFIXES = ("subprocess", "os.exec", "os.spawn", "os.posix_spawn", "pty")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vidgen.cli.main import parse
-from vidgen.recipe.autoencoder import read_any
+from vidgen.recipe import library, read_any
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
@@ -57,6 +57,8 @@ def check_vidgen(arguments: list[str]) -> None:
     recipes = [text for text in arguments[1:] if text.endswith(".yaml")]
     overrides = [text for text in getattr(args, "overrides", None) or arguments if "=" in text]
     overrides = [text for text in overrides if not text.startswith("-")]
+    for name in set(arguments[1:]) & set(library.names()):
+        read_any(name, overrides)
     for pattern in recipes:
         found = sorted(ROOT.glob(pattern))
         assert found, f"there is no {pattern}"
@@ -77,10 +79,23 @@ def after_module(words: list[str]) -> list[str]:
 def check_pip(arguments: list[str]) -> None:
     assert arguments[0] == "install"
     target = next(a for a in arguments[1:] if not a.startswith("-"))
-    extras = re.fullmatch(r"(?:\.|vidgen)\[([\w,]+)\]", target)
+    extras = re.fullmatch(r"(?:\.|vidgen)\[([\w,-]+)\]", target)
     assert extras, f"{target!r} is not this project with some of its extras"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert set(extras[1].split(",")) <= set(project["optional-dependencies"])
+
+
+def check_script(script: Path, arguments: list[str]) -> None:
+    """The script exists, and it or a module it imports from beside it declares every option."""
+    assert script.is_file(), f"there is no {script}"
+    texts = [script.read_text("utf-8")]
+    for node in ast.walk(ast.parse(texts[0])):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            relative = Path(*node.module.split(".")).with_suffix(".py")
+            found = [root / relative for root in (script.parent, ROOT)]
+            texts += [path.read_text("utf-8") for path in found if path.is_file()]
+    for flag in (word.partition("=")[0] for word in arguments if word.startswith("--")):
+        assert any(f'"{flag}"' in text for text in texts), f"{script.name} takes no {flag}"
 
 
 @pytest.mark.parametrize("words", ALL_COMMANDS)
@@ -93,8 +108,6 @@ def test_a_command_can_be_typed(words: list[str]) -> None:
             check_vidgen(arguments)
         case ["torchrun", *_]:
             check_vidgen(after_module(words))
-        case ["python", script, *_] if script.endswith(".py"):
-            assert (ROOT / script).is_file()
         case ["launch/torchrun.sh", *arguments]:
             assert (ROOT / words[0]).exists()
             check_vidgen(["train", *arguments])
@@ -104,9 +117,7 @@ def test_a_command_can_be_typed(words: list[str]) -> None:
         case ["pip", *arguments]:
             check_pip(arguments)
         case ["python", script, *arguments]:
-            flags = {word.partition("=")[0] for word in arguments if word.startswith("--")}
-            text = (ROOT / script).read_text("utf-8")
-            assert all(f'"{flag}"' in text for flag in flags)
+            check_script(ROOT / script, arguments)
         case _:
             pytest.fail(f"nothing here knows how to check {words[0]!r}")
 

@@ -6,6 +6,7 @@
 #                             torch) instead of .venv; only vidgen itself is installed into it
 #   VIDGEN_TORCH_INDEX=URL    take torch from this index, to choose a CPU or CUDA build of it; for
 #                             a .venv that already has torch, `make clean` first
+#   VIDGEN_CPU_VARIANTS=all   build every variant of the CPU kernels, not just this CPU's best
 #   VIDGEN_CUDA=0|1           forbid or force the CUDA build; VIDGEN_CUDA_ARCHS names the GPUs
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -147,8 +148,10 @@ else
     fi
 fi
 
+# Of the CPU, what decides which kernels are built.
+cpu=$(grep -m 1 ^flags /proc/cpuinfo 2>/dev/null | grep -owE 'avx2|avx512bw|avx512_bf16' | xargs || true)
 gpu=$(nvidia-smi -L 2>/dev/null | head -n 1 || true)
-sources=$(fingerprint "$python ${CXX:-} ${VIDGEN_CUDA:-} ${VIDGEN_CUDA_ARCHS:-} ${CUDA_HOME:-} $(command -v nvcc || true) $gpu" \
+sources=$(fingerprint "$python ${CXX:-} $cpu ${VIDGEN_CPU_VARIANTS:-} ${VIDGEN_CUDA:-} ${VIDGEN_CUDA_ARCHS:-} ${CUDA_HOME:-} $(command -v nvcc || true) $gpu" \
     pyproject.toml setup.py CMakeLists.txt csrc)
 if ! fresh built "$sources"; then
     check_compiler

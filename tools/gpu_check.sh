@@ -61,8 +61,8 @@ part 20 "what takes the time of a block" "$python" -m vidgen bench step recipes/
     --bucket "256px x 129" --out "$results/step_stage1.json"
 part 40 "attention on $gpu" "$python" benchmarks/attention/bench_attention.py --short \
     --out "$results/attention.json"
-part 45 "the ops beside a copy and their peers" "$python" benchmarks/bench_ops.py \
-    --tokens 8960 76544 --dtype bfloat16 --rounds 5 --choose
+part 45 "the ops beside a copy and their peers" "$python" -m vidgen bench ops \
+    --tokens 8960 76544 --peer eager torch.compile --repeats 5 --out "$results/ops.json"
 part 15 "an optimizer step" "$python" benchmarks/bench_optim.py --rounds 5
 part 40 "activation offload, 6 blocks" "$python" benchmarks/bench_offload.py --short
 part 40 "one pass of sampling, and within 24 GB" "$python" benchmarks/bench_sampling.py \

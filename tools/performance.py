@@ -66,16 +66,14 @@ def _mfu(rows: list[Row]) -> Iterator[str]:
 
 
 def _ops(rows: list[Row]) -> Iterator[str]:
-    for dtype in dict.fromkeys(row["dtype"] for row in rows):
-        ours = [
-            row for row in rows if row["dtype"] == dtype and row["implementation"] == "compiled"
-        ]
-        parts = sorted(row["fraction_of_copy"] for row in ours)
-        if parts:
-            yield (
-                f"{dtype}: {parts[0]:.0%} to {parts[-1]:.0%} of a copy's bandwidth over "
-                f"{len(parts)} passes, median {parts[len(parts) // 2]:.0%}"
-            )
+    # Rows about the host's part of a call have neither.
+    ours = [r for r in rows if r["implementation"] == "compiled" and "fraction_of_copy" in r]
+    for dtype in dict.fromkeys(row["dtype"] for row in ours):
+        parts = sorted(row["fraction_of_copy"] for row in ours if row["dtype"] == dtype)
+        yield (
+            f"{dtype}: {parts[0]:.0%} to {parts[-1]:.0%} of a copy's bandwidth over "
+            f"{len(parts)} passes, median {parts[len(parts) // 2]:.0%}"
+        )
 
 
 def _optim(rows: list[Row]) -> Iterator[str]:

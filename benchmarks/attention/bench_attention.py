@@ -9,7 +9,7 @@ is the best of the large matmuls in bf16 and fp32: on a CPU without bf16 arithme
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +162,12 @@ def rows_of(device: str, dtype: torch.dtype, length: int) -> list[dict[str, Any]
     return rows
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--short", action="store_true", help="the first two lengths only")
     parser.add_argument("--lengths", type=int, nargs="+", help="other lengths")
     parser.add_argument("--out", help="where the JSON goes")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lengths = args.lengths or LENGTHS[device][: 2 if args.short else None]
     rows = []
@@ -177,6 +177,14 @@ def main() -> None:
     print(results.table(rows))
     settings = {"batch": 1, "heads": HEADS, "head_dim": HEAD_DIM}
     print("kept as", results.write("attention", rows, settings=settings, out=args.out))
+    return rows
+
+
+QUICK = ("--lengths", "128")
+
+
+def test_attention(suite: Callable[..., None]) -> None:
+    suite(main, "attention", QUICK)
 
 
 if __name__ == "__main__":

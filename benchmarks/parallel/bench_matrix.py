@@ -14,6 +14,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,12 @@ def difference(found: list[tuple[float, float]], wanted: list[tuple[float, float
     return [max(abs(a[i] - b[i]) / b[i] for a, b in pairs) for i in (0, 1)]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--limit", type=int, help="the first combinations alone")
     parser.add_argument("--out", help="where the results go (default: the machine's folder)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -127,8 +129,9 @@ def main() -> None:
             )
 
         alone = {accumulate: run(1, 4, accumulate) for accumulate in (1, 2)}
-        for zero, (context, ulysses), tensor, accumulate in itertools.product(
-            (2, 3), SPLITS, (1, 2), (1, 2)
+        combinations = itertools.product((2, 3), SPLITS, (1, 2), (1, 2))
+        for zero, (context, ulysses), tensor, accumulate in itertools.islice(
+            combinations, args.limit
         ):
             data = 2 if context * tensor < 4 else 1
             start = time.perf_counter()
@@ -159,6 +162,14 @@ def main() -> None:
             print(results.table(rows[-1:]), flush=True)
     print(results.table(rows))
     print(results.write("parallel_matrix", rows, out=args.out))
+    return rows
+
+
+QUICK = ("--steps", "1", "--limit", "1")
+
+
+def test_parallel_matrix(suite: Callable[..., None]) -> None:
+    suite(main, "parallel_matrix", QUICK)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import re
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -169,11 +169,11 @@ def run(ranks: int, name: str, heads: int, kind: str) -> dict[str, Any]:
     return {**row, **worst, "refuses": "gives wrong numbers" if wrong else ""}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--out", help="where the results go (default: the machine's folder)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     names = (
         *("vidgen ring", "vidgen Ulysses", "torch context_parallel"),
         *("yunchang ring", "yunchang Ulysses", "ring-flash-attention"),
@@ -189,6 +189,14 @@ def main() -> None:
     print(results.table(rows))
     settings = {"tokens": TOKENS, "ruler_ms": (time.perf_counter() - start) * 1e3}
     print(results.write("parallel_peers", rows, settings=settings, out=args.out))
+    return rows
+
+
+QUICK = ("--ranks", "2")
+
+
+def test_parallel_peers(suite: Callable[..., None]) -> None:
+    suite(main, "parallel_peers", QUICK)
 
 
 if __name__ == "__main__":

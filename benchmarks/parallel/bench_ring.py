@@ -10,15 +10,15 @@ attends to everything at once. The rulers are that kernel and the copy of a hop 
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidgen.runtime.attention import attention
+from vidgen.runtime.attention.choice import choose_for_blocks
 from vidgen.runtime.observe import results
-from vidgen.runtime.parallel.block import block_kernel
 from vidgen.runtime.parallel.ring import attend_over
 
 
@@ -103,7 +103,7 @@ def measure(
         "heads": heads,
         "head_dim": head_dim,
         "dtype": str(dtype).removeprefix("torch."),
-        "block_kernel": block_kernel(part[0]).name,
+        "backend": choose_for_blocks(part[0], length, gradient=True).name,
         "kernel_forward_ms": whole[0] * 1e3,
         "kernel_backward_ms": whole[1] * 1e3,
         "kernel_tflops": 3.5 * flops / sum(whole) / 1e12,
@@ -117,7 +117,7 @@ def measure(
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     gpu = torch.cuda.is_available()
     parser.add_argument("--tokens", type=int, default=76_544 if gpu else 2_048)
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", help="where the results go (default: the machine's folder)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     device = torch.device("cuda" if gpu else "cpu")
     rows = [
         measure(args.tokens, parts, args.heads, args.head_dim, device, args.rounds)
@@ -134,6 +134,14 @@ def main() -> None:
     ]
     print(results.table(rows))
     print(results.write("parallel_ring", rows, out=args.out))
+    return rows
+
+
+QUICK = ("--tokens", "256", "--parts", "2", "--heads", "1", "--rounds", "1")
+
+
+def test_parallel_ring(suite: Callable[..., None]) -> None:
+    suite(main, "parallel_ring", QUICK)
 
 
 if __name__ == "__main__":

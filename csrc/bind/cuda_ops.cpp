@@ -8,7 +8,6 @@
 #include "bind/arguments.h"
 #include "bind/bind.h"
 #include "bind/tensor_view_caster.h"
-#include "vidgen/attention.h"
 #include "vidgen/ops.h"
 
 namespace py = pybind11;
@@ -51,7 +50,6 @@ void cuda_ops(py::module_& module) {
   define_cuda<Args>(cuda_kernels, #name, cuda::name, cuda::name##_workspace, \
                     std::make_index_sequence<kViews<Args>>{});
   VIDGEN_FOR_EACH_KERNEL(VIDGEN_BIND)
-  VIDGEN_FOR_EACH_ATTENTION_KERNEL(VIDGEN_BIND)
 #undef VIDGEN_BIND
 }
 

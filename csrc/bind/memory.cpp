@@ -108,7 +108,6 @@ void define_arena(py::module_& module) {
   py::class_<Lease>(module, "Lease")
       .def_property_readonly("nbytes", &Lease::bytes)
       .def_property_readonly("offset", &Lease::offset)
-      .def_property_readonly("given_back", &Lease::given_back)
       .def("pointer", [](const Lease& lease) { return number(lease.data()); })
       .def("view", &Lease::view, Released())
       .def("drop_pages", &Lease::drop_pages, Released())
@@ -173,9 +172,7 @@ void define_lanes(py::module_& module) {
 
   py::class_<SimulatedEngine, std::shared_ptr<SimulatedEngine>>(module, "SimulatedEngine")
       .def(py::init(&SimulatedEngine::make), py::arg("seed"), py::arg("latency_s"),
-           py::arg("bytes_per_s"))
-      .def("movable", &SimulatedEngine::movable, Released())
-      .def("move", &SimulatedEngine::move, Released());
+           py::arg("bytes_per_s"));
 
   py::class_<Lane, Held<Lane>>(module, "Lane")
       .def("copy",
@@ -197,30 +194,6 @@ void define_lanes(py::module_& module) {
       },
       py::arg("engine"), py::arg("threads"));
   module.def("cuda_lane", [](int device) { return held(make_cuda_lane(device)); }, Released());
-
-  py::class_<FileLane, Held<FileLane>>(module, "FileLane")
-      .def("write",
-           [](FileLane& lane, int file, std::int64_t offset, std::uintptr_t source,
-              std::size_t bytes, std::shared_ptr<Ticket> ticket, Lease* lease,
-              const py::object& keep) {
-             Keep kept = to_keep(keep);
-             py::gil_scoped_release released;
-             return lane.write({file, offset}, address(source), bytes,
-                               to_producer(std::nullopt, std::move(ticket)), lease,
-                               std::move(kept));
-           })
-      .def("read", [](FileLane& lane, std::uintptr_t destination, int file, std::int64_t offset,
-                      std::size_t bytes, std::shared_ptr<Ticket> ticket, Lease* lease,
-                      const py::object& keep) {
-        Keep kept = to_keep(keep);
-        py::gil_scoped_release released;
-        return lane.read(address(destination), {file, offset}, bytes,
-                         to_producer(std::nullopt, std::move(ticket)), lease, std::move(kept));
-      });
-  module.def("simulated_file_lane", [](std::shared_ptr<SimulatedEngine> engine) {
-    return held(make_simulated_file_lane(std::move(engine)));
-  });
-  module.def("file_lane", [](const std::string& name) { return held(make_file_lane(name)); });
 }
 
 }  // namespace

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "bind/bind.h"
-#include "cpu/variants.h"
 #include "host/cpu_features.h"
+#include "host/cpu_variants.h"
 #include "host/crc32c.h"
 
 namespace py = pybind11;
@@ -51,8 +51,14 @@ PYBIND11_MODULE(_native, module) {
                                            {"avx512_bf16", found.avx512_bf16}};
       },
       "The instruction sets the kernels ask for, and whether this CPU has them.");
+  module.def("compiled_cpu_variants", &vidgen::cpu::compiled_variants,
+             "The kernel variants this module holds, whether this CPU runs them or not.");
   module.def("cpu_variants", &vidgen::variant_names,
-             "The compiled kernel variants this CPU can run; the first is used.");
+             "The compiled kernel variants this CPU can run, best first.");
+  module.def(
+      "cpu_variant", [] { return vidgen::cpu::selected_variant().name; },
+      "The kernel variant that runs: the best one until select_cpu_variant names another.");
+  module.def("select_cpu_variant", &vidgen::cpu::select_variant, py::arg("name"));
 #ifdef VIDGEN_WITH_CUDA
   module.attr("cuda_architectures") = VIDGEN_CUDA_ARCHITECTURES;
 #else

@@ -7,7 +7,6 @@
 #include "bind/arguments.h"
 #include "bind/bind.h"
 #include "bind/tensor_view_caster.h"
-#include "vidgen/attention.h"
 
 namespace py = pybind11;
 
@@ -37,7 +36,6 @@ void ops(py::module_& module) {
 #define VIDGEN_BIND(name, Args) \
   define_cpu<Args>(cpu_kernels, #name, cpu::name, std::make_index_sequence<kViews<Args>>{});
   VIDGEN_FOR_EACH_KERNEL(VIDGEN_BIND)
-  VIDGEN_FOR_EACH_ATTENTION_KERNEL(VIDGEN_BIND)
 #undef VIDGEN_BIND
 }
 

@@ -39,7 +39,7 @@ VIDGEN_INLINE void store_randomly(At at, float* row, Floats value, Words) {
 }
 
 template <class T>
-void step(const AdamwStep& a, int threads) {
+void step(const AdamwForward& a, int threads) {
   AdamwNumbers n;
   AdamwPlace place;
   std::memcpy(&n, a.settings.data, sizeof n);
@@ -74,7 +74,7 @@ void step(const AdamwStep& a, int threads) {
 
 }  // namespace
 
-void adamw_step(const AdamwStep& a, int threads) {
+void adamw_forward(const AdamwForward& a, int threads) {
   if (a.exp_avg.dtype == DType::f32) {
     step<float>(a, threads);
   } else {

@@ -1,23 +1,43 @@
+#include "cpu/stream.h"
 #include "cpu/tokens.h"
 
 namespace vidgen::cpu::VIDGEN_ISA {
 
-void gated_residual_forward(const GatedResidualForward& a, int threads) {
+namespace {
+
+template <class T, bool kStreamed>
+VIDGEN_INLINE void forward(const GatedResidualForward& a, const float* gate, int threads) {
   const int64_t width = a.x.size[2];
   const int64_t room = whole_pairs(width);
-  float* gate = scratch(std::size_t(a.x.size[0] * room));
+  for_tokens(a.x, threads, [&](int64_t b, int64_t l) {
+    const T* x = row<const T>(a.x, b, l);
+    const T* y = row<const T>(a.y, b, l);
+    T* out = row<T>(a.out, b, l);
+    const float* factor = gate + b * room;
+    over<T>(width, [&](auto at, int) VIDGEN_LAMBDA {
+      const Pair sum = at.load(x) + at.beside(factor) * at.load(y);
+      if constexpr (kStreamed) {
+        store_streamed(at, out, sum);
+      } else {
+        at.store(out, sum);
+      }
+    });
+    if constexpr (kStreamed) end_stream();
+  });
+}
+
+}  // namespace
+
+void gated_residual_forward(const GatedResidualForward& a, int threads) {
+  float* gate = scratch(std::size_t(a.x.size[0] * whole_pairs(a.x.size[2])));
   with_type(a.x.dtype, [&](auto type) {
     using T = decltype(type);
     read_vectors<T>(a.gate, 0.0f, gate);
-    for_tokens(a.x, threads, [&](int64_t b, int64_t l) {
-      const T* x = row<const T>(a.x, b, l);
-      const T* y = row<const T>(a.y, b, l);
-      T* out = row<T>(a.out, b, l);
-      const float* factor = gate + b * room;
-      over<T>(width, [&](auto at, int) VIDGEN_LAMBDA {
-        at.store(out, at.load(x) + at.beside(factor) * at.load(y));
-      });
-    });
+    if (is_streamed(a.out)) {
+      forward<T, true>(a, gate, threads);
+    } else {
+      forward<T, false>(a, gate, threads);
+    }
   });
 }
 

@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(256)
 }
 
 template <class T>
-void launch_step(const AdamwStep& a, const Launch& launch) {
+void launch_step(const AdamwForward& a, const Launch& launch) {
   AdamwNumbers numbers;
   AdamwPlace place;
   std::memcpy(&numbers, a.settings.data, sizeof numbers);
@@ -98,8 +98,8 @@ void launch_step(const AdamwStep& a, const Launch& launch) {
         constexpr int N = decltype(pack)::value;
         if constexpr (N <= 4) {
           const int64_t width = a.param.size[2];
-          start("adamw_step", step_kernel<T, N>, blocks(a.param.size[1]), threads_for(width / N), 0,
-                launch, Rows<float>(a.param), Rows<const float>(a.grad), Rows<T>(a.exp_avg),
+          start("adamw_forward", step_kernel<T, N>, blocks(a.param.size[1]), threads_for(width / N),
+                0, launch, Rows<float>(a.param), Rows<const float>(a.grad), Rows<T>(a.exp_avg),
                 Rows<T>(a.exp_avg_sq), Rows<float>(a.average), numbers, place, width);
         }
       },
@@ -108,9 +108,9 @@ void launch_step(const AdamwStep& a, const Launch& launch) {
 
 }  // namespace
 
-int64_t adamw_step_workspace(const AdamwStep&) { return 0; }
+int64_t adamw_forward_workspace(const AdamwForward&) { return 0; }
 
-void adamw_step(const AdamwStep& a, const Launch& launch) {
+void adamw_forward(const AdamwForward& a, const Launch& launch) {
   check(a);
   if (a.param.elements() == 0) return;
   if (a.exp_avg.dtype == DType::f32) {

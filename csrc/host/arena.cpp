@@ -378,11 +378,6 @@ void Lease::drop_pages() {
   if (!arena_->pinned()) arena_->region_->drop_pages(from, bytes_);
 }
 
-bool Lease::given_back() const {
-  std::lock_guard<std::mutex> lock(arena_->mutex_);
-  return loan_->returned;
-}
-
 View::View(std::shared_ptr<Arena> arena, std::shared_ptr<Region> region, std::shared_ptr<Loan> loan,
            std::size_t bytes)
     : arena_(std::move(arena)), region_(std::move(region)), loan_(std::move(loan)), bytes_(bytes) {

@@ -253,7 +253,7 @@ void check(const CopyRows& a) {
   expect_tokens_like("out", a.out, a.x);
 }
 
-void check(const AdamwStep& a) {
+void check(const AdamwForward& a) {
   expect_tokens("param", a.param, 3);
   expect_type("param", a.param, DType::f32);
   expect_tokens_like("grad", a.grad, a.param);

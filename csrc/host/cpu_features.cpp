@@ -19,6 +19,7 @@ CpuFeatures detect() {
   found.avx512 = found.avx2 && __builtin_cpu_supports("avx512f") &&
                  __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                  __builtin_cpu_supports("avx512vl");
+  found.vpclmul = __builtin_cpu_supports("vpclmulqdq") && __builtin_cpu_supports("pclmul");
   found.avx512_bf16 = found.avx512 && __builtin_cpu_supports("avx512bf16");
 #endif
   return found;

@@ -20,27 +20,54 @@
 namespace vidgen::io {
 namespace {
 
-// A file that is read, by way of the page cache or around it.
+// A mapping of a file, only to ask which of its pages are in memory: it is never read through.
+class Mapping {
+ public:
+  Mapping() = default;
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+  ~Mapping() {
+    if (at_ != nullptr) munmap(at_, bytes_);
+  }
+
+  void map(int descriptor) {
+    struct stat status;
+    if (fstat(descriptor, &status) < 0 || status.st_size == 0) return;
+    bytes_ = static_cast<std::size_t>(status.st_size);
+    void* at = mmap(nullptr, bytes_, PROT_READ, MAP_SHARED, descriptor, 0);
+    if (at != MAP_FAILED) at_ = static_cast<unsigned char*>(at);
+  }
+
+  bool mapped() const { return at_ != nullptr; }
+
+  // Whether most of the bytes are in the page cache, judged by pages evenly spaced among them.
+  bool mostly_cached(uint64_t begin, uint64_t end) const {
+    static const auto page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+    constexpr uint64_t kSamples = 16;
+    end = std::min<uint64_t>(end, bytes_);
+    if (begin >= end) return true;  // past the end of the file: any read says so
+    const uint64_t step = std::max((end - begin) / kSamples, page);
+    int cached = 0, asked = 0;
+    for (uint64_t at = begin; at < end; at += step, ++asked) {
+      unsigned char found = 0;
+      if (mincore(at_ + at / page * page, 1, &found) < 0) return true;
+      cached += found & 1;
+    }
+    return 2 * cached >= asked;
+  }
+
+ private:
+  unsigned char* at_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+// A file that is read through the page cache or around it.
 struct InputFile {
   std::string path;
   File buffered, direct;
   int open_error = 0;
-  std::vector<unsigned char> cached;  // bit 0 of each: the page is in memory
+  Mapping pages;
 };
-
-// Which pages of the file are in the page cache: empty when that cannot be learnt.
-std::vector<unsigned char> cached_pages(int descriptor) {
-  struct stat status;
-  if (fstat(descriptor, &status) < 0 || status.st_size == 0) return {};
-  const auto size = static_cast<std::size_t>(status.st_size);
-  void* view = mmap(nullptr, size, PROT_READ, MAP_SHARED, descriptor, 0);
-  if (view == MAP_FAILED) return {};
-  const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-  std::vector<unsigned char> pages((size + page - 1) / page);
-  if (page != kPage || mincore(view, size, pages.data()) < 0) pages.clear();
-  munmap(view, size);
-  return pages;
-}
 
 struct Memory {
   unsigned char* data = nullptr;
@@ -88,7 +115,7 @@ class ReadJob : public Crew {
       file.open_error = static_cast<int>(-std::min<int64_t>(result, 0));
       if (file.open_error != 0 || !settings.direct) continue;
       file.direct = File(open(file.path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT));
-      if (file.direct.get() >= 0) file.cached = cached_pages(file.buffered.get());
+      if (file.direct.get() >= 0) file.pages.map(file.buffered.get());
     }
   }
 
@@ -124,14 +151,9 @@ class ReadJob : public Crew {
     if (!keep_going_) stopped = true;
   }
 
-  // What is mostly in memory is copied from there; it costs the disk nothing.
+  // What is mostly in memory is copied from there, which costs the disk nothing.
   static bool goes_direct(const InputFile& file, uint64_t begin, uint64_t end) {
-    if (file.direct.get() < 0 || file.cached.empty()) return false;
-    const std::size_t first = begin / kPage;
-    const std::size_t last = std::min<std::size_t>((end + kPage - 1) / kPage, file.cached.size());
-    std::size_t cached = 0;
-    for (std::size_t i = first; i < last; ++i) cached += file.cached[i] & 1;
-    return first < last && 2 * cached < last - first;
+    return file.pages.mapped() && !file.pages.mostly_cached(begin, end);
   }
 
   // Reads until at least `needed` of `bytes` are there; says whether they are.
@@ -184,44 +206,43 @@ class ReadJob : public Crew {
     for (uint64_t at = unit.begin; at < unit.end; at += span.chunk) {
       const uint64_t stop = std::min(at + span.chunk, unit.end);
       const unsigned char* data = memory + (begin - low) + (at - unit.begin);
-      if (check(unit, at, stop, data)) deliver(span, at, stop, data);
+      finish(unit, at, stop, data);
     }
   }
 
-  // A chunk at a time, so that its checksum finds it in the processor's cache.
+  // A chunk at a time, by way of memory that stays in the processor's cache: from there it takes
+  // one pass to compute the checksum and to store the chunk where it is wanted.
   void read_cached(const Unit& unit, unsigned char* memory) {
     const Span& span = spans_[unit.span];
     const int descriptor = files_[span.file].buffered.get();
 #ifdef POSIX_FADV_WILLNEED
-    if (files_[span.file].cached.empty()) {
+    if (!files_[span.file].pages.mapped()) {
       posix_fadvise(descriptor, static_cast<off_t>(span.offset + unit.begin),
                     static_cast<off_t>(unit.end - unit.begin), POSIX_FADV_WILLNEED);
     }
 #endif
     for (uint64_t at = unit.begin; at < unit.end && !stopped; at += span.chunk) {
       const uint64_t stop = std::min(at + span.chunk, unit.end);
-      const bool in_place = span.out != nullptr && at >= span.wanted.begin &&
-                            stop <= span.wanted.begin + span.wanted.bytes;
-      unsigned char* to = in_place ? span.out + (at - span.wanted.begin) : memory;
-      if (!read(unit, descriptor, false, to, span.offset + at, stop - at, stop - at)) return;
-      if (check(unit, at, stop, to) && !in_place) deliver(span, at, stop, to);
+      if (!read(unit, descriptor, false, memory, span.offset + at, stop - at, stop - at)) return;
+      finish(unit, at, stop, memory);
     }
   }
 
-  bool check(const Unit& unit, uint64_t begin, uint64_t end, const unsigned char* data) {
+  // Checks a chunk and stores what is wanted of it.
+  void finish(const Unit& unit, uint64_t begin, uint64_t end, const unsigned char* data) {
     const Span& span = spans_[unit.span];
-    const uint32_t expected = span.crcs[begin / span.chunk];
-    const uint32_t found = crc32c(data, end - begin);
-    if (found != expected) note({unit.span, 0, span.offset + begin, expected, found});
-    return found == expected;
-  }
-
-  static void deliver(const Span& span, uint64_t begin, uint64_t end, const unsigned char* data) {
-    if (span.out == nullptr) return;
     const uint64_t low = std::max(begin, span.wanted.begin);
     const uint64_t high = std::min(end, span.wanted.begin + span.wanted.bytes);
-    if (low < high) {
-      std::memcpy(span.out + (low - span.wanted.begin), data + (low - begin), high - low);
+    const bool whole = low == begin && high == end;
+    unsigned char* to =
+        span.out != nullptr && low < high ? span.out + (low - span.wanted.begin) : nullptr;
+    const uint32_t expected = span.crcs[begin / span.chunk];
+    const uint32_t found =
+        to != nullptr && whole ? copy_crc32c(to, data, end - begin) : crc32c(data, end - begin);
+    if (found != expected) {
+      note({unit.span, 0, span.offset + begin, expected, found});
+    } else if (to != nullptr && !whole) {
+      std::memcpy(to, data + (low - begin), high - low);
     }
   }
 

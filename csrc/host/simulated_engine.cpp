@@ -7,7 +7,6 @@
 #include <random>
 #include <stdexcept>
 
-#include "host/file_io.h"
 #include "vidgen/io.h"
 #include "vidgen/lane.h"
 
@@ -245,47 +244,10 @@ class SimulatedLane : public Lane {
   const int threads_;
 };
 
-class SimulatedFileLane : public FileLane {
- public:
-  explicit SimulatedFileLane(std::shared_ptr<SimulatedEngine> engine)
-      : engine_(std::move(engine)), queue_(engine_->new_queue()) {}
-
-  std::shared_ptr<Ticket> write(FileRange to, const void* source, std::size_t bytes,
-                                const Producer& producer, Lease* lease, Keep keep) override {
-    const auto file = std::make_shared<OwnFile>(to.file);
-    const FileRange range{file->get(), to.offset};
-    return submit([=, own = file] { write_all(range, source, bytes); }, bytes, producer, lease,
-                  std::move(keep));
-  }
-  std::shared_ptr<Ticket> read(void* destination, FileRange from, std::size_t bytes,
-                               const Producer& producer, Lease* lease, Keep keep) override {
-    const auto file = std::make_shared<OwnFile>(from.file);
-    const FileRange range{file->get(), from.offset};
-    return submit([=, own = file] { read_all(destination, range, bytes); }, bytes, producer, lease,
-                  std::move(keep));
-  }
-
- private:
-  std::shared_ptr<Ticket> submit(std::function<void()> run, std::size_t bytes,
-                                 const Producer& producer, Lease* lease, Keep keep) {
-    if (lease != nullptr) lease->data();
-    auto ticket = engine_->submit(queue_, bytes, std::move(run), producer, std::move(keep));
-    if (lease != nullptr) lease->used_by(ticket);
-    return ticket;
-  }
-
-  const std::shared_ptr<SimulatedEngine> engine_;
-  const int queue_;
-};
-
 }  // namespace
 
 std::unique_ptr<Lane> make_simulated_lane(std::shared_ptr<SimulatedEngine> engine, int threads) {
   return std::make_unique<SimulatedLane>(std::move(engine), threads);
-}
-
-std::unique_ptr<FileLane> make_simulated_file_lane(std::shared_ptr<SimulatedEngine> engine) {
-  return std::make_unique<SimulatedFileLane>(std::move(engine));
 }
 
 }  // namespace vidgen

@@ -1,23 +1,53 @@
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from vidgen.models.mmdit import MMDiTConfig
+from vidgen.models.mmdit.flops import flops
+from vidgen.runtime import native
+from vidgen.runtime.ops.catalogue import OPS
 
 SMALL = ("--device", "cpu", "--repeats", "1")
 
 
-def test_ops_reports_each_operation_both_ways(vidgen: Any, tmp_path: Path) -> None:
+@pytest.mark.skipif(native.load() is None, reason=native.reason())
+def test_ops_reports_every_op_beside_copy_and_peer(vidgen: Any, tmp_path: Path) -> None:
     out = tmp_path / "ops.json"
     sizes = ("--tokens", "33", "--width", "64", "--heads", "2")
     status, shown, err = vidgen("bench", "ops", *SMALL, *sizes, "--out", out)
     assert status == 0, err
     result = json.loads(out.read_text())
-    assert result["settings"]["shapes"] == {"batch": 1, "tokens": 33, "width": 64, "heads": 2}
-    assert {row["direction"] for row in result["rows"]} == {"forward", "backward"}
-    assert all(row["ms"] > 0 and row["of_copy"] > 0 for row in result["rows"])
+    assert result["settings"] | {"tokens": [33], "width": 64, "heads": 2} == result["settings"]
+    measured = {(row["op"], row["direction"], row["implementation"]) for row in result["rows"]}
+    assert {op for op, *_ in measured} == set(OPS)
+    for op, entry in OPS.items():
+        for implementation in ("compiled", "eager"):
+            assert (op, "forward", implementation) in measured
+            backward = entry.backward and op != "attention_mlp"  # its gradients are views
+            assert ((op, "backward", implementation) in measured) == backward
+    assert all(row["ms"] > 0 and row["fraction_of_copy"] > 0 for row in result["rows"])
     assert "torch" in result["versions"]
-    assert all(row["op"] in shown for row in result["rows"])
+    assert all(op in shown for op in OPS)
+
+
+def test_a_row_is_kept_when_it_is_measured(
+    vidgen: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vidgen.bench import ops
+
+    def interrupted(settings: ops.Settings) -> Any:
+        yield {"op": settings.names[0], "ms": 1.0}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ops, "measure", interrupted)
+    out = tmp_path / "ops.json"
+    with contextlib.suppress(KeyboardInterrupt):
+        vidgen("bench", "ops", *SMALL, "--op", "gelu_tanh", "--out", out)
+    assert json.loads(out.read_text())["rows"] == [{"op": "gelu_tanh", "ms": 1.0}]
 
 
 def test_mfu_of_a_tiny_model(vidgen: Any, recipe: Path) -> None:
@@ -116,21 +146,47 @@ def test_dcae_latents_are_a_quarter_of_the_tokens(
 
 
 def test_dcae_at_the_reports_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """76k tokens against 19k, attention and all: the report's factors stand beside."""
-    import torch
+    """76k tokens against 19k, attention and all: training and sampling run at the report's shape on
+    tensors without data, through a tenth of the blocks."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from vidgen.bench import dcae
+    from vidgen.bench import dcae, measure
+    from vidgen.models.mmdit import MMDiT
+    from vidgen.plan.workload import workload_of
     from vidgen.recipe.reader import read_recipe
     from vidgen.recipe.schema import Recipe
 
     path = Path(__file__).resolve().parents[2] / "recipes/stage3.yaml"
-    monkeypatch.setattr(dcae, "_figures", lambda *_: iter([{}]))
-    device = torch.device("cpu")
-    recipe = read_recipe(path, [], Recipe)
-    found = dcae.measure(device, torch.float32, recipe, ["768px x 129"], 1, 1)
+    full = workload_of(read_recipe(path, [], Recipe))
+    assert flops(full.model, (33, 48, 48), 512).training == pytest.approx(1.53e16, rel=0.02)
+    depth = ("model.depth=2", "model.depth_single_blocks=4", "recompute.dual=2")
+    recipe = read_recipe(path, [*depth, "recompute.single=4"], Recipe)
+    passes: list[tuple[int, ...]] = []
+
+    def model(config: MMDiTConfig, *_: object) -> MMDiT:
+        made = MMDiT(config)
+        made.register_forward_pre_hook(
+            lambda _, args, inputs: passes.append(tuple(inputs["x_BVD"].shape)), with_kwargs=True
+        )
+        return made
+
+    monkeypatch.setenv("VIDGEN_ATTENTION", "sdpa_flash_cpu")
+    monkeypatch.setattr(measure, "random_model", model)
+    with FakeTensorMode():
+        found = dcae.measure(
+            torch.device("cpu"), torch.float32, recipe, ["768px x 129"], batch=1, repeats=1
+        )
     own, ours = found["rows"]
     assert (own["video_tokens"], ours["video_tokens"]) == (76_032, 19_008)
-    assert own["training_flops"] == pytest.approx(1.53e16, rel=0.02)
+    # Two steps of one of four ranks, then two sampling passes of the whole.
+    assert passes == [
+        *[(1, 76_032 // 4, 64)] * 2,
+        *[(1, 76_032, 64)] * 2,
+        *[(1, 19_008 // 4, 128)] * 2,
+        *[(1, 19_008, 128)] * 2,
+    ]
+    assert all(row["training_ms"] > 0 and row["sampling_ms"] > 0 for row in found["rows"])
+    assert ours["training_speed_up"] == own["training_ms"] / ours["training_ms"]
     assert (ours["report_training_speed_up"], ours["report_sampling_speed_up"]) == (5.2, 10.0)
     assert ours["training_flops_ratio"] > 5.2
 
@@ -159,6 +215,7 @@ def test_dcae_of_a_recipe_it_cannot_compare(
         (("step",), "bench step takes a recipe"),
         (("ops", "r.yaml"), "bench ops takes no recipe, found 'r.yaml'"),
         (("ops", "--width", "65"), "--width 65 does not divide into 24 even heads"),
+        (("ops", "--op", "gelu"), "--op 'gelu' is not an op, expected one of: modulate"),
         (("opps",), "invalid choice: 'opps'"),
     ],
 )

@@ -13,9 +13,10 @@ import pytest
 import vidgen as package
 from vidgen.cli.doctor_distributed import read_mesh, report
 from vidgen.errors import UserError
-from vidgen.runtime.parallel.survey import _slow
+from vidgen.runtime.parallel.cluster_check import _slow
 
 
+@pytest.mark.slow
 def test_four_ranks_on_a_mesh_of_two_axes() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

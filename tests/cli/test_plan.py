@@ -1,8 +1,14 @@
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+
+from vidgen.bench import measure
+from vidgen.plan.workload import Workload
 
 
 def test_plan_prints_buckets_memory_and_dollars(vidgen: Any, recipe: Path) -> None:
@@ -50,10 +56,42 @@ def test_failures_leave_less_with_more_gpus(vidgen: Any, recipe: Path) -> None:
     assert "failures: one in 0.5 hours at 5000 GPU hours each" in poor
 
 
-def test_searched_batches_are_measured(vidgen: Any, recipe: Path) -> None:
+def test_search_needs_a_gpu(vidgen: Any, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     status, _, err = vidgen("plan", recipe, "--search")
     assert status == 2
     assert "--search measures on a GPU" in err
+
+
+def test_searched_batches_are_measured(
+    vidgen: Any, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe's model on the CPU, which plays a GPU with room for 400 video tokens; every pass
+    takes one second, so memory alone decides."""
+
+    class Bench(measure.Bench):
+        def __init__(self, load: Workload, device: torch.device, dtype: torch.dtype) -> None:
+            assert (device.type, dtype) == ("cuda", torch.bfloat16)
+            super().__init__(load, torch.device("cpu"), torch.float32)
+            self.model.register_forward_pre_hook(self.check_memory, with_kwargs=True)
+
+        def check_memory(self, _: object, args: object, inputs: dict[str, Any]) -> None:
+            batch, tokens, _ = inputs["x_BVD"].shape
+            if batch * tokens > 400:
+                raise torch.OutOfMemoryError
+
+    seconds = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: next(seconds))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(measure, "Bench", Bench)
+    monkeypatch.setattr(measure, "time", clock)
+    status, out, err = vidgen("plan", recipe, "--search")
+    assert status == 0, err
+    head, *rows = [line.split() for line in out.splitlines()]
+    assert head[:2] == ["bucket", "batch"]
+    # An image is 4 x 4 tokens, 17 frames 5 x 4 x 4.
+    found = {" ".join(row[:3]): row[3:6] for row in rows}
+    assert found == {"64px x 1": ["25", "1000", "1000"], "64px x 17": ["5", "1000", "1000"]}
 
 
 def test_figures_of_this_machine(vidgen: Any, recipe: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@ from typing import Any
 
 import yaml
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def test_show_prints_every_value_and_reads_back(vidgen: Any, recipe: Path, tmp_path: Path) -> None:
     status, shown, _ = vidgen("recipe", "show", recipe, "optim.lr=3e-5", "model.depth=2")
@@ -47,3 +49,20 @@ def test_a_recipe_is_refused_before_anything_is_built(vidgen: Any, recipe: Path)
     assert status == 2
     assert "hidden_size 64 does not divide into num_heads 5" in err
     assert not (recipe.parent / "run").exists()
+
+
+def test_list_names_the_recipes_and_says_what_each_is(vidgen: Any) -> None:
+    status, shown, _ = vidgen("recipe", "list")
+    assert status == 0
+    assert "stage1           Stage 1 of the Open-Sora 2.0 report" in shown
+    assert shown.count("\n") == len(list((ROOT / "recipes").glob("*.yaml")))
+
+
+def test_copy_writes_a_file_to_change(vidgen: Any, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    assert vidgen("recipe", "copy", "stage2", mine) == (0, f"stage2 -> {mine}\n", "")
+    assert mine.read_bytes() == (ROOT / "recipes" / "stage2.yaml").read_bytes()
+    assert vidgen("recipe", "diff", "stage2", mine)[1] == "the recipes are equal\n"
+    status, _, err = vidgen("recipe", "copy", "stage2", mine, "optim.lr=1")
+    assert status == 2
+    assert "recipe copy takes no key=value, found 'optim.lr=1'" in err

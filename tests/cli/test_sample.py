@@ -109,7 +109,7 @@ def test_the_paths_of_the_videos_are_printed(
         calls.append((str(pipeline), given))
         return [f"request for {prompt}" for prompt in prompts]
 
-    def write_samples(
+    def sample_to_folder(
         pipeline: "Pipeline", requests: list[str], out: str, **more: Any
     ) -> list[Path]:
         more.pop("team")
@@ -117,13 +117,13 @@ def test_the_paths_of_the_videos_are_printed(
         return [Path(out) / "0000.mp4"]
 
     def draw_first_frames(
-        painter: "Pipeline", requests: list[str], out: str, *, resolution: str, team: Any
+        image_pipeline: "Pipeline", requests: list[str], out: str, *, resolution: str, team: Any
     ) -> list[str]:
-        calls.append((str(painter), resolution))
+        calls.append((str(image_pipeline), resolution))
         return [f"{request} from its picture" for request in requests]
 
     class Pipeline:
-        memory_said = "within 24 GB: all stays"
+        memory_report = "within 24 GB: all stays"
 
         def __init__(self, name: str) -> None:
             self.name = name
@@ -134,9 +134,9 @@ def test_the_paths_of_the_videos_are_printed(
         def check(self, request: str) -> None:
             pass
 
-        def painter(self, weights: str, autoencoder: dict[str, str]) -> "Pipeline":
+        def image_pipeline(self, weights: str, autoencoder: dict[str, str]) -> "Pipeline":
             assert autoencoder["kind"] == "flux_ae"
-            return Pipeline(f"painter {Path(weights).name} {Path(autoencoder['path']).name}")
+            return Pipeline(f"image_pipeline {Path(weights).name} {Path(autoencoder['path']).name}")
 
         def close(self) -> None:
             calls.append(f"closed {self}")
@@ -146,12 +146,10 @@ def test_the_paths_of_the_videos_are_printed(
             return Pipeline(f"checkpoint {source} {memory}")
 
         @staticmethod
-        def from_weights(
-            source: str, recipe: dict[str, Any], device: Any, memory: int | None
-        ) -> "Pipeline":
-            return Pipeline(f"weights {source} for {recipe['name']} {memory}")
+        def from_weights(source: str, recipe: Any, device: Any, memory: int | None) -> "Pipeline":
+            return Pipeline(f"weights {source} for {recipe.name} {memory}")
 
-    for stand_in in (make_requests, write_samples, draw_first_frames, Pipeline):
+    for stand_in in (make_requests, sample_to_folder, draw_first_frames, Pipeline):
         assert hasattr(package, stand_in.__name__)
         monkeypatch.setattr(package, stand_in.__name__, stand_in)
     recipe = Path(__file__).parents[2] / "recipes" / "stage2.yaml"
@@ -165,14 +163,14 @@ def test_the_paths_of_the_videos_are_printed(
     assert err == "within 24 GB: all stays\n"
     loaded = f"{'weights run for stage2' if published else 'checkpoint run'} 24000000000"
     asked_for = "request for x"
-    painted = []
+    drawn_first = []
     if published:
-        painter = "painter flux.safetensors ae.safetensors"
-        painted = [(painter, "768px"), f"closed {painter}"]
+        image_pipeline = "image_pipeline flux.safetensors ae.safetensors"
+        drawn_first = [(image_pipeline, "768px"), f"closed {image_pipeline}"]
         asked_for += " from its picture"
     assert calls == [
         (loaded, {"steps": 4, "samples": 1}),
-        *painted,
+        *drawn_first,
         ([asked_for], "samples", {"crf": 18, "preview": False}),
         f"closed {loaded}",
     ]

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/variants.h"
+#include "host/cpu_variants.h"
 #include "vidgen/ops.h"
 
 namespace vidgen::test {
@@ -100,6 +100,40 @@ inline void expect_close(const Tensor& found, const std::vector<double>& expecte
       return;
     }
   }
+}
+
+// `value` as a tensor of this type stores it.
+inline double stored_as(DType dtype, double value) {
+  const float narrow = static_cast<float>(value);
+  return dtype == DType::f32 ? narrow : bfloat16_to_float(float_to_bfloat16(narrow));
+}
+
+// The error rule: max|found - exact| <= 2 max|plain - exact| + tiny, where `exact` is the
+// definition in double and `plain` the same one in float, rounded to the type of `found`. `tiny` is
+// one rounding to that type and a few in float on the way. Of few numbers luck decides whose error
+// is larger, so there the factor is 6.
+inline void expect_by_rule(const Tensor& found, const std::vector<double>& exact,
+                           const std::vector<double>& plain, const std::string& what) {
+  const DType dtype = found.view().dtype;
+  double error = 0, plain_error = 0, largest = 0;
+  int64_t worst = 0;
+  for (int64_t i = 0; i < found.elements(); ++i) {
+    const double wanted = exact[static_cast<std::size_t>(i)];
+    const double here = std::fabs(found.at(i) - wanted);
+    largest = std::fmax(largest, std::fabs(wanted));
+    const double rounded = stored_as(dtype, plain[static_cast<std::size_t>(i)]);
+    plain_error = std::fmax(plain_error, std::fabs(rounded - wanted));
+    if (!(here <= error)) {
+      error = here;
+      worst = i;
+    }
+  }
+  const double float_unit = 0x1p-23, unit = dtype == DType::f32 ? float_unit : 0x1p-7;
+  const double factor = found.elements() >= 32 ? 2 : 6;
+  const double allowed = factor * plain_error + (unit / 2 + 3 * float_unit) * largest + 1e-30;
+  expect(error <= allowed, what + ": element " + std::to_string(worst) + " is off by " +
+                               std::to_string(error / allowed) + " times what is allowed, " +
+                               std::to_string(allowed));
 }
 
 // tests/cpp/test_attention.cpp

@@ -1,4 +1,5 @@
-// Attention and merge of every variant this CPU can run, against the definition in double.
+// Attention and merge of every variant this CPU can run, against the definition in double, by the
+// error rule (see check.h).
 #include <limits>
 #include <stdexcept>
 
@@ -72,59 +73,63 @@ struct Mask {
   }
 };
 
-struct Exact {
+struct Results {
   Doubles out, lse, grad_q, grad_k, grad_v;
 };
 
-Exact define(const Problem& p, const Mask& mask, const Tensor& q, const Tensor& k, const Tensor& v,
-             const Tensor& out, const Tensor& grad_out, const Tensor& grad_lse, double scale) {
-  Exact e;
-  e.out.resize(index(q.elements()));
-  e.grad_q = e.out;
-  e.grad_k.resize(index(k.elements()));
-  e.grad_v = e.grad_k;
-  e.lse.resize(index(p.b * p.h * p.queries));
-  Doubles probs(index(p.keys)), grads(index(p.keys));
+// The definition in double or in float. `stored` rounds as a tensor between two operations does.
+template <class Real, class Stored>
+Results define(const Problem& p, const Mask& mask, const Tensor& q, const Tensor& k,
+               const Tensor& v, const Tensor& out, const Tensor& grad_out, const Tensor& grad_lse,
+               float given_scale, const Stored& stored) {
+  const Real scale = given_scale, empty = -std::numeric_limits<Real>::infinity();
+  const auto at = [](const Tensor& x, int64_t i) { return static_cast<Real>(x.at(i)); };
+  const std::size_t queries = index(q.elements()), keys = index(k.elements());
+  std::vector<Real> sum_out(queries), sum_q(queries), sum_k(keys), sum_v(keys);
+  std::vector<Real> probs(index(p.keys)), grads(index(p.keys));
+  Doubles log_sums(index(p.b * p.h * p.queries));
   for (int64_t b = 0; b < p.b; ++b)
     for (int64_t h = 0; h < p.h; ++h)
       for (int64_t i = 0; i < p.queries; ++i) {
         const int64_t line = (b * p.h + h) * p.queries + i;
         const int64_t row = ((b * p.queries + i) * p.h + h) * p.d;
         const auto key_row = [&](int64_t j) { return ((b * p.keys + j) * p.h + h) * p.d; };
-        double total = 0, top = -kInfinity, level = -grad_lse.at(line);
+        Real total = 0, top = empty, level = -at(grad_lse, line);
         // The backward pass has the output as it is stored.
-        for (int64_t c = 0; c < p.d; ++c) level += grad_out.at(row + c) * out.at(row + c);
+        for (int64_t c = 0; c < p.d; ++c) level += at(grad_out, row + c) * at(out, row + c);
         for (int64_t j = 0; j < p.keys; ++j) {
-          double score = 0;
-          for (int64_t c = 0; c < p.d; ++c) score += q.at(row + c) * k.at(key_row(j) + c);
-          probs[index(j)] = mask.sees(b, h, i, j) ? score * scale : -kInfinity;
+          Real score = 0;
+          for (int64_t c = 0; c < p.d; ++c) score += at(q, row + c) * at(k, key_row(j) + c);
+          probs[index(j)] = mask.sees(b, h, i, j) ? stored(score) * scale : empty;
           top = std::fmax(top, probs[index(j)]);
         }
-        for (int64_t j = 0; j < p.keys && top > -kInfinity; ++j) {
+        for (int64_t j = 0; j < p.keys && top > empty; ++j) {
           total += std::exp(probs[index(j)] - top);
         }
-        e.lse[index(line)] = top > -kInfinity ? top + std::log(total) : -kInfinity;
-        if (top == -kInfinity) continue;
+        const Real lse = top > empty ? top + std::log(total) : empty;
+        log_sums[index(line)] = static_cast<double>(lse);
+        if (top == empty) continue;
         for (int64_t j = 0; j < p.keys; ++j) {
-          const double prob = std::exp(probs[index(j)] - e.lse[index(line)]);
-          double grad = 0;
+          const Real prob = stored(std::exp(probs[index(j)] - lse));
+          Real grad = 0;
           for (int64_t c = 0; c < p.d; ++c) {
-            e.out[index(row + c)] += prob * v.at(key_row(j) + c);
-            e.grad_v[index(key_row(j) + c)] += prob * grad_out.at(row + c);
-            grad += grad_out.at(row + c) * v.at(key_row(j) + c);
+            sum_out[index(row + c)] += prob * at(v, key_row(j) + c);
+            sum_v[index(key_row(j) + c)] += prob * at(grad_out, row + c);
+            grad += at(grad_out, row + c) * at(v, key_row(j) + c);
           }
           probs[index(j)] = prob;
-          grads[index(j)] = grad;
+          grads[index(j)] = stored(grad);
         }
         for (int64_t j = 0; j < p.keys; ++j) {
-          const double grad = probs[index(j)] * (grads[index(j)] - level) * scale;
+          const Real grad = stored(probs[index(j)] * (grads[index(j)] - level)) * scale;
           for (int64_t c = 0; c < p.d; ++c) {
-            e.grad_q[index(row + c)] += grad * k.at(key_row(j) + c);
-            e.grad_k[index(key_row(j) + c)] += grad * q.at(row + c);
+            sum_q[index(row + c)] += grad * at(k, key_row(j) + c);
+            sum_k[index(key_row(j) + c)] += grad * at(q, row + c);
           }
         }
       }
-  return e;
+  const auto wide = [](const std::vector<Real>& x) { return Doubles(x.begin(), x.end()); };
+  return {wide(sum_out), log_sums, wide(sum_q), wide(sum_k), wide(sum_v)};
 }
 
 void test_attention(const Problem& p, std::mt19937& random) {
@@ -155,28 +160,58 @@ void test_attention(const Problem& p, std::mt19937& random) {
   check(backward);
   p.variant->attention_forward(forward, 3);
   p.variant->attention_backward(backward, 3);
-  const Exact exact = define(p, mask, q, k, v, out, grad_out, grad_lse, double(scale));
-  expect_close(out, exact.out, p.name + " out");
-  Doubles finite = exact.lse;
+  Results exact = define<double>(p, mask, q, k, v, out, grad_out, grad_lse, scale,
+                                 [](double value) { return value; });
+  Results plain = define<float>(p, mask, q, k, v, out, grad_out, grad_lse, scale, [&](float value) {
+    return static_cast<float>(stored_as(p.dtype, value));
+  });
+  expect_by_rule(out, exact.out, plain.out, p.name + " out");
   for (int64_t i = 0; i < lse.elements(); ++i) {
-    if (finite[index(i)] != -kInfinity) continue;
+    if (exact.lse[index(i)] != -kInfinity) continue;
     expect(lse.at(i) == -kInfinity, p.name + " log-sum-exp of no keys");
-    finite[index(i)] = 0;
+    exact.lse[index(i)] = plain.lse[index(i)] = 0;
     lse.set(i, 0.0f);
   }
-  expect_close(lse, finite, p.name + " lse");
-  // In pairs of bf16 the probabilities and their gradients are rounded as well. Of a single key the
-  // gradients are what is left of numbers that cancel.
-  const double slack = p.keys == 1 ? 20 : p.dtype == DType::bf16 ? 2 : 1;
-  expect_close(grad_q, exact.grad_q, p.name + " grad_q", slack);
-  expect_close(grad_k, exact.grad_k, p.name + " grad_k", slack);
-  expect_close(grad_v, exact.grad_v, p.name + " grad_v", slack);
+  expect_by_rule(lse, exact.lse, plain.lse, p.name + " lse");
+  expect_by_rule(grad_q, exact.grad_q, plain.grad_q, p.name + " grad_q");
+  expect_by_rule(grad_k, exact.grad_k, plain.grad_k, p.name + " grad_k");
+  expect_by_rule(grad_v, exact.grad_v, plain.grad_v, p.name + " grad_v");
 
   const auto out_before = out.bytes(), q_before = grad_q.bytes(), k_before = grad_k.bytes();
   p.variant->attention_forward(forward, 1);
   p.variant->attention_backward(backward, 1);
   expect(out.bytes() == out_before && grad_q.bytes() == q_before && grad_k.bytes() == k_before,
          p.name + ": other bits on one thread");
+}
+
+struct Merged {
+  Doubles out, lse, grad_a, grad_b, grad_lse_a, grad_lse_b;
+};
+
+template <class Real>
+Merged define_merge(const Problem& p, const Tensor& out_a, const Tensor& lse_a, const Tensor& out_b,
+                    const Tensor& lse_b, const Tensor& grad, const Tensor& grad_lse) {
+  const auto at = [](const Tensor& x, int64_t i) { return static_cast<Real>(x.at(i)); };
+  const auto room = [](const Tensor& x) { return Doubles(index(x.elements())); };
+  Merged m{room(out_a), room(lse_a), room(out_a), room(out_b), room(lse_a), room(lse_b)};
+  for (int64_t n = 0; n < lse_a.elements(); ++n) {
+    const int64_t b = n / (p.h * p.queries), h = n / p.queries % p.h, l = n % p.queries;
+    const int64_t row = ((b * p.queries + l) * p.h + h) * p.d;
+    const Real top = std::fmax(at(lse_a, n), at(lse_b, n));
+    const Real total = std::exp(at(lse_a, n) - top) + std::exp(at(lse_b, n) - top);
+    const Real a = std::exp(at(lse_a, n) - top) / total, other = 1 - a;
+    m.lse[index(n)] = static_cast<double>(top + std::log(total));
+    Real dot = 0;
+    for (int64_t i = row; i < row + p.d; ++i) {
+      m.out[index(i)] = static_cast<double>(a * at(out_a, i) + other * at(out_b, i));
+      m.grad_a[index(i)] = static_cast<double>(a * at(grad, i));
+      m.grad_b[index(i)] = static_cast<double>(other * at(grad, i));
+      dot += at(grad, i) * (at(out_b, i) - at(out_a, i));
+    }
+    m.grad_lse_a[index(n)] = static_cast<double>(a * at(grad_lse, n) - a * other * dot);
+    m.grad_lse_b[index(n)] = static_cast<double>(other * at(grad_lse, n) + a * other * dot);
+  }
+  return m;
 }
 
 void test_merge(const Problem& p, std::mt19937& random) {
@@ -199,31 +234,14 @@ void test_merge(const Problem& p, std::mt19937& random) {
       {grad.view(), grad_lse.view(), out_a.view(), lse_a.view(), out_b.view(), lse_b.view(),
        grad_a.view(), grad_lse_a.view(), grad_b.view(), grad_lse_b.view()},
       3);
-  Doubles exact(index(out.elements())), exact_a(exact), exact_b(exact);
-  Doubles exact_lse(index(lse.elements())), exact_lse_a(exact_lse), exact_lse_b(exact_lse);
-  for (int64_t n = 0; n < lse.elements(); ++n) {
-    const int64_t b = n / (p.h * p.queries), h = n / p.queries % p.h, l = n % p.queries;
-    const int64_t row = ((b * p.queries + l) * p.h + h) * p.d;
-    const double top = std::fmax(lse_a.at(n), lse_b.at(n));
-    const double total = std::exp(lse_a.at(n) - top) + std::exp(lse_b.at(n) - top);
-    const double a = std::exp(lse_a.at(n) - top) / total, other = 1 - a;
-    exact_lse[index(n)] = top + std::log(total);
-    double dot = 0;
-    for (int64_t i = row; i < row + p.d; ++i) {
-      exact[index(i)] = a * out_a.at(i) + other * out_b.at(i);
-      exact_a[index(i)] = a * grad.at(i);
-      exact_b[index(i)] = other * grad.at(i);
-      dot += grad.at(i) * (out_b.at(i) - out_a.at(i));
-    }
-    exact_lse_a[index(n)] = a * grad_lse.at(n) - a * other * dot;
-    exact_lse_b[index(n)] = other * grad_lse.at(n) + a * other * dot;
-  }
-  expect_close(out, exact, p.name + " merged out");
-  expect_close(lse, exact_lse, p.name + " merged lse");
-  expect_close(grad_a, exact_a, p.name + " merge grad_out_a");
-  expect_close(grad_b, exact_b, p.name + " merge grad_out_b");
-  expect_close(grad_lse_a, exact_lse_a, p.name + " merge grad_lse_a");
-  expect_close(grad_lse_b, exact_lse_b, p.name + " merge grad_lse_b");
+  const auto exact = define_merge<double>(p, out_a, lse_a, out_b, lse_b, grad, grad_lse);
+  const auto plain = define_merge<float>(p, out_a, lse_a, out_b, lse_b, grad, grad_lse);
+  expect_by_rule(out, exact.out, plain.out, p.name + " merged out");
+  expect_by_rule(lse, exact.lse, plain.lse, p.name + " merged lse");
+  expect_by_rule(grad_a, exact.grad_a, plain.grad_a, p.name + " merge grad_out_a");
+  expect_by_rule(grad_b, exact.grad_b, plain.grad_b, p.name + " merge grad_out_b");
+  expect_by_rule(grad_lse_a, exact.grad_lse_a, plain.grad_lse_a, p.name + " merge grad_lse_a");
+  expect_by_rule(grad_lse_b, exact.grad_lse_b, plain.grad_lse_b, p.name + " merge grad_lse_b");
 }
 
 void test_refusals(std::mt19937& random) {

@@ -1,4 +1,5 @@
 // Every variant of every kernel this CPU can run, against the definition in double.
+#include <cstdlib>
 #include <functional>
 #include <stdexcept>
 
@@ -326,15 +327,15 @@ void test_adamw(const Case& c, std::mt19937& random) {
     second_after.push_back(v);
     average_after.push_back(average.at(i) + n.follow * (p - average.at(i)));
   }
-  const AdamwStep step{param.view(),
-                       grad.view(),
-                       first.view(),
-                       second.view(),
-                       average.view(),
-                       numbers_of(n, DType::f32, 8),
-                       numbers_of(place, DType::i32, 4)};
+  const AdamwForward step{param.view(),
+                          grad.view(),
+                          first.view(),
+                          second.view(),
+                          average.view(),
+                          numbers_of(n, DType::f32, 8),
+                          numbers_of(place, DType::i32, 4)};
   check(step);
-  c.variant->adamw_step(step, 3);
+  c.variant->adamw_forward(step, 3);
   expect_close(param, param_after, c.name + " adamw param");
   expect_close(first, first_after, c.name + " adamw exp_avg", 2);
   expect_close(second, second_after, c.name + " adamw exp_avg_sq", 2);
@@ -395,26 +396,51 @@ void test_checks() {
 }
 
 void test_crc32c() {
-  expect(crc32c("123456789", 9) == 0xe3069283u, "crc32c of the check string");
-  expect(crc32c_portable("123456789", 9) == 0xe3069283u, "portable crc32c of the check string");
   std::mt19937 random(2);
-  std::vector<unsigned char> data(100'003);
+  std::vector<unsigned char> data(300'003);
   for (unsigned char& byte : data) byte = static_cast<unsigned char>(random());
-  for (std::size_t bytes : {0u, 1u, 7u, 4095u, 12288u, 12289u, 100'000u}) {
-    expect(crc32c(data.data() + 3, bytes, 5) == crc32c_portable(data.data() + 3, bytes, 5),
-           "crc32c of " + std::to_string(bytes) + " bytes");
+  const Crc32cVariant& portable = crc32c_variants().back();
+  for (const Crc32cVariant& variant : crc32c_variants()) {
+    const std::string name = std::string("crc32c by ") + variant.name;
+    const unsigned char* string = reinterpret_cast<const unsigned char*>("123456789");
+    expect(variant.checksum(string, 9, 0) == 0xe3069283u, name + " of the check string");
+    std::vector<unsigned char> copy(data.size() + 128);
+    unsigned char* to = copy.data() + -reinterpret_cast<uintptr_t>(copy.data()) % 64;
+    for (std::size_t bytes :
+         {0u, 1u, 7u, 255u, 256u, 511u, 512u, 4095u, 12288u, 12289u, 262'144u, 300'000u}) {
+      const std::string what = name + " of " + std::to_string(bytes) + " bytes";
+      const uint32_t expected = portable.checksum(data.data() + 3, bytes, 5);
+      expect(variant.checksum(data.data() + 3, bytes, 5) == expected, what);
+      std::fill(copy.begin(), copy.end(), 0);
+      expect(variant.copy(to, data.data() + 3, bytes, 5) == expected, what + ", copied");
+      expect(std::memcmp(to, data.data() + 3, bytes) == 0 && to[bytes] == 0,
+             what + ": the copy, and nothing behind it");
+    }
+  }
+  std::vector<unsigned char> copy(data.size());
+  for (std::size_t shift : {0u, 1u, 63u, 64u}) {
+    for (std::size_t bytes : {0u, 5u, 70'000u}) {
+      const std::string what = std::to_string(bytes) + " bytes to " + std::to_string(shift);
+      std::fill(copy.begin(), copy.end(), 0);
+      const uint32_t found = copy_crc32c(copy.data() + shift, data.data(), bytes);
+      expect(found == portable.checksum(data.data(), bytes, 0), "crc32c of " + what);
+      expect(std::memcmp(copy.data() + shift, data.data(), bytes) == 0, "a copy of " + what);
+    }
   }
 }
 
 }  // namespace
 }  // namespace vidgen::test
 
-int main() {
+// An argument is the seed of a run to repeat.
+int main(int argc, char** argv) {
   using namespace vidgen;
   using namespace vidgen::test;
   const cpu::Variant* list = nullptr;
   const int count = cpu::variants(&list);
-  std::mt19937 random(std::random_device{}());
+  const unsigned seed =
+      argc > 1 ? static_cast<unsigned>(std::atol(argv[1])) : std::random_device{}();
+  std::mt19937 random(seed);
   const int64_t shapes[][3] = {{1, 1, 5}, {2, 37, 101}, {1, 130, 256}, {3, 0, 8}, {2, 19, 515}};
   for (int v = 0; v < count; ++v) {
     std::printf("variant %s\n", list[v].name);
@@ -441,6 +467,10 @@ int main() {
   test_checks();
   test_crc32c();
   test_io();
-  if (failures == 0) std::printf("all passed\n");
+  if (failures == 0) {
+    std::printf("all passed\n");
+  } else {
+    std::fprintf(stderr, "%d failed with seed %u\n", failures, seed);
+  }
   return failures == 0 ? 0 : 1;
 }

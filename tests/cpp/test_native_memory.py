@@ -8,17 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.timeout(1800)  # a slow machine builds for long
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # a slow machine builds for long
 
 
-@pytest.mark.parametrize(
-    "sanitizer",
-    [
-        "",
-        pytest.param("address,undefined", marks=pytest.mark.slow),
-        pytest.param("thread", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("sanitizer", ["", "address,undefined", "thread"])
 def test_memory(sanitizer: str) -> None:
     cmake = shutil.which("cmake")
     if cmake is None or not any(shutil.which(name) for name in ("c++", "g++", "clang++")):

@@ -220,7 +220,7 @@ def test_adamw(emulator, shape, states, averaged):
         copies = [emulator.memory.copy(t[None], shape[3]) for t in tensors]
         emulator.seed(seed)
         absent = [] if averaged else [None]
-        emulator.launch("adamw_step", *copies, *absent, *host)
+        emulator.launch("adamw_forward", *copies, *absent, *host)
         emulator.memory.check()
         found.append([c[0].clone() for c in copies])
     for one, two in zip(*found, strict=True):

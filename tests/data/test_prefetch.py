@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidgen.data.prefetch import Ahead
+from vidgen.data.prefetch import Prefetcher
 
 CPU = torch.device("cpu")
 
 
-def ahead(make: Callable[[], Tensor], most: int = 2, device: torch.device = CPU) -> Ahead[Tensor]:
-    return Ahead(make, lambda made: [made], most, device)
+def ahead(
+    make: Callable[[], Tensor], most: int = 2, device: torch.device = CPU
+) -> Prefetcher[Tensor]:
+    return Prefetcher(make, lambda made: [made], most, device)
 
 
 def test_results_come_in_order_and_so_many_ahead() -> None:

@@ -17,7 +17,7 @@ from vidgen.diffusion.conditions import (
     given_parts,
 )
 from vidgen.diffusion.config import ConditionConfig, ConditionName
-from vidgen.models.autoencoder import latent_grid
+from vidgen.models.geometry import Geometry
 
 NAMES: tuple[ConditionName, ...] = get_args(ConditionName)
 
@@ -65,7 +65,7 @@ GIVEN = {
 @pytest.mark.parametrize("name", NAMES)
 def test_mask_and_latents(name: ConditionName) -> None:
     ae, video = Means(causal=True), clip(61)
-    grid = latent_grid(ae, 61, 8, 16)
+    grid = Geometry.of(ae).latent_grid(61, 8, 16)
     assert grid == (16, 1, 2)
     mask, latents = given_latents(name, cut_pieces(name, video, ae), ae, grid, seed=5)
     assert (mask.shape, latents.shape) == ((1, 16, 1, 2), (3, 16, 1, 2))
@@ -101,7 +101,7 @@ def test_the_shortest_clip_leaves_something_to_generate(name: ConditionName, cau
         if frames < 1:
             continue
         try:
-            grid = latent_grid(ae, frames, 8, 16)
+            grid = Geometry.of(ae).latent_grid(frames, 8, 16)
             mask, _ = given_latents(name, cut_pieces(name, clip(frames), ae), ae, grid, 0)
         except ValueError:
             fit.append(False)

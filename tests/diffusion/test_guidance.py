@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vidgen.diffusion.guidance import BRANCHES, Branches, GuidanceConfig, plan
-from vidgen.diffusion.sampler import evaluations
+from vidgen.diffusion.solvers import passes_per_step
 from vidgen.recipe.sampling import SampleConfig
 
 GRID = (3, 2, 2)
@@ -37,8 +37,8 @@ def velocities(has_image: bool) -> dict[str, Tensor]:
 
 def test_the_defaults_take_80_and_110_evaluations_of_150() -> None:
     for has_image, planned in ((False, 80), (True, 110)):
-        assert evaluations(plan(config(), 50, GRID, has_image=has_image)) == planned
-        assert evaluations(plan(config(), 50, GRID, has_image=has_image, full=True)) == 150
+        assert sum(passes_per_step(plan(config(), 50, GRID, has_image=has_image))) == planned
+        assert sum(passes_per_step(plan(config(), 50, GRID, has_image=has_image, full=True))) == 150
 
 
 SCALES = [(7.5, 3.0), (1.0, 3.0), (7.5, 1.0), (1.0, 1.0), (0.0, 0.0), (3.0, 3.0), (7.5, 0.5)]

@@ -1,11 +1,32 @@
 """Effective training time by formula, beside events drawn one by one."""
 
+import random
+
 import pytest
 
-from vidgen.plan.failures import Reliability, best_interval, effective_fraction, simulate
+from vidgen.plan.failures import Reliability, best_interval, effective_fraction
 
 USUAL = Reliability()
 POOR = Reliability(gpu_mtbf_hours=4_000, checkpoint_s=120, restart_s=1200)
+
+
+def simulate(
+    reliability: Reliability, gpus: int, interval_s: float, stretches: int, seed: int
+) -> float:
+    """The share of time spent training, from events drawn until all checkpoints are written."""
+    rng, rate = random.Random(seed), 1 / reliability.mtbf_s(gpus)
+    stretch = interval_s + reliability.checkpoint_s
+    clock, failure = 0.0, rng.expovariate(rate)
+    for _ in range(stretches):
+        while failure < clock + stretch:
+            clock = failure
+            failure = clock + rng.expovariate(rate)
+            while failure < clock + reliability.restart_s:
+                clock = failure
+                failure = clock + rng.expovariate(rate)
+            clock += reliability.restart_s
+        clock += stretch
+    return stretches * interval_s / clock
 
 
 @pytest.mark.parametrize("gpus", [224, 1000, 4000, 10_000])

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from vidgen.errors import UserError
-from vidgen.plan.hardware import GPUS
 from vidgen.plan.measured import gpu_measured, with_links
+from vidgen.runtime.observe.gpus import GPUS
 
 DOCTOR = {
     "gpus": [{"name": "NVIDIA H200", "memory": 150e9}],

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from vidgen.data.index.buckets import BucketTable
+from vidgen.models.geometry import Geometry
 from vidgen.models.mmdit.config import OPENSORA_V2, PRESETS
 from vidgen.plan import plan
 from vidgen.recipe.autoencoder import read_any
@@ -118,7 +119,7 @@ def test_adaptation_is_the_reports() -> None:
 
 
 def frames_of(recipe: Recipe) -> set[int]:
-    table = BucketTable(recipe.data, temporal_step=4, causal=False, spatial_multiple=32)
+    table = BucketTable(recipe.data, Geometry.of(recipe.autoencoder))
     found = {bucket.frames for bucket in table.buckets}
     assert found == {1, *range(16, max(found) + 1, 4)}  # no length falls between two rows
     return found

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from vidgen.errors import UserError
 from vidgen.runtime import native
 from vidgen.runtime.crc32c import crc32c, crc32c_python
 
@@ -40,11 +41,68 @@ def test_crc32c_refuses_what_is_not_contiguous():
 @needs_native
 def test_features_and_variants_agree():
     module = native.load()
-    features = module.cpu_features()
-    variants = module.cpu_variants()
-    assert variants[-1] == "baseline"
-    for name in ("avx2", "avx512", "avx512_bf16"):
-        assert (name in variants) == features[name]
+    features, compiled = module.cpu_features(), module.compiled_cpu_variants()
+    assert module.cpu_variants() == [name for name in compiled if features.get(name, True)]
+    assert compiled == [name for name in reversed(native.CPU_VARIANTS) if name in compiled]
+    best = next(name for name in reversed(native.CPU_VARIANTS) if features.get(name, True))
+    assert module.cpu_variants()[0] == best, "built for another CPU; build it again"
+    assert module.cpu_variants()[-1] == "baseline"
+
+
+USES_THE_MODULE = """
+import torch
+from vidgen.runtime import native, ops
+x = torch.arange(40.0).view(1, 4, 10)
+with ops.use("compiled"):
+    assert torch.equal(ops.gated_residual(x, x, torch.ones(1, 10)), 2 * x)
+print(native.load().cpu_variant())
+"""
+
+
+def in_a_process(**environment):
+    """Its output, or the last line of its error."""
+    kept = {name: value for name, value in os.environ.items() if name != "VIDGEN_CPU"}
+    result = subprocess.run(
+        [sys.executable, "-c", USES_THE_MODULE],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**kept, **environment},
+    )
+    return (result.stdout or result.stderr).splitlines()[-1]
+
+
+@needs_native
+def test_the_best_variant_runs_unless_one_is_selected():
+    variants = native.load().cpu_variants()
+    assert in_a_process() == variants[0]
+    assert in_a_process(VIDGEN_CPU=variants[-1]) == variants[-1]
+
+
+@needs_native
+def test_a_variant_that_cannot_run_is_refused():
+    module = native.load()
+    lacking = [name for name, here in module.cpu_features().items() if not here]
+    wrong = {"avx3": "VIDGEN_CPU is 'avx3', expected baseline, avx2, avx512 or avx512_bf16"}
+    for name in native.CPU_VARIANTS:
+        if name in lacking:
+            wrong[name] = f"VIDGEN_CPU={name}, but this CPU lacks it"
+        elif name not in module.compiled_cpu_variants():
+            wrong[name] = "VIDGEN_CPU_VARIANTS=all pip install"
+    for name, message in wrong.items():
+        with pytest.raises(UserError) as refused:
+            native._select(module, name, "")
+        assert message in str(refused.value)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(UserError, match="VIDGEN_CPU=avx2, but it is not built"):
+        native._select(None, "avx2", "it is not built")
+    with pytest.raises(ValueError, match="no compiled variant avx3 runs"):
+        module.select_cpu_variant("avx3")
+
+
+@needs_native
+def test_the_environment_is_read_when_the_module_is_loaded():
+    assert "VIDGEN_CPU is 'sse', expected baseline" in in_a_process(VIDGEN_CPU="sse")
 
 
 @needs_native

@@ -11,9 +11,9 @@ import torch
 from vidgen.data.read.video import write_image, write_video
 from vidgen.models.build import build_autoencoder, build_text
 from vidgen.models.mmdit import MMDiT
-from vidgen.sample import Pipeline
-from vidgen.sample.lazy import Part
-from vidgen.sample.system import System
+from vidgen.recipe import for_sampling
+from vidgen.runtime.lazy import Lazy
+from vidgen.sample.pipeline import Parts, Pipeline
 
 RECIPE: dict[str, Any] = {
     "name": "small",
@@ -53,18 +53,20 @@ def recipe() -> Callable[..., dict[str, Any]]:
 
 
 def small_pipeline(**changes: Any) -> Pipeline:
-    system = System.of(merged(RECIPE, changes))
+    recipe = for_sampling(merged(RECIPE, changes))
     generator = torch.Generator().manual_seed(0)
-    model = MMDiT(system.model)
+    model = MMDiT(recipe.model)
     with torch.no_grad():
         for param in model.parameters():
             param.copy_(0.2 * torch.randn(param.shape, generator=generator))
     cpu = torch.device("cpu")
     return Pipeline(
-        system,
-        Part.of(model.eval().requires_grad_(False)),
-        Part.of(build_autoencoder(system.autoencoder, cpu, torch.float32)),
-        Part.of(build_text(system.text, cpu, torch.float32)),
+        recipe,
+        Parts(
+            Lazy.of(model.eval().requires_grad_(False)),
+            Lazy.of(build_autoencoder(recipe.autoencoder, cpu, torch.float32)),
+            Lazy.of(build_text(recipe.text, cpu, torch.float32)),
+        ),
         device=cpu,
         dtype=torch.float32,
         source="small step-000000007",

@@ -10,7 +10,7 @@ import torch
 from vidgen.models.mmdit.model import Stream
 from vidgen.runtime.attention.mask import BlockMask
 from vidgen.sample import Pipeline, Request, make_requests
-from vidgen.sample.hooks import Hooks, Moment, StateStore
+from vidgen.sample.hooks import Hooks, ModelPass, StateStore
 
 Make = Callable[..., Pipeline]
 
@@ -33,8 +33,8 @@ def test_state_is_apart_for_every_request_and_ends_with_it() -> None:
 
 
 def test_state_ends_with_a_request_that_fails(pipeline: Pipeline, two: list[Request]) -> None:
-    def capture(moment: Moment, block: int, stream: Stream) -> Stream:
-        moment.state[moment.branch, block, "video"] = stream[1]
+    def capture(current: ModelPass, block: int, stream: Stream) -> Stream:
+        current.state[current.branch, block, "video"] = stream[1]
         assert pipeline.states.nbytes > 0
         raise KeyError("lost")
 
@@ -49,17 +49,17 @@ def test_two_requests_one_after_the_other_do_not_see_each_other(
 ) -> None:
     """A method that keeps every block's output: in each request it begins with nothing, and finds
     the tensors of its own shape."""
-    seen: list[Moment] = []
+    seen: list[ModelPass] = []
     found: list[bool] = []
 
-    def capture(moment: Moment, block: int, stream: Stream) -> Stream:
-        seen.append(moment)
-        key = (moment.branch, block, "video")
-        before = moment.state.get(key)
+    def capture(current: ModelPass, block: int, stream: Stream) -> Stream:
+        seen.append(current)
+        key = (current.branch, block, "video")
+        before = current.state.get(key)
         found.append(before is not None)
         if before is not None:
             assert before.shape == stream[1].shape
-        moment.state[key] = stream[1]
+        current.state[key] = stream[1]
         return stream
 
     plain = pipeline.generate(two)
@@ -88,7 +88,7 @@ def test_hooks_see_text_and_video_apart_at_every_block(
 ) -> None:
     shapes = set()
 
-    def capture(moment: Moment, block: int, stream: Stream) -> Stream:
+    def capture(current: ModelPass, block: int, stream: Stream) -> Stream:
         shapes.add((block, stream[0].shape[1], stream[1].shape[1]))
         return stream
 
@@ -104,7 +104,7 @@ def test_what_is_injected_takes_a_blocks_place(pipeline: Pipeline, two: list[Req
     for number, block in enumerate(blocks):
         block.register_forward_pre_hook(lambda *_, number=number: ran.append(number))
 
-    def inject(moment: Moment, block: int, stream: Stream) -> Stream | None:
+    def inject(current: ModelPass, block: int, stream: Stream) -> Stream | None:
         return stream if block == 1 else None
 
     (plain,) = pipeline.generate(two[:1])
@@ -121,14 +121,14 @@ def test_a_cache_of_every_blocks_output_injects_what_it_captured(
     """In a solver that evaluates twice a step, the second time from the first's blocks."""
     used: list[int] = []
 
-    def inject(moment: Moment, block: int, stream: Stream) -> Stream | None:
-        if moment.number % 2 == 0:
+    def inject(current: ModelPass, block: int, stream: Stream) -> Stream | None:
+        if current.evaluation % 2 == 0:
             return None
-        used.append(moment.number)
-        return (moment.state["all", block, "text"], moment.state["all", block, "video"])
+        used.append(current.evaluation)
+        return (current.state["all", block, "text"], current.state["all", block, "video"])
 
-    def capture(moment: Moment, block: int, stream: Stream) -> Stream:
-        moment.state["all", block, "text"], moment.state["all", block, "video"] = stream
+    def capture(current: ModelPass, block: int, stream: Stream) -> Stream:
+        current.state["all", block, "text"], current.state["all", block, "video"] = stream
         return stream
 
     pipeline.hooks = Hooks(inject=inject, capture=capture)
@@ -144,7 +144,7 @@ def test_the_attention_mask_is_asked_for_at_every_block(
     asked: list[int] = []
     lengths = torch.tensor([12])  # the text alone
 
-    def mask(moment: Moment, block: int) -> BlockMask | None:
+    def mask(current: ModelPass, block: int) -> BlockMask | None:
         asked.append(block)
         return BlockMask.padding(lengths) if masked else None
 
@@ -159,5 +159,5 @@ def test_seams_cost_nothing_when_unused(pipeline: Pipeline) -> None:
     from vidgen.models.mmdit.model import call_block
     from vidgen.sample.hooks import NO_HOOKS, hooked
 
-    moment: Any = None
-    assert hooked(NO_HOOKS, moment) is call_block
+    current: Any = None
+    assert hooked(NO_HOOKS, current) is call_block

@@ -15,7 +15,7 @@ from vidgen.models.mmdit import PRESETS
 from vidgen.models.text.builtin import BuiltinText
 from vidgen.runtime import checkpoint
 from vidgen.sample import Pipeline, make_requests
-from vidgen.sample.memory import MemoryPlan, parse_memory, plan_memory, tiled
+from vidgen.sample.memory import MemoryNeeds, MemoryPlan, parse_memory, plan_memory, tiled
 
 GB = 10**9
 VAE = HunyuanVAEConfig(path="hunyuan_vae.safetensors")
@@ -35,12 +35,14 @@ def planned(limit: int, grid: tuple[int, int, int], video: tuple[int, int, int])
         limit,
         PRESETS["opensora_v2"],
         VAE,
-        grid=grid,
-        text_length=512,
-        video=video,
-        around_bytes=int(0.7 * GB),
-        table_bytes=int(0.4 * GB),
-        dtype=torch.bfloat16,
+        MemoryNeeds(
+            video=video,
+            tokens=grid,
+            text_length=512,
+            around_bytes=int(0.7 * GB),
+            table_bytes=int(0.4 * GB),
+        ),
+        torch.bfloat16,
     )
 
 
@@ -56,10 +58,12 @@ def test_the_published_model_on_cards_of_today() -> None:
 
 def test_what_is_done_is_said() -> None:
     plan = planned(24 * GB, (33, 12, 21), (129, 192, 336))
-    assert plan.said(57, 0).startswith("within 24 GB: text encoders leave after encoding")
-    assert "all 57 blocks stay on the device" in plan.said(57, 0)
+    assert plan.describe(57, 0).startswith("within 24 GB: text encoders leave after encoding")
+    assert "all 57 blocks stay on the device" in plan.describe(57, 0)
     tight = planned(10 * GB, (33, 12, 21), (129, 192, 336))
-    assert "9 of 57 blocks are streamed, the VAE decodes 64 frames at a time" in tight.said(57, 9)
+    assert "9 of 57 blocks are streamed, the VAE decodes 64 frames at a time" in tight.describe(
+        57, 9
+    )
 
 
 def test_too_little_is_refused_with_what_it_takes() -> None:
@@ -74,7 +78,7 @@ def pipeline(make_pipeline: Callable[..., Pipeline]) -> Pipeline:
 
 @pytest.fixture
 def run_folder(tmp_path: Path, pipeline: Pipeline) -> Path:
-    recipe = {**to_dict(pipeline.system), "seed": 1}
+    recipe = {**to_dict(pipeline.recipe), "seed": 1}
     state = dict(pipeline.model.state_dict())
     root = tmp_path / "checkpoints"
     checkpoint.save(root, 7, {"model": state}, {"recipe": recipe}, background=False).wait()
@@ -87,7 +91,7 @@ def limited(folder: Path, pipeline: Pipeline, room: Callable[[list[int]], int]) 
     (request,) = make_requests(wide, ["x"])
     wide.generate([request])
     assert wide.stream is not None
-    assert "all 5 blocks stay" in wide.memory_said
+    assert "all 5 blocks stay" in wide.memory_report
     sizes = wide.stream.sizes
     taken = 10 * GB - _block_bytes(wide, request)
     wide.close()
@@ -118,7 +122,7 @@ def test_within_little_memory_the_bits_are_the_same(
     expected = pipeline.generate(requests)
     for video, wanted in zip(small.generate(requests), expected, strict=True):
         assert (video == wanted).all()
-    assert "5 of 5 blocks are streamed" in small.memory_said
+    assert "5 of 5 blocks are streamed" in small.memory_report
     assert small.stream is not None
     assert small.stream.device_bytes == 0  # decoding has the device to itself
     assert small.weights_hash == pipeline.weights_hash
@@ -145,11 +149,11 @@ def test_the_text_encoder_leaves_after_encoding(
 
     monkeypatch.setattr(BuiltinText, "encode", counted)
     small = Pipeline.from_checkpoint(run_folder, "cpu", memory=10 * GB)
-    assert small._text.built is None
-    assert small._model.built is None
+    assert small._text._built is None
+    assert small._model._built is None
     requests = make_requests(small, ["a", "b"], samples=2)
-    features = small.features(requests)
-    assert small._text.built is None
+    features = small.features([small.check(request) for request in requests])
+    assert small._text._built is None
     assert sorted(read) == sorted(features)
     assert len(read) == 3  # each caption once: two prompts and the empty one
     small.close()

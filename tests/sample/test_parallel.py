@@ -5,7 +5,6 @@ import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,13 @@ import torch
 
 from vidgen.data.read.video import read_clip
 from vidgen.errors import UserError
+from vidgen.models.mmdit.model import Stream
 from vidgen.runtime import parallel
 from vidgen.runtime.parallel import World
-from vidgen.sample import Pipeline, Request, draw_first_frames, make_requests, write_samples
-from vidgen.sample.parallel import ALONE, Team, bounds, make_team
+from vidgen.sample import Pipeline, Request, draw_first_frames, make_requests, sample_to_folder
+from vidgen.sample.hooks import Hooks, ModelPass
+from vidgen.sample.parallel import ALONE, Team, make_team
+from vidgen.sample.pipeline import SamplingOptions
 
 Ranks = Callable[..., list[Any]]
 
@@ -45,7 +47,7 @@ def wanted(pipeline: Pipeline, left: str, short: bool) -> list[Request]:
 
 def on_ranks(
     rank: int, world: int, folder: Path, left: str, context: int | None, branch: int | None,
-    short: bool,
+    short: bool, ulysses: int | None = None, text: Any = "sharded",
 ) -> dict[str, Any]:  # fmt: skip
     pipeline = small_pipeline()
     torch.distributed.init_process_group(
@@ -54,11 +56,14 @@ def on_ranks(
     )  # fmt: skip
     here = World(rank, world, rank, torch.device("cpu"))
     requests = wanted(pipeline, left, short)
-    team = make_team(here, len(requests), context=context, branch=branch)
-    features = pipeline.features(requests)
-    mine = requests[team.index :: team.count]
-    videos = [pipeline.video(r, features, team=team) for r in mine]
-    written = write_samples(pipeline, requests, folder / "out", team=team)
+    team = make_team(
+        here, len(requests), context=context, branch=branch, ulysses=ulysses, text=text
+    )
+    jobs = [pipeline.check(request) for request in requests]
+    features = pipeline.features(jobs)
+    options = SamplingOptions(team=team)
+    videos = [pipeline.video(job, features, options) for job in jobs[team.index :: team.count]]
+    written = sample_to_folder(pipeline, requests, folder / "out", team=team)
     return {
         "team": [team.index, team.count, team.leads],
         "hashes": [hashlib.sha256(v.tobytes()).hexdigest() for v in videos],
@@ -93,14 +98,21 @@ def test_the_same_bits_on_any_number_of_ranks(
     assert [v["file"] for v in summary["videos"]] == ["0000.mp4", "0001.mp4"]
     assert [v["seed"] for v in summary["videos"]] == [0, 4]
     assert len(list(out.iterdir())) == 3
-    write_samples(pipeline, requests, tmp_path / "alone")
+    sample_to_folder(pipeline, requests, tmp_path / "alone")
     for name in ("0000.mp4", "0001.mp4"):
         assert (out / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("world", "context", "branch", "short"),
-    [(2, 2, None, False), (4, 2, 2, False), (4, None, None, True)],
+    ("world", "context", "branch", "ulysses", "text", "short"),
+    [
+        (2, 2, None, 1, "sharded", False),  # a ring
+        (2, 2, None, 2, "replicated", False),  # Ulysses
+        (4, 2, 2, None, "sharded", False),  # as measured
+        (4, 4, None, 2, "sharded", False),  # a ring of Ulysses groups
+        (4, None, None, 1, "replicated", True),
+        (4, None, None, 4, "sharded", True),  # two heads: two ranks attend with none
+    ],
 )
 def test_tokens_over_ranks(
     ranks: Ranks,
@@ -108,13 +120,15 @@ def test_tokens_over_ranks(
     world: int,
     context: int | None,
     branch: int | None,
+    ulysses: int | None,
+    text: str,
     short: bool,
 ) -> None:
     """To one level of 255: partial softmaxes are merged in another order. Any lengths."""
     pipeline = small_pipeline()
     requests = wanted(pipeline, files["left"], short)
     expected = pipeline.generate(requests)
-    results = ranks(on_ranks, world, files["left"], context, branch, short)
+    results = ranks(on_ranks, world, files["left"], context, branch, short, ulysses, text)
     for result in results:
         assert result["hashes"] == results[0]["hashes"]  # every rank of a team has the same
         for video, wanted_video in zip(result["videos"], expected, strict=True):
@@ -122,13 +136,39 @@ def test_tokens_over_ranks(
     assert sum(result["team"][2] for result in results) == 1
 
 
-def test_parts_cover_every_token_whatever_their_number() -> None:
-    for length in (0, 1, 2, 5, 7, 512):
-        for size in (1, 2, 3, 4, 8):
-            starts = bounds(length, size)
-            assert (starts[0], starts[-1], len(starts)) == (0, length, size + 1)
-            parts = [b - a for a, b in pairwise(starts)]
-            assert max(parts) - min(parts) <= 1
+def hooked_streams(rank: int, world: int, folder: Path, text: Any) -> list[list[int]]:
+    """Sizes of the streams that a hook sees, and the text tokens that its moment announces."""
+    sizes: list[list[int]] = []
+
+    def capture(current: ModelPass, index: int, stream: Stream) -> Stream:
+        sizes.append([current.text_length, *(part.shape[1] for part in stream)])
+        return stream
+
+    pipeline = small_pipeline()
+    pipeline.hooks = Hooks(capture=capture)
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(folder / "store"), world), rank=rank,
+        world_size=world,
+    )  # fmt: skip
+    requests = wanted(pipeline, "", short=True)
+    here = World(rank, world, rank, torch.device("cpu"))
+    team = make_team(here, 1, context=world, ulysses=1, text=text)
+    job = pipeline.check(requests[0])
+    pipeline.video(job, pipeline.features([job]), SamplingOptions(team=team))
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    # twelve text tokens and one of video: [moment's text, text, video] of each rank
+    [("sharded", [[7, 7, 0], [5, 5, 1]]), ("replicated", [[12, 12, 1], [12, 12, 0]])],
+)
+def test_hooks_see_the_tokens_of_their_rank(
+    ranks: Ranks, text: str, expected: list[list[int]]
+) -> None:
+    for sizes, mine in zip(ranks(hooked_streams, 2, text), expected, strict=True):
+        assert sizes
+        assert all(each == mine for each in sizes)
 
 
 def test_how_ranks_are_shared_out() -> None:
@@ -137,11 +177,13 @@ def test_how_ranks_are_shared_out() -> None:
     for asked in ({"context": 2}, {"branch": 2}, {"context": 3, "branch": 1}):
         with pytest.raises(UserError, match=r"1 ranks cannot be split into teams of \d"):
             make_team(World(0, 1, 0, cpu), 3, **asked)
+    with pytest.raises(UserError, match="--ulysses 3 does not divide the 2 ranks"):
+        make_team(World(0, 2, 0, cpu), 1, ulysses=3)
     assert Team() == ALONE
 
 
 def first_frames(rank: int, world: int, folder: Path) -> list[str]:
-    painter = small_pipeline(model={"guidance_embed": True, "cond_embed": False})
+    images = small_pipeline(model={"guidance_embed": True, "cond_embed": False})
     pipeline = small_pipeline()
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.FileStore(str(folder / "store"), world), rank=rank,
@@ -149,8 +191,8 @@ def first_frames(rank: int, world: int, folder: Path) -> list[str]:
     )  # fmt: skip
     requests = make_requests(pipeline, ["a", "b"], frames=5, steps=2)
     team = make_team(World(rank, world, rank, torch.device("cpu")), len(requests))
-    drawn = draw_first_frames(painter, requests, folder / "out", resolution="32px", team=team)
-    write_samples(pipeline, drawn, folder / "out", team=team)
+    drawn = draw_first_frames(images, requests, folder / "out", resolution="32px", team=team)
+    sample_to_folder(pipeline, drawn, folder / "out", team=team)
     return [Path(r.ref[0]).name for r in drawn]
 
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from vidgen.config import to_dict
 from vidgen.diffusion.conditions import given_parts
-from vidgen.diffusion.sampler import evaluations
 from vidgen.errors import UserError
 from vidgen.models.mmdit import save_weights
 from vidgen.recipe.sampling import SampleConfig
 from vidgen.runtime import checkpoint
 from vidgen.sample import Pipeline, Request
+from vidgen.sample.job import guidance_branches
 from vidgen.sample.references import read_references
 
 Make = Callable[..., Pipeline]
@@ -151,7 +151,7 @@ def test_planned_guidance_equals_the_full(make_pipeline: Make, files: Any, name:
 def test_the_defaults_run_80_and_110_branches_in_50_steps(make_pipeline: Make, files: Any) -> None:
     defaults = SampleConfig()
     pipeline = make_pipeline(sample={"oscillate_after": defaults.oscillate_after})
-    assert replace(pipeline.system.sample, steps=50) == defaults
+    assert replace(pipeline.recipe.sample, steps=50) == defaults
     default = replace(
         ONE, steps=50, guidance=defaults.guidance, guidance_img=defaults.guidance_img, frames=5
     )
@@ -160,7 +160,7 @@ def test_the_defaults_run_80_and_110_branches_in_50_steps(make_pipeline: Make, f
     for name, expected in (("t2v", 80), ("i2v_head", 110)):
         called.clear()
         request = replace(default, condition=name, ref=references(name, files))  # type: ignore[arg-type]
-        assert evaluations(pipeline.branches(request, (2, 2, 2))) == expected
+        assert sum(pipeline.check(request).passes) == expected
         pipeline.generate([request])
         assert len(called) == expected
 
@@ -175,7 +175,9 @@ def test_what_was_given_is_kept_in_every_item(pipeline: Pipeline, files: Any, na
         for n, ref in enumerate(["clip"] if long else ["left", "right"])
     ]
     for request, video in zip(requests, pipeline.generate(requests), strict=True):
-        pieces = read_references(name, request.ref, ae, (32, 32), torch.device("cpu"))
+        pieces = read_references(
+            name, request.ref * len(given_parts(name, ae)), ae, (32, 32), torch.device("cpu")
+        )
         for (end, frames), piece in zip(given_parts(name, ae), pieces, strict=True):
             kept = ae.decode(ae.encode(piece[None], [0]))[0].permute(1, 2, 3, 0)
             expected = ((kept + 1) * 127.5).round().byte().numpy()
@@ -188,7 +190,8 @@ def test_what_was_given_is_kept_in_every_item(pipeline: Pipeline, files: Any, na
 def test_an_image_given_is_not_a_clip_given(pipeline: Pipeline) -> None:
     """The image scale rises over frames for images alone, as published."""
     for name, per_token in (("i2v_tail", True), ("v2v_tail", False)):
-        (first, *_) = pipeline.branches(replace(ONE, condition=name), (3, 1, 1))  # type: ignore[arg-type]
+        request = replace(ONE, condition=name)  # type: ignore[arg-type]
+        (first, *_) = guidance_branches(pipeline.recipe, request, (3, 1, 1))
         assert isinstance(first.weights["image"], torch.Tensor) == per_token
 
 
@@ -199,7 +202,7 @@ def test_a_distilled_model_runs_one_branch_and_reads_the_scale(make_pipeline: Ma
         pipeline.generate(both), pipeline.generate(both, together=True), strict=True
     ):
         assert apart(one, other) <= 1
-    assert evaluations(pipeline.branches(ONE, (1, 2, 2))) == ONE.steps
+    assert sum(pipeline.check(ONE).passes) == ONE.steps
     videos = [pipeline.generate([replace(ONE, guidance=g)])[0] for g in (2.0, 8.0)]
     assert apart(*videos) > 0
 
@@ -225,7 +228,7 @@ def test_progress_counts_steps(pipeline: Pipeline) -> None:
         ({"frames": 8}, r"8 frames: this autoencoder takes 4k\+1; the nearest are 5 and 9"),
         ({"frames": 0}, "the nearest is 1"),
         ({"steps": 0}, "steps 0: expected 1 or more"),
-        ({"solver": "magic"}, "solver 'magic': there are euler, heun, rf_taylor"),
+        ({"solver": "magic"}, "solver 'magic': expected one of euler, heun, rf_taylor"),
         ({"fps": 0.0}, "fps 0: expected a number above 0"),
         ({"fps": float("nan")}, "fps nan: expected"),
         ({"condition": "i2v_head"}, r"condition i2v_head takes 1 file\(s\); 0 were given"),
@@ -254,7 +257,7 @@ def save_run(folder: Path, pipeline: Pipeline, *, averaged: bool) -> Path:
     groups = {"model": state}
     if averaged:
         groups = {"model": {k: torch.zeros_like(v) for k, v in state.items()}, "ema": state}
-    recipe = {**to_dict(pipeline.system), "seed": 1}
+    recipe = {**to_dict(pipeline.recipe), "seed": 1}
     root = folder / "checkpoints"
     checkpoint.save(root, 7, groups, {"recipe": recipe}, background=False).wait()
     step = checkpoint.latest(root)

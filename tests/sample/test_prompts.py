@@ -59,9 +59,9 @@ def test_json_lines(tmp_path: Path) -> None:
         ("p.csv", "prompt,condition\na,i2v\n", "condition 'i2v' is none of t2v, i2v_head"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt"\n', "line 2: "),
         ("p.jsonl", '"a"\n', 'line 1: expected {"prompt": "..."}'),
-        ("p.jsonl", '{"prompt": 3}\n', "line 1: prompt 3 is no text"),
-        ("p.jsonl", '{"prompt": "a", "frames": 5.5}\n', "frames 5.5 is no whole number"),
-        ("p.jsonl", '{"prompt": "a", "steps": true}\n', "steps True is no whole number"),
+        ("p.jsonl", '{"prompt": 3}\n', "line 1: prompt 3 is not text"),
+        ("p.jsonl", '{"prompt": "a", "frames": 5.5}\n', "frames 5.5 is not a whole number"),
+        ("p.jsonl", '{"prompt": "a", "steps": true}\n', "steps True is not a whole number"),
     ],
 )
 def test_refusals(tmp_path: Path, name: str, content: str, message: str) -> None:

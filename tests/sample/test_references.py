@@ -9,13 +9,13 @@ from vidgen.diffusion.config import ConditionName
 from vidgen.errors import UserError
 from vidgen.models.block_dct.config import BlockDCTConfig
 from vidgen.models.block_dct.model import BlockDCT
-from vidgen.sample.references import read_references
+from vidgen.sample.references import check_references, read_references
 
 AE = BlockDCT(BlockDCTConfig())
 
 
 def read(name: ConditionName, *paths: str, size: tuple[int, int] = (32, 32)) -> list[Tensor]:
-    return read_references(name, paths, AE, size, torch.device("cpu"))
+    return read_references(name, check_references(name, paths, AE), AE, size, torch.device("cpu"))
 
 
 def levels(piece: Tensor) -> list[float]:

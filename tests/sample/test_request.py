@@ -14,7 +14,7 @@ from vidgen.sample.request import largest_bucket
 def test_the_recipe_fills_what_was_not_said(pipeline: Pipeline) -> None:
     (one,) = make_requests(pipeline, ["a cat"])
     assert (one.frames, one.height, one.width) == (9, 32, 32)
-    sample = pipeline.system.sample
+    sample = pipeline.recipe.sample
     assert (one.steps, one.guidance, one.guidance_img) == (4, 7.5, 3.0)
     assert (one.fps, one.motion_score) == (sample.fps, sample.motion_score)
     assert (one.prompt, one.seed, one.condition, one.ref) == ("a cat", 0, "t2v", ())

@@ -17,8 +17,8 @@ from vidgen.cli.main import parse
 from vidgen.cli.sample import request as cli_request
 from vidgen.data.read.video import probe, read_clip, read_metadata
 from vidgen.errors import UserError
-from vidgen.sample import Pipeline, make_requests, write_samples
-from vidgen.sample.run import write_sample
+from vidgen.sample import Pipeline, make_requests, sample_to_folder
+from vidgen.sample.output import write_sample
 
 
 def asked(*argv: str) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def asked(*argv: str) -> dict[str, Any]:
 def written(pipeline: Pipeline, tmp_path: Path, files: dict[str, str]) -> Path:
     said = {"condition": "i2v_head", "ref": [files["left"]], "negative": "grey: 1; é"}
     requests = make_requests(pipeline, ["a réd circle"], samples=3, seed=11, fps=12.0, **said)
-    paths = write_samples(pipeline, requests, tmp_path / "out")
+    paths = sample_to_folder(pipeline, requests, tmp_path / "out")
     assert [p.name for p in paths] == ["0000.mp4", "0001.mp4", "0002.mp4"]
     return tmp_path / "out"
 
@@ -71,7 +71,7 @@ def test_like_repeats_a_video(written: Path, pipeline: Pipeline) -> None:
     (again,) = make_requests(pipeline, **asked("--like", str(path)))
     recorded = json.loads((written / "summary-0000.json").read_text())["videos"][2]
     assert {k: recorded[k] for k in asdict(again)} == json.loads(json.dumps(asdict(again)))
-    (copy,) = write_samples(pipeline, [again], written / "again")
+    (copy,) = sample_to_folder(pipeline, [again], written / "again")
     assert copy.read_bytes() == path.read_bytes()  # the same bits, alone this time
     assert (written / "0001.mp4").read_bytes() != path.read_bytes()
 
@@ -82,10 +82,10 @@ def test_like_repeats_a_video(written: Path, pipeline: Pipeline) -> None:
 
 def test_files_are_never_written_over(pipeline: Pipeline, tmp_path: Path) -> None:
     requests = make_requests(pipeline, ["a"], frames=5, steps=1)
-    (first,) = write_samples(pipeline, requests, tmp_path)
+    (first,) = sample_to_folder(pipeline, requests, tmp_path)
     content = first.read_bytes()
     summary = (tmp_path / "summary-0000.json").read_bytes()
-    (second,) = write_samples(pipeline, requests, tmp_path)
+    (second,) = sample_to_folder(pipeline, requests, tmp_path)
     assert (first.name, second.name) == ("0000.mp4", "0001.mp4")
     assert first.read_bytes() == content
     assert (tmp_path / "summary-0000.json").read_bytes() == summary
@@ -96,7 +96,7 @@ def test_files_are_never_written_over(pipeline: Pipeline, tmp_path: Path) -> Non
 
 def test_one_frame_is_an_image(pipeline: Pipeline, tmp_path: Path) -> None:
     requests = make_requests(pipeline, ["a réd cat 猫"], frames=1, steps=2)
-    (path,) = write_samples(pipeline, requests, tmp_path)
+    (path,) = sample_to_folder(pipeline, requests, tmp_path)
     assert path.name == "0000.png"
     (expected,) = pipeline.generate(requests)
     assert (read_clip(path, [0]) == expected).all()
@@ -117,7 +117,7 @@ def test_a_preview_is_there_while_the_video_forms(
         return decode(latents)
 
     monkeypatch.setattr(pipeline.autoencoder, "decode", look_and_decode)
-    write_samples(pipeline, requests, tmp_path, preview=True)
+    sample_to_folder(pipeline, requests, tmp_path, preview=True)
     assert [path.name for path in seen] == ["0000.preview.png"]
     assert not list(tmp_path.glob("*.preview.png"))
 
@@ -125,7 +125,7 @@ def test_a_preview_is_there_while_the_video_forms(
 @pytest.mark.parametrize("crf", [-1, 52])
 def test_a_crf_that_h264_does_not_know(pipeline: Pipeline, tmp_path: Path, crf: int) -> None:
     with pytest.raises(UserError, match=rf"crf {crf}: expected 0 \(lossless\) to 51"):
-        write_samples(pipeline, make_requests(pipeline, ["a"]), tmp_path, crf=crf)
+        sample_to_folder(pipeline, make_requests(pipeline, ["a"]), tmp_path, crf=crf)
 
 
 def test_what_cannot_be_made_is_refused_before_the_first_video(
@@ -134,7 +134,7 @@ def test_what_cannot_be_made_is_refused_before_the_first_video(
     pipeline.model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
     bad = {"prompt": "b", "condition": "v2v_head", "ref": [files["left"]], "frames": 37}
     with pytest.raises(UserError, match=r"left.png has 1 frame\(s\); this condition needs 33"):
-        write_samples(pipeline, make_requests(pipeline, ["a", bad]), tmp_path)
+        sample_to_folder(pipeline, make_requests(pipeline, ["a", bad]), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -172,4 +172,4 @@ def test_a_place_that_cannot_hold_files(pipeline: Pipeline, tmp_path: Path) -> N
     blocked.write_text("in the way")
     pipeline.model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
     with pytest.raises(UserError, match="file cannot hold the videos: File exists"):
-        write_samples(pipeline, make_requests(pipeline, ["a"]), blocked)
+        sample_to_folder(pipeline, make_requests(pipeline, ["a"]), blocked)

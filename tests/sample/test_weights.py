@@ -15,7 +15,7 @@ def test_layout_and_precision_do_not_matter(pipeline: Pipeline, tmp_path: Path) 
     for layout in ("open-sora", "flux", "vidgen"):
         path = tmp_path / f"{layout}.safetensors"
         save_weights(pipeline.model, path, layout)
-        model = MMDiT(pipeline.system.model).to(torch.bfloat16)
+        model = MMDiT(pipeline.recipe.model).to(torch.bfloat16)
         load_weights(model, path)
         assert fingerprint(model) == name
 

@@ -107,7 +107,7 @@ def test_a_corrupt_clip_is_passed_over_and_counted(
     options = (f"run_dir={tmp_path / 'run'}", f"data.manifest={damaged}", ONLY_17)
     code, shown, _ = vidgen_main("train", recipe_file, *options, "train.steps=3")
     assert code == 0
-    assert "1 clip(s) could not be read and were passed over" in shown
+    assert "1 clip(s) could not be read and were skipped" in shown
     assert [r for r in caplog.messages if "_17_0.mp4" in r and "is passed over" in r]
     assert read_metrics(tmp_path / "run")[-1]["replaced_clips"] >= 1
 

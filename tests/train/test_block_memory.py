@@ -8,9 +8,9 @@ import torch
 from vidgen.errors import UserError
 from vidgen.plan.blocks import keeping, working_bytes
 from vidgen.plan.cost import REPORT, standing
-from vidgen.plan.hardware import GPUS
 from vidgen.plan.workload import workload_of
 from vidgen.runtime.memory.block_memory import BlockMemory
+from vidgen.runtime.observe.gpus import GPUS
 from vidgen.train import block_memory
 from vidgen.train.block_memory import BlockActivations, gpu_at_hand
 from vidgen.train.trainer import Trainer

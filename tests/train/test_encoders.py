@@ -22,8 +22,10 @@ from vidgen.models.text.builtin import BuiltinText
 from vidgen.models.text.config import TextConfig
 from vidgen.recipe.schema import Recipe
 from vidgen.train import Trainer
-from vidgen.train.examples import ExampleMaker
+from vidgen.train.batch_encoder import BatchEncoder
+from vidgen.train.encoders import Encoders
 from vidgen.train.report.metrics import read_metrics
+from vidgen.train.step import make_example
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -85,11 +87,9 @@ def test_all_conditions_are_had_from_the_cache_bit_for_bit(tmp_path: Path) -> No
     autoencoder = BlockDCT(BlockDCTConfig())
     text = BuiltinText(TextConfig(length=8, token_width=16, pooled_width=16))
     model = MMDiTConfig(in_channels=96, vec_in_dim=16, context_in_dim=16)
-    make = ExampleMaker(
-        model,
-        autoencoder,
-        text,
-        FlowConfig(),
+    assert model.cond_embed
+    encode = BatchEncoder(
+        Encoders(autoencoder, text),
         ConditionConfig(weights=weights, suffix=False),
         seed=4,
         device=torch.device("cpu"),
@@ -111,7 +111,10 @@ def test_all_conditions_are_had_from_the_cache_bit_for_bit(tmp_path: Path) -> No
     # A batch for each of the two epochs is encoded, in the third all are read.
     with open_loader(cfg, **how) as clips, open_loader(cfg, **how, codec=codec) as latents:
         for _ in range(24):
-            a, b = make(next(clips)), make(next(latents))
+            a, b = (
+                make_example(next(loader), encode, model, FlowConfig())
+                for loader in (clips, latents)
+            )
             assert a.cond_BVD is not None
             assert b.cond_BVD is not None
             for one, other in (

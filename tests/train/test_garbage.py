@@ -1,6 +1,6 @@
 import gc
 
-from vidgen.train.garbage import EVERY, rare_collections
+from vidgen.train.garbage import EVERY, collected_between_steps
 
 
 class Knot:
@@ -13,7 +13,7 @@ def knots() -> int:
 
 
 def test_garbage_goes_when_a_step_says_so() -> None:
-    with rare_collections() as collect:
+    with collected_between_steps() as collect:
         assert not gc.isenabled()
         for _ in range(1000):
             Knot()

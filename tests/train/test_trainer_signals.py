@@ -79,7 +79,7 @@ def test_a_polite_stop_saves_and_says_how_to_go_on(
     said = next(line for line in shown.splitlines() if line.startswith("stopped by"))
     assert f"stopped by {number.name} after step {step}" in said
     # What is printed goes on: it must not hold the --fresh of the command that was stopped.
-    command = shlex.split(said.partition("To go on: ")[2])
+    command = shlex.split(said.partition("To resume: ")[2])
     assert command == ["vidgen", "train", str(run_dir / "recipe.yaml")]
     goes_on_bit_for_bit(
         read_recipe(command[2], [], Recipe), step, tiny(*ENDLESS, run="undisturbed")

@@ -13,8 +13,9 @@ from vidgen.bench.measure import Bench
 from vidgen.bench.mfu import chosen
 from vidgen.errors import UserError
 from vidgen.models.mmdit.flops import flops
-from vidgen.models.video_dcae.config import UNIT_FRAMES, UNIT_PIXELS, VideoDCAEConfig
-from vidgen.plan.workload import Bucket, Workload, workload_of
+from vidgen.models.video_dcae.config import UNIT_PIXELS, VideoDCAEConfig
+from vidgen.plan.workload import PlannedBucket, Workload, workload_of
+from vidgen.recipe.schema import Recipe
 from vidgen.runtime.memory.block_memory import BlockMemory
 from vidgen.text_table import table
 
@@ -26,7 +27,7 @@ OURS = "Video DC-AE"
 def measure(
     device: torch.device,
     dtype: torch.dtype,
-    recipe: Any,
+    recipe: Recipe,
     names: list[str] | None,
     batch: int | None,
     repeats: int,
@@ -53,7 +54,7 @@ def measure(
     return {"recipe": recipe.name, "context": own.context, "rows": rows}
 
 
-def with_dcae(workload: Workload, buckets: list[Bucket]) -> Workload:
+def with_dcae(workload: Workload, buckets: list[PlannedBucket]) -> Workload:
     """The same generator with the published DC-AE's channels, a latent a token."""
     for bucket in buckets:
         if bucket.side % UNIT_PIXELS:
@@ -66,11 +67,12 @@ def with_dcae(workload: Workload, buckets: list[Bucket]) -> Workload:
         workload,
         model=replace(workload.model, in_channels=channels, patch_size=1),
         encoders=replace(workload.encoders, autoencoder="video_dcae"),
-        compression=(UNIT_FRAMES, UNIT_PIXELS, UNIT_PIXELS),
+        compression=VideoDCAEConfig().compression,
+        causal=VideoDCAEConfig.causal,
     )
 
 
-def _bucket_row(workload: Workload, bucket: Bucket) -> dict[str, Any]:
+def _bucket_row(workload: Workload, bucket: PlannedBucket) -> dict[str, Any]:
     grid = workload.grid(bucket)
     cost = flops(workload.model, grid, workload.encoders.text_len)
     return {
@@ -85,7 +87,7 @@ def _bucket_row(workload: Workload, bucket: Bucket) -> dict[str, Any]:
 
 def _figures(
     workload: Workload,
-    buckets: list[Bucket],
+    buckets: list[PlannedBucket],
     device: torch.device,
     dtype: torch.dtype,
     repeats: int,

@@ -19,9 +19,9 @@ from vidgen.models.mmdit import MMDiT, MMDiTConfig, Seams
 from vidgen.models.mmdit.flops import flops
 from vidgen.models.mmdit.parallel import blocks
 from vidgen.plan.blocks import NothingFits
-from vidgen.plan.hardware import GPUS_PER_NODE
-from vidgen.plan.workload import Bucket, Workload
+from vidgen.plan.workload import PlannedBucket, Workload
 from vidgen.runtime.attention import attention
+from vidgen.runtime.observe.gpus import GPUS_PER_NODE
 from vidgen.runtime.observe.memory import peak_memory_gb
 from vidgen.runtime.observe.mfu import hfu, mfu, peak
 from vidgen.train.block_memory import BlockActivations
@@ -75,7 +75,7 @@ class Bench:
         self.activations = BlockActivations(workload, device, GPUS_PER_NODE)
         self.seams = Seams(run_block=self.activations.run_block, attention=self._attention)
 
-    def measure(self, bucket: Bucket, rounds: int) -> Measured:
+    def measure(self, bucket: PlannedBucket, rounds: int) -> Measured:
         """The fastest of `rounds`, one more before them to warm up."""
         inputs, target = self._inputs(bucket)
         self._settle()
@@ -103,7 +103,7 @@ class Bench:
         )
 
     @torch.no_grad()
-    def pass_ms(self, bucket: Bucket, rounds: int) -> float:
+    def pass_ms(self, bucket: PlannedBucket, rounds: int) -> float:
         """One pass as sampling runs it, without gradients: the fastest of `rounds`."""
         inputs, _ = self._inputs(bucket)
         taken = []
@@ -115,7 +115,7 @@ class Bench:
             taken.append(time.perf_counter() - began)
         return 1e3 * min(taken[1:])
 
-    def step(self, bucket: Bucket) -> Callable[[], None]:
+    def step(self, bucket: PlannedBucket) -> Callable[[], None]:
         """One forward and backward, for a profiler to watch."""
         inputs, target = self._inputs(bucket)
 
@@ -124,7 +124,7 @@ class Bench:
 
         return once
 
-    def largest_batch(self, bucket: Bucket) -> int:
+    def largest_batch(self, bucket: PlannedBucket) -> int:
         """By trying: doubled until memory is short, then refined; 0 if not even one clip fits."""
         best, more = 0, 1
         while self._fits(bucket, best + more):
@@ -145,7 +145,7 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _fits(self, bucket: Bucket, batch: int) -> bool:
+    def _fits(self, bucket: PlannedBucket, batch: int) -> bool:
         try:
             self.measure(replace(bucket, batch=batch), rounds=1)
         except (torch.OutOfMemoryError, NothingFits):
@@ -157,7 +157,7 @@ class Bench:
     def _text(self) -> int:
         return self.workload.encoders.text_len
 
-    def _inputs(self, bucket: Bucket) -> tuple[dict[str, Any], Tensor]:
+    def _inputs(self, bucket: PlannedBucket) -> tuple[dict[str, Any], Tensor]:
         config, context = self.workload.model, self.workload.context
         frames, rows, columns = self.workload.grid(bucket)
         video = frames * rows * columns

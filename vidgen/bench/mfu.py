@@ -13,7 +13,8 @@ from vidgen.bench.breakdown import breakdown
 from vidgen.bench.measure import Bench
 from vidgen.errors import UserError
 from vidgen.plan.tables import report_rate
-from vidgen.plan.workload import Bucket, Workload, workload_of
+from vidgen.plan.workload import PlannedBucket, Workload, workload_of
+from vidgen.recipe.schema import Recipe
 from vidgen.runtime.memory.block_memory import BlockMemory
 from vidgen.text_table import table
 
@@ -21,7 +22,7 @@ from vidgen.text_table import table
 def measure(
     device: torch.device,
     dtype: torch.dtype,
-    recipe: Any,
+    recipe: Recipe,
     names: list[str] | None,
     batch: int | None,
     repeats: int,
@@ -36,7 +37,7 @@ def measure(
     return {"recipe": recipe.name, "peak": str(bench.peak), **_policy(workload), "rows": rows}
 
 
-def _measured(bench: Bench, bucket: Bucket, repeats: int) -> dict[str, Any]:
+def _measured(bench: Bench, bucket: PlannedBucket, repeats: int) -> dict[str, Any]:
     row: dict[str, Any] = {"bucket": bucket.name, "batch": bucket.batch}
     try:
         row |= bench.measure(bucket, repeats).row()
@@ -52,7 +53,7 @@ def _measured(bench: Bench, bucket: Bucket, repeats: int) -> dict[str, Any]:
 def measure_parts(
     device: torch.device,
     dtype: torch.dtype,
-    recipe: Any,
+    recipe: Recipe,
     names: list[str] | None,
     batch: int | None,
 ) -> dict[str, Any]:
@@ -81,12 +82,14 @@ def _policy(workload: Workload) -> dict[str, Any]:
     return {"context": workload.context, "blocks": kept, "compiled": workload.compiled}
 
 
-def chosen(workload: Workload, names: Sequence[str] | None, batch: int | None) -> list[Bucket]:
+def chosen(
+    workload: Workload, names: Sequence[str] | None, batch: int | None
+) -> list[PlannedBucket]:
     buckets = [picked(workload, name) for name in names] if names else list(workload.buckets)
     return [replace(bucket, batch=batch or bucket.batch) for bucket in buckets]
 
 
-def picked(workload: Workload, name: str) -> Bucket:
+def picked(workload: Workload, name: str) -> PlannedBucket:
     """A bucket by its name; frame counts within a row's range do too, such as "256px x 9"."""
     resolution, _, frames = (part.strip() for part in name.partition(" x "))
     rows = [b for b in workload.buckets if b.resolution == resolution]

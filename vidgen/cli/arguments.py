@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a YAML file or a name: `vidgen recipe list`"
+    )
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", help="changes to the recipe: optim.lr=3e-5"
     )
@@ -25,7 +27,7 @@ def read_transformer(path: str, overrides: list[str]) -> "Recipe":
     if not isinstance(recipe, Recipe):
         raise UserError(
             f"{path} trains an autoencoder; this command is for a transformer's recipe, such as "
-            "recipes/stage1.yaml"
+            "stage1"
         )
     return recipe
 

@@ -56,23 +56,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def root_of(text: str) -> Path:
-    """The folder of steps that is meant: itself, or a run's."""
-    path = Path(text)
-    if not path.is_dir():
-        raise UserError(f"{path} is not a directory; expected a run or its checkpoints")
-    return path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    """The folder of steps to list: itself, or a run's."""
+    from vidgen.runtime import checkpoint
+
+    if not Path(text).is_dir():
+        raise UserError(f"{text} is not a directory; expected a run or its checkpoints")
+    return checkpoint.steps_folder(text)
 
 
 def step_of(text: str) -> Path:
-    """The step that is meant: itself, or the newest of a run."""
+    """The step to read: itself, or the newest of a run."""
     from vidgen.runtime import checkpoint
 
-    if (Path(text) / "manifest.json").is_file():
-        return Path(text)
-    newest = checkpoint.latest(root_of(text))
-    if newest is None:
+    found = checkpoint.find_step(text)
+    if found is None:
+        root_of(text)
         raise UserError(f"{text} holds no complete checkpoint; `vidgen ckpt ls {text}` says more")
-    return newest
+    return found
 
 
 def show(root: Path) -> int:
@@ -108,14 +108,13 @@ def verify(step: Path) -> int:
 
 
 def compare(a: Path, b: Path) -> int:
-    from vidgen.recipe.reader import diff, read_recipe
-    from vidgen.recipe.schema import Recipe
+    from vidgen.recipe import diff, read_any
     from vidgen.runtime.checkpoint import differences, read_objects
 
     found = False
     trees = [read_objects(path).get("recipe", {}) for path in (a, b)]
     if all(trees):
-        for line in diff(*(read_recipe(tree, [], Recipe) for tree in trees)):
+        for line in diff(*(read_any(tree) for tree in trees)):
             found = True
             print(line)
     for label, how in differences(a, b):

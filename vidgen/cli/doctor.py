@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     if args.distributed:
-        from vidgen.cli.doctor_distributed import survey_ranks
+        from vidgen.cli.doctor_distributed import check_ranks
 
-        survey_ranks(args.mesh, args.message, args.json)
+        check_ranks(args.mesh, args.message, args.json)
         return
     directory = Path(args.dir)
     if not directory.is_dir() or not os.access(directory, os.W_OK):
@@ -62,6 +62,7 @@ def examine(directory: Path, measure: bool = True) -> dict[str, Any]:
             "available": module is not None,
             "reason": "built" if module is not None else native.reason(),
             "cpu_variants": module.cpu_variants() if module else [],
+            "cpu_variant": module.cpu_variant() if module else "",
             "cuda_architectures": module.cuda_architectures if module else "",
         },
         "cpu": hardware.cpu(),
@@ -108,7 +109,8 @@ def report(found: dict[str, Any]) -> list[str]:
     native = found["native"]
     built = [("vidgen._native", ("yes: " if native["available"] else "no: ") + native["reason"])]
     if native["available"]:
-        built.append(("cpu kernels", f"{', '.join(native['cpu_variants'])}; the first is used"))
+        variants = ", ".join(native["cpu_variants"])
+        built.append(("cpu kernels", f"{native['cpu_variant']} of {variants} (VIDGEN_CPU selects)"))
         built.append(("cuda kernels", native["cuda_architectures"] or "not built"))
     section("compiled module", built)
     cpu, memory = found["cpu"], found["memory"]

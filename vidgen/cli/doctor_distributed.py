@@ -7,10 +7,11 @@ from typing import Any
 from vidgen.errors import UserError
 
 
-def survey_ranks(mesh: str | None, message_mib: int, as_json: bool) -> None:
+def check_ranks(mesh: str | None, message_mib: int, as_json: bool) -> None:
     """Every rank calls this; rank 0 prints."""
     from vidgen.runtime.parallel import start
-    from vidgen.runtime.parallel.survey import default_axes, survey
+    from vidgen.runtime.parallel.cluster_check import check_cluster, default_axes
+    from vidgen.train.supervise.supervision import Settings, Supervision
 
     if message_mib < 1:
         raise UserError(f"--message {message_mib}: expected at least 1 MiB")
@@ -21,8 +22,8 @@ def survey_ranks(mesh: str | None, message_mib: int, as_json: bool) -> None:
                 "torchrun --nproc-per-node 2 -m vidgen doctor --distributed"
             )
         axes = default_axes(world) if mesh is None else read_mesh(mesh, world.world)
-        with world.watch():
-            found = survey(world, axes, message_mib * 2**20)
+        with Supervision(world, None, Settings(world.timeout_s)):
+            found = check_cluster(world, axes, message_mib * 2**20)
         if world.rank == 0:
             print(json.dumps(found, indent=2) if as_json else "\n".join(report(found)))
 

@@ -1,15 +1,15 @@
 """`vidgen encode`: latents and text features of a data set, computed once."""
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from vidgen.cli.arguments import add_recipe
 from vidgen.recipe.reader import read_recipe
 
 EXAMPLE = """\
-  vidgen encode recipes/stage1.yaml data.manifest=clips.parquet --out latents/
-  torchrun --nproc-per-node 8 -m vidgen encode recipes/stage1.yaml --out latents/
-  vidgen train recipes/stage1.yaml data.manifest=clips.parquet data.latents=latents/
+  vidgen encode stage1 data.manifest=clips.parquet --out latents/
+  torchrun --nproc-per-node 8 -m vidgen encode stage1 --out latents/
+  vidgen train stage1 data.manifest=clips.parquet data.latents=latents/
 """
 ABOUT = """\
 Computes latents and text features once, so that training runs without the encoders.
@@ -35,34 +35,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from vidgen.data.config import LatentsConfig
-    from vidgen.recipe.schema import Recipe
 
-    recipe = read_recipe(args.recipe, args.overrides, Recipe)
-    import torch
-    import torch.distributed as dist
+    recipe = read_recipe(args.recipe, args.overrides)
     from tqdm import tqdm
 
     from vidgen.data.cache.encode import encode_manifest
-    from vidgen.data.cache.latents import EncodeCounts
     from vidgen.data.index.manifest import Manifest
+    from vidgen.models.geometry import Geometry
     from vidgen.runtime import parallel
+    from vidgen.runtime.work import Progress
     from vidgen.train.encoders import build_encoders
     from vidgen.train.initialization import compute_dtype
 
     recipe = replace(recipe, data=replace(recipe.data, latents=LatentsConfig(folder=args.out)))
     with (
         parallel.start(args.device) as world,
-        tqdm(unit="clip", desc="encode", disable=world.rank > 0) as bar,
+        tqdm(
+            desc="encode",
+            disable=world.rank > 0,
+            bar_format="{desc} {percentage:3.0f}% |{bar}| {n} of {total}{postfix}",
+        ) as bar,
     ):
         # Ahead of the encoders and the folder, which a wrong manifest must not begin.
         manifest = Manifest.open(recipe.data.manifest, check=recipe.data.check_files)
         dtype = compute_dtype(recipe.train.dtype, world.device)
-        autoencoder, _, codec = build_encoders(recipe, world.device, dtype)
+        encoders = build_encoders(recipe, world.device, dtype)
+        autoencoder, codec = encoders.autoencoder, encoders.codec
         assert codec is not None
 
-        def show(counts: EncodeCounts) -> None:
-            bar.total = counts.total
-            bar.set_postfix_str(str(counts), refresh=False)
+        def show(progress: Progress) -> None:
+            bar.total = progress.counts.total
+            bar.set_postfix_str(str(progress), refresh=False)
             bar.update()
 
         counts = encode_manifest(
@@ -70,16 +73,10 @@ def run(args: argparse.Namespace) -> None:
             manifest,
             codec,
             device=world.device,
-            temporal_step=autoencoder.compression[0],
-            causal=autoencoder.causal,
-            spatial_multiple=autoencoder.compression[1] * recipe.model.patch_size,
+            geometry=Geometry.of(autoencoder, recipe.model.patch_size),
             rank=world.rank,
             world=world.world,
             progress=show,
-        )
-        if world.world > 1:
-            sums = torch.tensor(list(asdict(counts).values()), device=world.device)
-            dist.all_reduce(sums)
-            counts = EncodeCounts(*sums.tolist())
+        ).over_ranks(world.device)
     if world.rank == 0:
         print(f"{args.out}: {counts}")

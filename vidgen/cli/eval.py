@@ -21,7 +21,6 @@ EXAMPLE = """\
   vidgen eval reconstruction --ae hunyuan_vae:hunyuan_vae.safetensors --videos clips/
   vidgen eval reconstruction --ae flux_ae:ae.safetensors --videos clips/
 """
-SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 FILE_KINDS = ("video_dcae", "hunyuan_vae", "flux_ae")
 # Table 1 of the report, by compression and channels: autoencoder, LPIPS, PSNR, SSIM.
 REPORT = {
@@ -56,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import json
 
-    from vidgen.runtime.observe.quality import SETTINGS
+    from vidgen.metrics.fidelity import SETTINGS
     from vidgen.runtime.observe.results import table
 
     row = evaluate(args)
@@ -89,9 +88,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
     from vidgen.data.read.packets import BadClip
     from vidgen.data.read.video import read_clip
-    from vidgen.models.autoencoder import latent_grid
+    from vidgen.metrics.fidelity import psnr, ssim
+    from vidgen.models.geometry import Geometry
     from vidgen.models.perceptual import LPIPS
-    from vidgen.runtime.observe.quality import psnr, ssim
     from vidgen.runtime.parallel import choose_device
 
     device = choose_device(args.device)
@@ -99,7 +98,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     ae = open_autoencoder(args.ae, device)
     frames = args.frames or (33 if ae.causal else 32)
     try:
-        latent_grid(ae, frames, args.size, args.size)
+        Geometry.of(ae).latent_grid(frames, args.size, args.size)
     except ValueError as error:
         raise UserError(str(error)) from None
     perceptual = LPIPS(args.lpips).to(device) if args.lpips else None
@@ -139,11 +138,13 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def find_videos(folder: Path) -> list[Path]:
+    from vidgen.data.read.video import VIDEO_SUFFIXES
+
     if not folder.is_dir():
         raise UserError(f"--videos {folder}: is not a folder")
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in VIDEO_SUFFIXES)
     if not files:
-        raise UserError(f"--videos {folder}: holds no video ({', '.join(SUFFIXES)})")
+        raise UserError(f"--videos {folder}: holds no video ({', '.join(VIDEO_SUFFIXES)})")
     return files
 
 
@@ -153,20 +154,19 @@ def open_autoencoder(name: str, device: "torch.device") -> "Autoencoder":
 
     from vidgen.models.build import build_autoencoder
     from vidgen.models.video_dcae import VideoDCAE
-    from vidgen.recipe.autoencoder import AutoencoderRecipe, read_any
-    from vidgen.recipe.reader import read_recipe
+    from vidgen.recipe import AutoencoderRecipe, library, read_any, read_recipe
     from vidgen.runtime import checkpoint
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     kind, _, file = name.partition(":")
     if file and not Path(name).exists():
         return build_autoencoder(published(kind, file), device, dtype)
-    path = Path(name)
+    path = Path(name) if Path(name).exists() else library.find(name)
     if path.suffix in (".yaml", ".yml"):
         return build_autoencoder(read_any(path, []).autoencoder, device, dtype)
     if path.suffix == ".safetensors":
         return build_autoencoder(published("video_dcae", name), device, dtype)
-    step = path if (path / "manifest.json").is_file() else checkpoint.latest(path / "checkpoints")
+    step = checkpoint.find_step(path)
     if step is None:
         raise UserError(
             f"--ae {name}: is no recipe (.yaml), no weights (.safetensors, or video_dcae:FILE, "

@@ -25,7 +25,7 @@ COMMANDS = {
     "encode": "compute the latents and text features of a data set ahead of training",
     "convert": "translate published weights between layouts",
     "ckpt": "list, check, compare, export and import checkpoints",
-    "recipe": "show, validate or compare recipes",
+    "recipe": "list, show, copy, validate or compare recipes",
     "eval": "measure an autoencoder's reconstructions: PSNR, SSIM, LPIPS",
     "plan": "say what a run needs and costs before it starts",
     "bench": "measure operations and models on this machine",
@@ -49,7 +49,7 @@ def usage() -> str:
         "usage: vidgen COMMAND ...\n\n"
         "Train and sample video diffusion transformers.\n\n"
         f"commands:\n{lines}\n\n"
-        "example:\n  vidgen train recipes/stage1.yaml model=tiny optim.lr=3e-5\n\n"
+        "example:\n  vidgen train stage1 model=tiny optim.lr=3e-5\n\n"
         "`vidgen COMMAND --help` says more; `vidgen --version` prints the version."
     )
 

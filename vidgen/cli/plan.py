@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vidgen.cli.arguments import add_recipe, count, read_transformer
 from vidgen.errors import UserError
-from vidgen.plan import Plan
+from vidgen.plan import TrainingPlan
 from vidgen.text_table import table
 
 if TYPE_CHECKING:
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from vidgen.recipe.schema import Recipe
 
 EXAMPLE = """\
-  vidgen plan recipes/stage1.yaml --gpu h200 --gpus 224
-  vidgen plan recipes/stage1.yaml --gpu b200 --gpus 64 --fit-batches --price 4.5
-  vidgen plan recipes/stage1.yaml --gpus 10000 parallel.copies=1250 recompute=auto
+  vidgen plan stage1 --gpu h200 --gpus 224
+  vidgen plan stage1 --gpu b200 --gpus 64 --fit-batches --price 4.5
+  vidgen plan stage1 --gpus 10000 parallel.copies=1250 recompute=auto
 """
 
 
@@ -110,8 +110,8 @@ def run(args: argparse.Namespace) -> None:
     from vidgen.plan import plan
     from vidgen.plan.cost import REPORT, Efficiency
     from vidgen.plan.failures import Reliability, best_interval, effective_fraction
-    from vidgen.plan.hardware import gpu_named
     from vidgen.plan.measured import gpu_measured, with_links
+    from vidgen.runtime.observe.gpus import gpu_named
 
     recipe = read_transformer(args.recipe, args.overrides)
     if args.search:
@@ -177,7 +177,7 @@ def searched(recipe: "Recipe") -> list[str]:
     return table(rows)
 
 
-def report(found: Plan) -> list[str]:
+def report(found: TrainingPlan) -> list[str]:
     head = ["bucket", "tokens", "batch", "encode", "forward", "backward", "exposed", "copies"]
     head += ["step s", "clips/s", "MFU", "HFU", "GB"]
     rows = [head] + [
@@ -218,7 +218,7 @@ def report(found: Plan) -> list[str]:
     ]
 
 
-def memory_by_part(found: Plan) -> list[list[str]]:
+def memory_by_part(found: TrainingPlan) -> list[list[str]]:
     rows = [[f"GB, of {found.gpu.memory / 1e9:.0f}", *found.memory, "on the host"]]
     return rows + [
         [row.bucket, *(f"{part / 1e9:.1f}" for part in (*row.parts.values(), row.keeps.host))]
@@ -226,7 +226,7 @@ def memory_by_part(found: Plan) -> list[list[str]]:
     ]
 
 
-def kept_blocks(found: Plan) -> list[list[str]]:
+def kept_blocks(found: TrainingPlan) -> list[list[str]]:
     """For each bucket what its blocks do, and below it what would take less, if anything would."""
     rows = [["blocks, dual + single", "", "again s", "copies s", "GB", "on the host", "step s"]]
     for row in found.rows:
@@ -255,7 +255,7 @@ def keeping(found: "Keeping") -> list[str]:
     ]
 
 
-def cost(found: Plan) -> str:
+def cost(found: TrainingPlan) -> str:
     if found.dollars is None:
         return f"no price known for {found.gpu.name}: give --price"
     return f"{found.dollars:,.0f} USD"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vidgen.cli.arguments import count
 from vidgen.errors import UserError
 from vidgen.recipe.reader import dump_yaml, read_recipe
+from vidgen.runtime import files
 from vidgen.version import __version__
 
 if TYPE_CHECKING:
@@ -27,9 +28,13 @@ if TYPE_CHECKING:
 EXAMPLE = """\
   vidgen quickstart
   vidgen quickstart train.steps=200 checkpoint.every=50     # a quick look, nothing well learnt
+
+exit status: 0 when the videos reach the targets for colour, direction and shape, 1 when they are
+below one of them, 2 when the command cannot run
 """
 
 TARGETS = {"colour": 0.95, "direction": 0.90, "shape": 0.60}
+BELOW_TARGET = 1  # exit status: everything ran, and the model does not follow its prompts
 FRAMES = 17
 EXTRA_HELD_OUT = 2  # more videos of each held-out scene than of the others
 SAMPLE_BATCH = 16
@@ -44,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", help="values of the recipe to replace"
     )
-    parser.add_argument("--recipe", default="recipes/quickstart.yaml", metavar="YAML")
+    parser.add_argument(
+        "--recipe", default="quickstart", metavar="RECIPE", help="a name or a YAML file"
+    )
     parser.add_argument(
         "--clips", metavar="N", type=count, default=16, help="17-frame clips of each scene"
     )
@@ -53,16 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> None:
-    if not Path(args.recipe).is_file():
-        raise UserError(
-            f"{args.recipe}: there is no such file; run this in a checkout of vidgen, or name the "
-            "recipe with --recipe"
-        )
-    from vidgen.recipe.schema import Recipe
-
-    recipe = read_recipe(args.recipe, args.overrides, Recipe)
-    Quickstart(recipe, args.recipe, args.overrides, args.clips, args.fresh).run()
+def run(args: argparse.Namespace) -> int:
+    recipe = read_recipe(args.recipe, args.overrides)
+    missed = Quickstart(recipe, args.recipe, args.overrides, args.clips, args.fresh).run()
+    if not missed:
+        return 0
+    print(f"vidgen: the quickstart is below its target: {'; '.join(missed)}", file=sys.stderr)
+    return BELOW_TARGET
 
 
 class Quickstart:
@@ -81,7 +85,8 @@ class Quickstart:
         self.folder = Path(recipe.run_dir)
         self.phases: list[tuple[str, float]] = []
 
-    def run(self) -> None:
+    def run(self) -> list[str]:
+        """What is below its target."""
         if (self.folder / "report.html").exists():
             print(f"{self.folder} holds a finished quickstart; it is replaced")
             self.remove_products()
@@ -98,6 +103,7 @@ class Quickstart:
         summary = self.summarise(results, killed_at, resumed_at)
         self.report(summary, results)
         self.say(summary)
+        return below_target(summary)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -131,8 +137,7 @@ class Quickstart:
                 print(f"{manifest} is there already{'' if made else '; it is used as it is'}")
                 return
             manifest.unlink()
-        manifest.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(asked))
+        files.write_text(note, json.dumps(asked))
         clips = ((17, self.clips), (33, max(1, self.clips // 5)))
         total = (len(SCENES) - len(HELD_OUT)) * sum(n for _, n in clips)
         with tqdm(total=total, unit="clip", desc="write clips") as bar:
@@ -234,7 +239,7 @@ class Quickstart:
 
         from vidgen.data.synthetic.judge import judge
         from vidgen.sample import make_requests
-        from vidgen.sample.run import write_sample
+        from vidgen.sample.output import write_sample
 
         requests = [
             make_requests(pipeline, [prompt], seed=number, frames=FRAMES)[0]
@@ -280,7 +285,7 @@ class Quickstart:
             "peak_memory_gib": round(max(peaks), 2),
             "environment": environment(),
         }
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=1))
+        files.write_text(self.folder / "summary.json", json.dumps(summary, indent=1))
         return summary
 
     def report(self, summary: dict[str, Any], results: dict[str, list["Judged"]]) -> None:
@@ -341,9 +346,6 @@ class Quickstart:
                 f"{title:<24}{row['colour']:>8.0%}{row['direction']:>11.0%}{row['shape']:>8.0%}"
                 f"{row['videos']:>8}"
             )
-        missed = [name for name, goal in TARGETS.items() if summary["adherence"][name] < goal]
-        if missed:
-            print(f"below target: {', '.join(missed)} (targets: {TARGETS})")
         print(f"report: {self.folder / 'report.html'}")
 
 
@@ -365,6 +367,15 @@ def scores(judged: Sequence[Judged]) -> dict[str, Any]:
     matches = [j.verdict.matches(j.scene) for j in judged]
     rates = {name: round(sum(m[name] for m in matches) / len(matches), 4) for name in TARGETS}
     return {**rates, "videos": len(judged)}
+
+
+def below_target(summary: dict[str, Any]) -> list[str]:
+    found = summary["adherence"]
+    return [
+        f"{name} {found[name]:.1%}, expected {goal:.0%}"
+        for name, goal in TARGETS.items()
+        if found[name] < goal
+    ]
 
 
 def environment() -> dict[str, Any]:

@@ -3,34 +3,55 @@
 import argparse
 
 from vidgen.errors import UserError
-from vidgen.recipe.reader import diff, dump_yaml
 
 EXAMPLE = """\
-  vidgen recipe show recipes/stage1.yaml model=tiny
-  vidgen recipe validate recipes/*.yaml
-  vidgen recipe diff recipes/stage1.yaml recipes/stage2.yaml
+  vidgen recipe list
+  vidgen recipe show stage1 model=tiny
+  vidgen recipe copy stage1 mine.yaml
+  vidgen recipe validate mine.yaml
+  vidgen recipe diff stage1 stage2
 """
+
+TAKES = {"list": 0, "show": 1, "copy": 2, "diff": 2, "validate": None}  # None: one or more
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
-        choices=("show", "validate", "diff"),
-        help="show: every value, defaults included; validate: check; diff: what differs",
+        choices=tuple(TAKES),
+        help="list: the recipes that come with vidgen; show: every value, defaults included; copy: "
+        "one of vidgen's to a new file; validate: check; diff: what differs",
     )
-    parser.add_argument("recipes", metavar="RECIPE", nargs="+", help="YAML files, then key=value")
+    parser.add_argument(
+        "recipes",
+        metavar="RECIPE",
+        nargs="*",
+        help="names of vidgen's recipes or YAML files, then key=value",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    from vidgen.recipe.autoencoder import read_any
+    from vidgen.recipe import diff, dump_yaml, library, read_any
 
     paths = [text for text in args.recipes if "=" not in text]
     overrides = [text for text in args.recipes if "=" in text]
-    wanted = {"show": 1, "diff": 2}.get(args.action)
-    if not paths or (wanted and len(paths) != wanted):
-        raise UserError(f"recipe {args.action} takes {wanted or 'some'} files, found {len(paths)}")
+    wanted = TAKES[args.action]
+    if len(paths) != wanted if wanted is not None else not paths:
+        expected = "some" if wanted is None else wanted
+        raise UserError(f"recipe {args.action} takes {expected} files, found {len(paths)}")
+    if overrides and args.action in ("list", "copy"):
+        raise UserError(f"recipe {args.action} takes no key=value, found {overrides[0]!r}")
     if args.action == "validate":
         return validate(paths, overrides)
+    if args.action == "list":
+        width = max(map(len, library.names()))
+        for name in library.names():
+            print(f"{name:<{width}}  {library.summary(name)}")
+        return 0
+    if args.action == "copy":
+        library.copy(*paths)
+        print(f"{paths[0]} -> {paths[1]}")
+        return 0
     recipes = [read_any(path, overrides) for path in paths]
     if args.action == "show":
         print(dump_yaml(recipes[0]), end="")
@@ -41,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 def validate(paths: list[str], overrides: list[str]) -> int:
     """Checks every file before it fails, so that one run shows all that is wrong."""
-    from vidgen.recipe.autoencoder import read_any
+    from vidgen.recipe import read_any
 
     problems = []
     for path in paths:

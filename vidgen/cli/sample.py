@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidgen.cli.arguments import count
-from vidgen.config import to_dict
 from vidgen.errors import UserError
 from vidgen.recipe.reader import read_recipe
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = """\
   vidgen sample runs/quickstart --prompt "a red circle moving left" --out videos/
-  vidgen sample ckpts/Open_Sora_v2.safetensors --recipe recipes/stage2.yaml --prompt "a calm sea"
+  vidgen sample ckpts/Open_Sora_v2.safetensors --recipe stage2 --prompt "a calm sea"
   vidgen sample runs/stage2 --prompt "the door opens" --condition i2v_head --ref door.png
   vidgen sample runs/stage2 --prompts prompts.csv --samples 2 --memory 24GB
   vidgen sample runs/stage2 --like videos/0000.mp4       # the same prompt, seed and settings
@@ -37,7 +36,7 @@ def crf(text: str) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a run, one step of it, or published weights")
-    add("--recipe", metavar="YAML", help="for published weights: names the parts around them")
+    add("--recipe", metavar="RECIPE", help="for published weights: names the parts around them")
     what = parser.add_argument_group("what to show")
     what.add_argument("--prompt", action="append", default=[], help="may be given several times")
     what.add_argument("--prompts", metavar="FILE", help="one prompt a line, or a .csv or .jsonl")
@@ -68,6 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--memory", metavar="SIZE", help="the most to use of a GPU, such as 24GB")
     where.add_argument("--context", metavar="N", type=count, help="ranks that share one video")
     where.add_argument("--branch", metavar="N", type=count, help="ranks that share its branches")
+    where.add_argument(
+        "--ulysses", metavar="N", type=count,
+        help="of the ranks that share a video, how many exchange heads (1: a ring; default: the "
+        "fastest by measured bandwidth)",
+    )  # fmt: skip
+    where.add_argument(
+        "--context-text", choices=("sharded", "replicated"), default="sharded",
+        help="text tokens of ranks that share a video: a part each, or all on every rank",
+    )  # fmt: skip
     add("--preview", action="store_true", help="a rough picture beside each video as it forms")
     add("--crf", type=crf, default=18, help="H.264 quality, 0 to 51, lower is better (default 18)")
     add("--out", metavar="DIR", default="samples", help="default: samples/")
@@ -76,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     wanted = request(args)  # before anything is built
     from vidgen.runtime import parallel
-    from vidgen.sample import draw_first_frames, make_requests, write_samples
+    from vidgen.sample import draw_first_frames, make_requests, sample_to_folder
     from vidgen.sample.parallel import make_team
 
     with parallel.start() as world:
@@ -84,22 +92,30 @@ def run(args: argparse.Namespace) -> None:
         if args.like and world.rank == 0:
             compare_weights(args.like, pipeline)
         requests = make_requests(pipeline, **wanted)
-        team = make_team(world, len(requests), context=args.context, branch=args.branch)
+        team = make_team(
+            world,
+            len(requests),
+            context=args.context,
+            branch=args.branch,
+            ulysses=args.ulysses,
+            text=args.context_text,
+            dtype=pipeline.dtype,
+        )
         if args.image_model:
             for one in requests:
                 pipeline.check(one)
             autoencoder = {"kind": "flux_ae", "path": args.image_ae}
-            painter = pipeline.painter(args.image_model, autoencoder)
+            images = pipeline.image_pipeline(args.image_model, autoencoder)
             requests = draw_first_frames(
-                painter, requests, args.out, resolution=args.image_resolution, team=team
+                images, requests, args.out, resolution=args.image_resolution, team=team
             )
-            painter.close()
-        paths = write_samples(
+            images.close()
+        paths = sample_to_folder(
             pipeline, requests, args.out, crf=args.crf, preview=args.preview, team=team
         )
         if world.rank == 0:
-            if pipeline.memory_said:
-                print(pipeline.memory_said, file=sys.stderr)
+            if pipeline.memory_report:
+                print(pipeline.memory_report, file=sys.stderr)
             for path in paths:
                 print(path)
         pipeline.close()
@@ -111,9 +127,7 @@ def open_pipeline(args: argparse.Namespace, world: "World") -> "Pipeline":
 
     memory = parse_memory(args.memory) if args.memory else None
     if args.recipe:
-        from vidgen.recipe.schema import Recipe
-
-        recipe = to_dict(read_recipe(args.recipe, [], Recipe))
+        recipe = read_recipe(args.recipe)
         return Pipeline.from_weights(args.source, recipe, world.device, memory=memory)
     return Pipeline.from_checkpoint(args.source, world.device, memory=memory)
 

@@ -7,8 +7,8 @@ from vidgen.cli.arguments import add_recipe, count
 from vidgen.errors import UserError
 
 EXAMPLE = """\
-  vidgen train recipes/stage1.yaml optim.lr=3e-5 model.depth=2
-  torchrun --nproc-per-node 8 -m vidgen train recipes/stage1.yaml
+  vidgen train stage1 optim.lr=3e-5 model.depth=2
+  torchrun --nproc-per-node 8 -m vidgen train stage1
 """
 
 

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from vidgen.data.cache.codec import ClipCodec
     from vidgen.data.config import BucketConfig, DataConfig
     from vidgen.data.loader import Loader
+    from vidgen.models.geometry import Geometry
 
 __all__ = ["BucketConfig", "DataConfig", "open_loader"]
 
@@ -29,25 +30,22 @@ def open_loader(
     world: int,
     device: "torch.device | str",
     accumulate: int = 1,
-    temporal_step: int = 4,
-    causal: bool = True,
-    spatial_multiple: int = 16,
+    geometry: "Geometry | None" = None,
     codec: "ClipCodec | None" = None,
 ) -> "Loader":
     """Open the manifest, check it against the buckets, and start at epoch 0.
 
     `rank` and `world` count data-parallel ranks only: the ranks of one context-parallel group open
-    the same one. `accumulate` batches of each rank make one step. The next three are what the
-    autoencoder and the model's patches ask of a clip. `codec` opens `cfg.latents`.
+    the same one. `accumulate` batches of each rank make one step. `geometry` is of the autoencoder
+    and the model's patches (default: 4 x 8 x 8, causal, patches of 2). `codec` opens `cfg.latents`.
     """
     from vidgen.data.index.buckets import BucketTable
     from vidgen.data.index.manifest import Manifest
     from vidgen.data.loader import Loader
+    from vidgen.models.geometry import DEFAULT
 
     manifest = Manifest.open(cfg.manifest, check=cfg.check_files)
-    table = BucketTable(
-        cfg, temporal_step=temporal_step, causal=causal, spatial_multiple=spatial_multiple
-    )
+    table = BucketTable(cfg, geometry or DEFAULT)
     return Loader(
         cfg,
         manifest,

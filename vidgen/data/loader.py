@@ -19,8 +19,8 @@ from vidgen.data.index.buckets import Bucket, BucketTable
 from vidgen.data.index.manifest import Manifest
 from vidgen.data.index.order import EpochOrder
 from vidgen.data.packages import pyav, torchcodec
-from vidgen.data.prefetch import Ahead
-from vidgen.data.read.samples import EntryReader, Plan, Reader, Sample, too_many_bad
+from vidgen.data.prefetch import Prefetcher
+from vidgen.data.read.samples import BatchPlan, EntryReader, Reader, Sample, too_many_bad
 from vidgen.errors import UserError
 from vidgen.models.text.encoder import TextFeatures
 from vidgen.runtime.loader.feed import Feed, Job
@@ -169,7 +169,7 @@ class Loader:
 
     def _begin(self) -> "Callable[[], _Ready]":
         """Start reading at the next batch; what gives one after the other."""
-        feed: Feed[Plan, Sample] = Feed(
+        feed: Feed[BatchPlan, Sample] = Feed(
             self._orders.jobs(self._epoch, self._step, self._micro_step),
             self._reader.fill,
             arena=self._arena,
@@ -186,9 +186,9 @@ class Loader:
         if latents is None or not latents.ahead:
             self._close_feed = weakref.finalize(self, feed.close)
             return make
-        ahead = Ahead(make, lambda ready: ready[1].tensors(), latents.ahead, self._device)
-        self._close_feed = weakref.finalize(self, _close_both, ahead, feed)
-        return ahead.next
+        prefetcher = Prefetcher(make, lambda ready: ready[1].tensors(), latents.ahead, self._device)
+        self._close_feed = weakref.finalize(self, _close_both, prefetcher, feed)
+        return prefetcher.next
 
     def check_bad_clips(self, bad: dict[int, str]) -> None:
         """Raise where these are more than the recipe allows. One rank's own are checked with every
@@ -306,10 +306,12 @@ class Loader:
         return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-_Ready = tuple[Plan, Tensor | Latents, list[Sample]]
+_Ready = tuple[BatchPlan, Tensor | Latents, list[Sample]]
 
 
-def _with_latents(feed: Feed[Plan, Sample], codec: ClipCodec) -> tuple[Plan, Latents, list[Sample]]:
+def _with_latents(
+    feed: Feed[BatchPlan, Sample], codec: ClipCodec
+) -> tuple[BatchPlan, Latents, list[Sample]]:
     """The next of a feed whose slots hold, for each sample, an entry or the pixels to make one."""
     plan, contents, samples = feed.next()
     entries = []
@@ -327,9 +329,9 @@ def _with_latents(feed: Feed[Plan, Sample], codec: ClipCodec) -> tuple[Plan, Lat
     return plan, latents, samples
 
 
-def _close_both(ahead: Ahead[Any], feed: Feed[Any, Any]) -> None:
+def _close_both(prefetcher: Prefetcher[Any], feed: Feed[Any, Any]) -> None:
     feed.stop()
-    ahead.close()
+    prefetcher.close()
     feed.close()
 
 
@@ -374,7 +376,7 @@ class _Orders:
             latest = self._latest = epoch, order
         return latest[1]
 
-    def jobs(self, epoch: int, first_step: int, micro_step: int) -> Iterator[Job[Plan]]:
+    def jobs(self, epoch: int, first_step: int, micro_step: int) -> Iterator[Job[BatchPlan]]:
         while True:
             order = self.of(epoch)
             for number in range(first_step, len(order)):
@@ -384,7 +386,7 @@ class _Orders:
                     # Neighbours in the step belong to the same micro-step: what a rank reads then
                     # is the same whether ranks or micro-steps share it out.
                     first = (micro * self._world + self._rank) * batch
-                    plan = Plan(step, epoch, number, micro, first)
+                    plan = BatchPlan(step, epoch, number, micro, first)
                     yield Job(plan, (batch, *self._sizes[bucket]))
                 micro_step = 0
             epoch, first_step = epoch + 1, 0

@@ -12,7 +12,7 @@ from torch import Tensor
 Made = TypeVar("Made")
 
 
-class Ahead(Generic[Made]):
+class Prefetcher(Generic[Made]):
     """Calls `make` up to `most` times before its results are asked for, which come in order.
 
     On a CUDA device its work goes to a stream of its own: the kernels share the device with those

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vidgen.diffusion.config import ConditionName
 from vidgen.models.autoencoder import Autoencoder
+from vidgen.models.geometry import Geometry
 
 Piece = tuple[str, int]  # the end of a clip it lies at ("head" or "tail"), pixel frames
 
@@ -28,16 +29,18 @@ def caption(text: str, fps: float | None, motion_score: float | None) -> str:
 
 def clip_frames(ae: Autoencoder) -> int:
     """Pixel frames of the clip that v2v_head and v2v_tail are given."""
-    return CLIP_LATENTS * ae.compression[0] + (1 if ae.causal else 0)
+    geometry = Geometry.of(ae)
+    return geometry.pixel_frames(CLIP_LATENTS + geometry.first)
 
 
 def frames_needed(name: ConditionName, ae: Autoencoder) -> int:
     """The shortest video a condition makes sense for: it must leave something to generate."""
     if name == "t2v":
         return 1
-    first = 1 if ae.causal else 0
-    given = len(given_parts(name, ae)) if name.startswith("i2v") else CLIP_LATENTS + first
-    return given * ae.compression[0] + (1 if ae.causal else ae.compression[0])
+    geometry = Geometry.of(ae)
+    images = name.startswith("i2v")
+    given = len(given_parts(name, ae)) if images else CLIP_LATENTS + geometry.first
+    return geometry.pixel_frames(given + 1)
 
 
 def given_parts(name: ConditionName, ae: Autoencoder) -> list[Piece]:

@@ -9,6 +9,7 @@ is linear in them, so a step whose coefficients vanish, or whose branches have e
 fewer of them and gives the same result to rounding.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,13 +34,18 @@ class Branches:
 
     weights: dict[str, float | Tensor]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.weights)
+
     def on(self, x: Tensor) -> "Branches":
         """The same, weights of tokens being of the kind of `x`."""
         return Branches(
             {name: w.to(x) if isinstance(w, Tensor) else w for name, w in self.weights.items()}
         )
 
-    def combine(self, velocity: dict[str, Tensor]) -> Tensor:
+    def combine(self, velocity: Mapping[str, Tensor]) -> Tensor:
+        """The guided velocity."""
         terms = []
         for name, weight in self.weights.items():
             scale = weight[None, :, None] if isinstance(weight, Tensor) else weight

@@ -21,33 +21,6 @@ class Autoencoder(Protocol):
     def decode(self, latent_BCTHW: Tensor) -> Tensor: ...
 
 
-def latent_grid(
-    ae: Autoencoder, frames: int, height: int, width: int, patch: int = 1
-) -> tuple[int, int, int]:
-    """Latent (t, h, w) of a video; raises ValueError naming the nearest sizes it can take.
-
-    `patch` is the side, in latents, of the model's tokens: sides must divide into them.
-    """
-    ct, ch, cw = ae.compression
-    for name, size, unit in (("height", height, ch * patch), ("width", width, cw * patch)):
-        if size <= 0 or size % unit:
-            low = size // unit * unit
-            near = f"nearest are {low} and {low + unit}" if low > 0 else f"nearest is {unit}"
-            raise ValueError(f"{name} {size} is not a multiple of {unit}; the {near}")
-    extra = 1 if ae.causal else 0
-    # Without causality a single latent frame is an image's: `ct` frames would come back as one.
-    least = ct + 1 if ae.causal else 2 * ct if ct > 1 else 1
-    if frames != 1 and (frames < least or (frames - extra) % ct):
-        form = f"{ct}k+1" if ae.causal else f"1 or a multiple of {ct} from {least} on"
-        low = (frames - extra) // ct * ct + extra
-        if frames < 1:
-            near = "nearest is 1"
-        else:
-            near = f"nearest are {low if low >= least else 1} and {max(low + ct, least)}"
-        raise ValueError(f"{frames} frames: this autoencoder takes {form}; the {near}")
-    return (frames - extra) // ct + extra if frames > 1 else 1, height // ch, width // cw
-
-
 def posterior_noise(mean_BCTHW: Tensor, seeds: Sequence[int]) -> Tensor:
     """Normal noise for each video from its own seed: on the CPU in fp32, so that a seed means the
     same sample on every device."""

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vidgen.models.autoencoder import latent_grid, posterior_noise
+from vidgen.models.autoencoder import posterior_noise
+from vidgen.models.geometry import Geometry
 from vidgen.models.tensor_files import PathOrTensors, Shapes, check_tensors, open_source
 
 
@@ -25,7 +26,7 @@ class DiffusersAE(nn.Module):
     @torch.no_grad()
     def encode(self, video_BCTHW: Tensor, seeds: Sequence[int]) -> Tensor:
         """A sample of the posterior, drawn for each video from its own seed."""
-        latent_grid(self, *video_BCTHW.shape[2:])
+        Geometry.of(self).latent_grid(*video_BCTHW.shape[2:])
         mean, std = self.posterior(video_BCTHW.to(self.module.dtype))
         sample = mean + std * posterior_noise(mean, seeds)
         return ((sample - self.shift) * self.scale).to(video_BCTHW.dtype)

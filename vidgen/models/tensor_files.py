@@ -15,22 +15,11 @@ import torch
 from torch import Tensor
 
 from vidgen.errors import UserError
+from vidgen.runtime import dtypes
+from vidgen.runtime.checkpoint import find_step
+from vidgen.runtime.files import replacing
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DTYPES, DTYPE_NAMES = dtypes.by_name(), dtypes.names()
 READ_CHUNK = 256 << 20  # bytes a system call; Linux stops a little short of 2 GiB
 PathOrTensors = str | os.PathLike[str] | Mapping[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
@@ -171,13 +160,16 @@ def check_tensors(
 def open_source(
     source: PathOrTensors, group: str = "model"
 ) -> AbstractContextManager[TensorSource]:
-    """`group` says which weights of a training checkpoint are meant: model or ema."""
+    """Tensors, published weights, or a training run or one of its steps.
+
+    `group` says which weights of a training checkpoint to read: model or ema.
+    """
     if isinstance(source, Mapping):
         return nullcontext(TensorDict(source))
-    if (Path(source) / "manifest.json").is_file():
+    if (step := find_step(source)) is not None:
         from vidgen.models.trained_weights import TrainedWeights
 
-        return TrainedWeights(Path(source), group)
+        return TrainedWeights(step, group)
     return TensorFiles(source)
 
 
@@ -228,29 +220,17 @@ def _write(
     infos: Mapping[str, TensorInfo],
     tensors: Iterable[tuple[str, Tensor]],
 ) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     expected = iter(infos.items())
-    try:
-        with open(partial, "xb") as file:
-            file.write(len(head).to_bytes(8, "little"))
-            file.write(head)
-            for name, tensor in tensors:
-                given = (name, TensorInfo(tensor.dtype, tuple(tensor.shape)))
-                if given != next(expected, None):
-                    raise ValueError(f"{given} is not the tensor the header announces next")
-                file.write(_bytes_of(tensor.contiguous()))
-            if (left := next(expected, None)) is not None:
-                raise ValueError(f"{left} was announced in the header and never given")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    with replacing(path) as temporary, temporary.open("xb") as file:
+        file.write(len(head).to_bytes(8, "little"))
+        file.write(head)
+        for name, tensor in tensors:
+            given = (name, TensorInfo(tensor.dtype, tuple(tensor.shape)))
+            if given != next(expected, None):
+                raise ValueError(f"{given} is not the tensor the header announces next")
+            file.write(_bytes_of(tensor.contiguous()))
+        if (left := next(expected, None)) is not None:
+            raise ValueError(f"{left} was announced in the header and never given")
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -1,10 +1,12 @@
-"""Small SVG charts for the report: lines and stacked bars over steps, coloured by CSS classes."""
+"""Small SVG charts: lines and stacked bars over steps, coloured by CSS classes."""
 
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+
+from vidgen.page.kit import Html
 
 WIDTH, HEIGHT = 560, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 14, 34  # margins of the plot, in the same units
@@ -31,7 +33,7 @@ class Mark:
 
 def line_chart(
     title: str, lines: Sequence[Line], *, marks: Sequence[Mark] = (), from_zero: bool = False
-) -> str:
+) -> Html:
     """Lines over steps; a logarithmic axis where positive values span more than a factor of 5.
 
     The range of values holds all of the last line, which is drawn on top, and 96 % of the
@@ -61,7 +63,7 @@ def line_chart(
     return _frame(title + note, body, x_axis, y_axis)
 
 
-def stacked_bars(title: str, steps: Sequence[int], parts: Mapping[str, Sequence[float]]) -> str:
+def stacked_bars(title: str, steps: Sequence[int], parts: Mapping[str, Sequence[float]]) -> Html:
     """Bars of means over neighbouring steps, `parts` stacked from the bottom up.
 
     One slow bar (a first step, a checkpoint) must not flatten the others: the axis may end
@@ -179,7 +181,7 @@ def _y(axis: _Axis, value: float) -> float:
     return HEIGHT - BOTTOM - axis.place(value) * (HEIGHT - TOP - BOTTOM)
 
 
-def _frame(title: str, body: str, x_axis: _Axis, y_axis: _Axis) -> str:
+def _frame(title: str, body: str, x_axis: _Axis, y_axis: _Axis) -> Html:
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     size = f'viewBox="0 0 {WIDTH} {HEIGHT}"'
     parts = [f'<svg class="chart" {size} role="img" aria-label="{escape(title)}">']
@@ -200,7 +202,7 @@ def _frame(title: str, body: str, x_axis: _Axis, y_axis: _Axis) -> str:
     parts.append(body)
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
     parts.append(f'<text x="{right}" y="{HEIGHT - 3}" text-anchor="end">step</text></svg>')
-    return "".join(parts)
+    return Html("".join(parts))
 
 
 def _marks(marks: Sequence[Mark], x_axis: _Axis) -> str:

@@ -1,5 +1,5 @@
 """What a run needs and costs, before it starts."""
 
-from vidgen.plan.planner import Plan, plan
+from vidgen.plan.planner import TrainingPlan, plan
 
-__all__ = ["plan", "Plan"]
+__all__ = ["plan", "TrainingPlan"]

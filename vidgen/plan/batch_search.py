@@ -6,8 +6,8 @@ from dataclasses import replace
 from vidgen.errors import UserError
 from vidgen.plan.blocks import NothingFits
 from vidgen.plan.cost import Efficiency, StepTime, kept, memory, step_time
-from vidgen.plan.hardware import Gpu
-from vidgen.plan.workload import Bucket, Workload
+from vidgen.plan.workload import PlannedBucket, Workload
+from vidgen.runtime.observe.gpus import Gpu
 
 _LARGEST = 4096  # clips: no table goes that far, so a search that does is wrong
 
@@ -28,10 +28,10 @@ def search_batches(
     """
     longest = max(workload.buckets, key=workload.tokens)
 
-    def fit(bucket: Bucket) -> bool:
+    def fit(bucket: PlannedBucket) -> bool:
         return fits(workload, bucket, gpu, gpus, efficiency)
 
-    def time(bucket: Bucket) -> StepTime:
+    def time(bucket: PlannedBucket) -> StepTime:
         choice = kept(workload, bucket, gpu, gpus, efficiency)
         return step_time(workload, bucket, gpu, gpus, efficiency, choice)
 
@@ -44,7 +44,9 @@ def search_batches(
     return workload.with_batches(batches)
 
 
-def fits(workload: Workload, bucket: Bucket, gpu: Gpu, gpus: int, efficiency: Efficiency) -> bool:
+def fits(
+    workload: Workload, bucket: PlannedBucket, gpu: Gpu, gpus: int, efficiency: Efficiency
+) -> bool:
     try:
         choice = kept(workload, bucket, gpu, gpus, efficiency)
     except NothingFits:
@@ -60,7 +62,7 @@ def within(time: StepTime, limit: StepTime) -> bool:
     )
 
 
-def _largest(fit: Callable[[Bucket], bool], bucket: Bucket) -> int:
+def _largest(fit: Callable[[PlannedBucket], bool], bucket: PlannedBucket) -> int:
     """The largest batch that fits; what it costs grows with it, so bisection finds it."""
 
     def allowed(batch: int) -> bool:

@@ -1,9 +1,9 @@
 """What a model's blocks keep for the backward pass, and which way of keeping costs least."""
 
 from vidgen.errors import UserError
-from vidgen.plan.hardware import Gpu
-from vidgen.plan.workload import Bucket, Workload
-from vidgen.runtime.memory.block_memory import BlockCost, BlockMemory, Choice, choose, weigh
+from vidgen.plan.workload import PlannedBucket, Workload
+from vidgen.runtime.memory.block_memory import BlockCost, BlockMemory, Choice, choose_blocks, weigh
+from vidgen.runtime.observe.gpus import Gpu
 
 BF16 = 2
 
@@ -108,7 +108,7 @@ def keeping(
     for allowed in tries:
         sent = tuple(how for how in allowed if how.offloads)
         try:
-            choice = choose(
+            choice = choose_blocks(
                 costs,
                 device_limit=room - in_flight_bytes(workload, tokens, sent),
                 host_limit=workload.host_bytes,
@@ -127,6 +127,6 @@ def keeping(
     return min(found, key=lambda choice: choice.added_s)
 
 
-def local_tokens(workload: Workload, bucket: Bucket) -> float:
+def local_tokens(workload: Workload, bucket: PlannedBucket) -> float:
     """Of a batch, on one of the GPUs that share it."""
     return workload.tokens(bucket) * bucket.batch / workload.context

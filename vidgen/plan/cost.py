@@ -13,10 +13,10 @@ from vidgen.plan.blocks import (
     local_tokens,
     working_bytes,
 )
-from vidgen.plan.hardware import Gpu
 from vidgen.plan.network import all_reduce_s, gather_s
-from vidgen.plan.workload import Bucket, Workload
+from vidgen.plan.workload import PlannedBucket, Workload
 from vidgen.runtime.memory.block_memory import BlockMemory, Choice
+from vidgen.runtime.observe.gpus import Gpu
 
 SECONDS_PER_DAY = 86_400
 RESERVE = 0.06  # of a GPU's memory: the driver, communication buffers and fragmentation
@@ -100,7 +100,9 @@ def standing(workload: Workload, gpu: Gpu, gpus: int) -> Memory:
     )
 
 
-def kept(workload: Workload, bucket: Bucket, gpu: Gpu, gpus: int, efficiency: Efficiency) -> Choice:
+def kept(
+    workload: Workload, bucket: PlannedBucket, gpu: Gpu, gpus: int, efficiency: Efficiency
+) -> Choice:
     """What the blocks keep, and what that adds to a step; NothingFits where nothing does."""
     tokens, attended = local_tokens(workload, bucket), workload.tokens(bucket)
     room = gpu.memory - standing(workload, gpu, gpus).total
@@ -110,7 +112,9 @@ def kept(workload: Workload, bucket: Bucket, gpu: Gpu, gpus: int, efficiency: Ef
         raise NothingFits(f"bucket {bucket.name}: {error}") from None
 
 
-def memory(workload: Workload, bucket: Bucket, gpu: Gpu, gpus: int, choice: Choice) -> Memory:
+def memory(
+    workload: Workload, bucket: PlannedBucket, gpu: Gpu, gpus: int, choice: Choice
+) -> Memory:
     tokens = local_tokens(workload, bucket)
     activations = choice.device_bytes + working_bytes(workload, tokens)
     activations += in_flight_bytes(workload, tokens, choice.blocks)
@@ -123,7 +127,7 @@ def recomputed_share(blocks: tuple[BlockMemory, ...]) -> float:
 
 
 def executed_flops(
-    workload: Workload, bucket: Bucket, blocks: tuple[BlockMemory, ...]
+    workload: Workload, bucket: PlannedBucket, blocks: tuple[BlockMemory, ...]
 ) -> tuple[float, float, float]:
     """Of one clip, over the GPUs that share it: (encoders, forward, backward with recompute)."""
     forward = float(
@@ -137,7 +141,7 @@ def executed_flops(
 
 def step_time(
     workload: Workload,
-    bucket: Bucket,
+    bucket: PlannedBucket,
     gpu: Gpu,
     gpus: int,
     efficiency: Efficiency,
@@ -178,7 +182,7 @@ def _sharding(workload: Workload, gpu: Gpu, gpus: int, forward: float, backward:
     return max(0.0, gather - forward) + (last + others) / workload.accumulate
 
 
-def _tensor_parallel(workload: Workload, bucket: Bucket, gpu: Gpu) -> float:
+def _tensor_parallel(workload: Workload, bucket: PlannedBucket, gpu: Gpu) -> float:
     """Seconds in which ranks that divide the weights add up what they computed; nothing hides it:
     forward and backward, two tensors of a dual block and one of a single block."""
     ways, model = workload.tensor, workload.model
@@ -187,7 +191,7 @@ def _tensor_parallel(workload: Workload, bucket: Bucket, gpu: Gpu) -> float:
     return tensors * all_reduce_s(gpu, ways, workload.context * ways, size, 1)
 
 
-def _ring(workload: Workload, bucket: Bucket, gpu: Gpu, rate: float) -> float:
+def _ring(workload: Workload, bucket: PlannedBucket, gpu: Gpu, rate: float) -> float:
     """Seconds of ring attention's exchange that outlast the attention they overlap with."""
     if workload.context == 1:
         return 0.0
@@ -203,14 +207,18 @@ def _ring(workload: Workload, bucket: Bucket, gpu: Gpu, rate: float) -> float:
 
 
 def efficiency_of(
-    workload: Workload, bucket: Bucket, gpu: Gpu, blocks: tuple[BlockMemory, ...], seconds: float
+    workload: Workload,
+    bucket: PlannedBucket,
+    gpu: Gpu,
+    blocks: tuple[BlockMemory, ...],
+    seconds: float,
 ) -> Efficiency:
     """The compute efficiency at which a micro-step of `bucket` takes `seconds`, nothing exposed."""
     executed = sum(executed_flops(workload, bucket, blocks)) * bucket.batch / workload.context
     return Efficiency(compute=executed / seconds / gpu.flops)
 
 
-def mfu(workload: Workload, bucket: Bucket, gpu: Gpu, seconds: float) -> float:
+def mfu(workload: Workload, bucket: PlannedBucket, gpu: Gpu, seconds: float) -> float:
     """Model FLOPs (recompute and encoders not counted) over the peak."""
     cost = flops(workload.model, workload.grid(bucket), workload.encoders.text_len)
     each = bucket.batch / (workload.context * workload.tensor)

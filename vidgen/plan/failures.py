@@ -5,7 +5,6 @@ last checkpoint and a restart, in which another failure may come and begin the r
 """
 
 import math
-import random
 from dataclasses import dataclass
 
 HOURS = 3600.0
@@ -51,22 +50,3 @@ def best_interval(reliability: Reliability, gpus: int) -> float:
         else:
             low = a
     return (low + high) / 2
-
-
-def simulate(
-    reliability: Reliability, gpus: int, interval_s: float, stretches: int, seed: int
-) -> float:
-    """The same share, from events drawn one by one until `stretches` checkpoints are written."""
-    rng, rate = random.Random(seed), 1 / reliability.mtbf_s(gpus)
-    stretch = interval_s + reliability.checkpoint_s
-    clock, failure = 0.0, rng.expovariate(rate)
-    for _ in range(stretches):
-        while failure < clock + stretch:
-            clock = failure
-            failure = clock + rng.expovariate(rate)
-            while failure < clock + reliability.restart_s:
-                clock = failure
-                failure = clock + rng.expovariate(rate)
-            clock += reliability.restart_s
-        clock += stretch
-    return stretches * interval_s / clock

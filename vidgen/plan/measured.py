@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vidgen.errors import UserError
-from vidgen.plan.hardware import GPUS, Gpu, of_device
+from vidgen.runtime.observe.gpus import GPUS, Gpu, of_device
 
 _AXES = {"ranks of a machine": "node_link", "machines": "network"}  # of doctor --distributed
 

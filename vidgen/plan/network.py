@@ -6,7 +6,7 @@ A hop's latency is what NCCL itself reckons with for large messages when it pick
 
 import math
 
-from vidgen.plan.hardware import GPUS_PER_NODE, Gpu
+from vidgen.runtime.observe.gpus import GPUS_PER_NODE, Gpu
 
 _START_S = 8.4e-6  # of a collective
 _NODE_HOP_S = 3.4e-6  # to a GPU of the same node

@@ -18,9 +18,10 @@ from vidgen.plan.cost import (
     mfu,
     step_time,
 )
-from vidgen.plan.hardware import GPUS_PER_NODE, Gpu, gpu_named
-from vidgen.plan.workload import Bucket, Workload, workload_of
+from vidgen.plan.workload import PlannedBucket, Workload, workload_of
+from vidgen.recipe.schema import Recipe
 from vidgen.runtime.memory.block_memory import Choice
+from vidgen.runtime.observe.gpus import GPUS_PER_NODE, Gpu, gpu_named
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Keeping:
 
 
 @dataclass(frozen=True)
-class Row:
+class BucketPlan:
     """One bucket. Times are of one micro-step, rates of the whole machine while it runs."""
 
     bucket: str
@@ -61,11 +62,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     gpu: Gpu
     gpus: int
     efficiency: Efficiency
-    rows: tuple[Row, ...]
+    rows: tuple[BucketPlan, ...]
     fullest: str  # the bucket that needs the most memory
     memory: dict[str, float]  # of that bucket, bytes by part
     iteration_s: float  # wall seconds a step, at the pace of the slowest bucket
@@ -82,7 +83,7 @@ class Plan:
 
 
 def plan(
-    recipe: Any,
+    recipe: Recipe | Workload,
     gpu: str | Gpu = "h200",
     gpus: int = 8,
     efficiency: Efficiency = REPORT,
@@ -90,8 +91,8 @@ def plan(
     fit_batches: bool = False,
     longest_batch: int | None = None,
     dollars_per_hour: float | None = None,
-) -> Plan:
-    """`recipe` is a training recipe or a Workload; `fit_batches` finds every batch size anew."""
+) -> TrainingPlan:
+    """`fit_batches` replaces the recipe's batch sizes by the largest that fit."""
     workload = recipe if isinstance(recipe, Workload) else workload_of(recipe)
     machine = gpu if isinstance(gpu, Gpu) else gpu_named(gpu)
     _check_gpus(workload, gpus)
@@ -103,7 +104,7 @@ def plan(
     days = workload.steps * iteration / SECONDS_PER_DAY
     copies, hybrid_s = _better_copies(workload, machine, gpus, efficiency)
     price = dollars_per_hour if dollars_per_hour is not None else machine.dollars_per_hour
-    return Plan(
+    return TrainingPlan(
         gpu=machine,
         gpus=gpus,
         efficiency=efficiency,
@@ -159,14 +160,16 @@ def _check_gpus(workload: Workload, gpus: int) -> None:
         )
 
 
-def _row(workload: Workload, bucket: Bucket, gpu: Gpu, gpus: int, efficiency: Efficiency) -> Row:
+def _row(
+    workload: Workload, bucket: PlannedBucket, gpu: Gpu, gpus: int, efficiency: Efficiency
+) -> BucketPlan:
     choice = kept(workload, bucket, gpu, gpus, efficiency)
     time = step_time(workload, bucket, gpu, gpus, efficiency, choice)
     needed = memory(workload, bucket, gpu, gpus, choice)
     group = workload.context * workload.tensor
     encode, *model_flops = executed_flops(workload, bucket, choice.blocks)
     executed = bucket.batch * (encode / workload.context + sum(model_flops) / group)
-    return Row(
+    return BucketPlan(
         bucket=bucket.name,
         tokens=workload.tokens(bucket),
         batch=bucket.batch,
@@ -188,7 +191,7 @@ def _row(workload: Workload, bucket: Bucket, gpu: Gpu, gpus: int, efficiency: Ef
 
 
 def _best(
-    workload: Workload, bucket: Bucket, gpu: Gpu, gpus: int, efficiency: Efficiency
+    workload: Workload, bucket: PlannedBucket, gpu: Gpu, gpus: int, efficiency: Efficiency
 ) -> Keeping | None:
     open_choice = replace(workload, blocks=None)
     try:
@@ -200,7 +203,7 @@ def _best(
 
 def _keeping(
     workload: Workload,
-    bucket: Bucket,
+    bucket: PlannedBucket,
     gpu: Gpu,
     gpus: int,
     efficiency: Efficiency,

@@ -3,20 +3,18 @@
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import Any
 
+from vidgen.models.geometry import Geometry
 from vidgen.models.mmdit.config import MMDiTConfig
 from vidgen.plan.encoders import Encoders
+from vidgen.recipe.schema import Recipe
 from vidgen.runtime.memory.block_memory import BlockMemory
 
-# Frames, rows and columns behind one latent position, by the autoencoder's kind.
-_COMPRESSION = {"video_dcae": (4, 32, 32)}
-_COMPRESSION_USUAL = (4, 8, 8)
 _STATE_BYTES = {"fp32": 8, "bf16": 4, "8bit": 2}
 
 
 @dataclass(frozen=True)
-class Bucket:
+class PlannedBucket:
     """One row of a recipe's table, taken at its longest frame count and at 1:1."""
 
     resolution: str
@@ -32,9 +30,10 @@ class Bucket:
 @dataclass(frozen=True)
 class Workload:
     model: MMDiTConfig
-    buckets: tuple[Bucket, ...]
+    buckets: tuple[PlannedBucket, ...]
     encoders: Encoders
-    compression: tuple[int, int, int] = _COMPRESSION_USUAL
+    compression: tuple[int, int, int] = Geometry.compression  # of the autoencoder, as `causal`
+    causal: bool = Geometry.causal
     steps: int = 1
     accumulate: int = 1  # micro-steps a step
     zero: int = 2
@@ -47,27 +46,25 @@ class Workload:
     state_bytes: int = 8  # of a parameter's two moments
     ema: bool = True
 
-    def grid(self, bucket: Bucket) -> tuple[int, int, int]:
+    def grid(self, bucket: PlannedBucket) -> tuple[int, int, int]:
         """Video tokens along frames, rows and columns."""
-        t, h, w = self.compression
-        patch = self.model.patch_size
-        rows, columns = (bucket.side // (c * patch) for c in (h, w))
-        return (bucket.frames - 1) // t + 1, rows, columns
+        geometry = Geometry.of(self, self.model.patch_size)
+        return geometry.token_grid(bucket.frames, bucket.side, bucket.side)
 
-    def tokens(self, bucket: Bucket) -> int:
+    def tokens(self, bucket: PlannedBucket) -> int:
         t, h, w = self.grid(bucket)
         return t * h * w + self.encoders.text_len
 
-    def with_batches(self, batches: dict[Bucket, int]) -> "Workload":
+    def with_batches(self, batches: dict[PlannedBucket, int]) -> "Workload":
         buckets = (replace(b, batch=batches.get(b, b.batch)) for b in self.buckets)
         return replace(self, buckets=tuple(buckets))
 
 
-def workload_of(recipe: Any) -> Workload:
-    """From a training recipe (vidgen.recipe.schema.Recipe, which this layer may not import)."""
+def workload_of(recipe: Recipe) -> Workload:
+    """What a recipe trains."""
     kind = recipe.autoencoder.kind
     rows = {
-        Bucket(name, int(frames.split("-")[-1]), _side(name), row.batch or 1): row
+        PlannedBucket(name, int(frames.split("-")[-1]), _side(name), row.batch or 1): row
         for name, table in recipe.data.buckets.items()
         for frames, row in table.items()
     }
@@ -75,7 +72,8 @@ def workload_of(recipe: Any) -> Workload:
         model=recipe.model,
         buckets=tuple(rows),
         encoders=Encoders(kind, recipe.text.kind, recipe.text.length),
-        compression=_COMPRESSION.get(kind, _COMPRESSION_USUAL),
+        compression=recipe.autoencoder.compression,
+        causal=recipe.autoencoder.causal,
         steps=recipe.train.steps,
         accumulate=recipe.train.accumulate,
         zero=recipe.parallel.zero,

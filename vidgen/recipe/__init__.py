@@ -3,5 +3,14 @@
 from vidgen.recipe.autoencoder import AutoencoderRecipe, read_any
 from vidgen.recipe.reader import diff, dump_yaml, read_recipe
 from vidgen.recipe.schema import Recipe
+from vidgen.recipe.stored import for_sampling
 
-__all__ = ["AutoencoderRecipe", "Recipe", "diff", "dump_yaml", "read_any", "read_recipe"]
+__all__ = [
+    "AutoencoderRecipe",
+    "Recipe",
+    "diff",
+    "dump_yaml",
+    "for_sampling",
+    "read_any",
+    "read_recipe",
+]

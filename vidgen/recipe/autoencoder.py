@@ -1,6 +1,6 @@
 """A recipe for training the Video DC-AE, and telling it from a generator's."""
 
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from vidgen.config import Presets, config
 from vidgen.data.config import DataConfig
 from vidgen.models.video_dcae.config import VideoDCAEConfig
-from vidgen.recipe.reader import peek, read_recipe
+from vidgen.recipe.reader import Source, peek, read_recipe
 from vidgen.recipe.schema import (
     CheckpointConfig,
     LogConfig,
@@ -87,8 +87,9 @@ class AutoencoderRecipe:
             raise ValueError("train.reinitialise is for generators: an autoencoder loads all")
 
 
-def read_any(path: str | Path, overrides: list[str]) -> Recipe | AutoencoderRecipe:
+def read_any(source: Source, overrides: Sequence[str] = ()) -> Recipe | AutoencoderRecipe:
     """A recipe of either kind: an autoencoder's says `kind: autoencoder`."""
-    if peek(path, "kind") == "autoencoder":
-        return read_recipe(path, overrides, AutoencoderRecipe)
-    return read_recipe(path, overrides, Recipe)
+    kind = source.get("kind") if isinstance(source, Mapping) else peek(source, "kind")
+    if kind == "autoencoder":
+        return read_recipe(source, overrides, AutoencoderRecipe)
+    return read_recipe(source, overrides)

@@ -6,46 +6,64 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from vidgen.config import Presets, nearest, to_dict
 from vidgen.errors import UserError
+from vidgen.recipe import library
+from vidgen.recipe.schema import Recipe
 from vidgen.recipe.yaml_text import Keys, Replace, parse_yaml, write_yaml
 
 T = TypeVar("T")
+Source = str | Path | Mapping[str, Any]
 
 
-def read_recipe(
-    source: str | Path | Mapping[str, Any], overrides: Sequence[str], cls: type[T]
-) -> T:
-    """Read a recipe (a YAML file or a mapping), apply `key=value` overrides, check it all."""
+@overload
+def read_recipe(source: Source, overrides: Sequence[str] = ()) -> Recipe: ...
+@overload
+def read_recipe(source: Source, overrides: Sequence[str], cls: type[T]) -> T: ...
+def read_recipe(source: Source, overrides: Sequence[str] = (), cls: type[Any] = Recipe) -> Any:
+    """Read a recipe (a YAML file, the name of one of vidgen's, or a mapping), apply `key=value`
+    overrides, check it all."""
     reader = _Reader(cls)
     if isinstance(source, Mapping):
         data = reader.merge({}, _plain(source), cls, ())
     else:
-        data = reader.read_file(Path(source), ())
+        data = reader.read_file(library.find(source), ())
     for override in overrides:
         data = reader.override(data, override)
     return reader.validate(data)
 
 
 def peek(path: str | Path, key: str) -> Any:
-    """One top-level value of a recipe file, unchecked; None where there is none to be read."""
+    """One top-level value of a recipe, unchecked; None if it is absent or cannot be read."""
+    path = library.find(path)
     try:
-        own, _ = parse_yaml(Path(path).read_text(encoding="utf-8"), str(path))
+        own, _ = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError):
         return None
     if not isinstance(own, dict):
         return None
     bases = own.get("base", [])
     inherited = (
-        peek(Path(path).parent / base, key)
+        peek(library.find(base, path.parent), key)
         for base in (reversed(bases) if isinstance(bases, list) else [bases])
+        if isinstance(base, str)
     )
     return own[key] if key in own else next((v for v in inherited if v is not None), None)
+
+
+def _nearest_recipe(path: Path) -> str:
+    """The end of an error message: the file or the name that was probably meant."""
+    if path.stem in library.names():
+        return f" (did you mean {path.stem!r}, which comes with vidgen?)"
+    near = [p.name for p in sorted(path.parent.glob("*.y*ml"))]
+    if path.name == str(path):
+        near += library.names()
+    return nearest(path.name, near) if near else "; give the path of a YAML file"
 
 
 def dump_yaml(cfg: Any) -> str:
@@ -143,9 +161,7 @@ class _Reader:
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            near = sorted(p.name for p in path.parent.glob("*.y*ml"))
-            hint = nearest(path.name, near) if near else "; give the path of a YAML file"
-            raise UserError(f"there is no recipe {str(path)!r}{hint}") from None
+            raise UserError(f"there is no recipe {str(path)!r}{_nearest_recipe(path)}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the recipe {str(path)!r}: {error}") from None
         own, lines = parse_yaml(text, str(path))
@@ -157,8 +173,10 @@ class _Reader:
         bases = own.pop("base", [])
         for base in bases if isinstance(bases, list) else [bases]:
             if not isinstance(base, str):
-                raise UserError(f"{path}: base is {_show(base)}: must be the path of a recipe")
-            inherited = self.read_file(path.parent / base, (*inside, path_now))
+                raise UserError(
+                    f"{path}: base is {_show(base)}: must be the path of a recipe, or its name"
+                )
+            inherited = self.read_file(library.find(base, path.parent), (*inside, path_now))
             data = self.merge(data, inherited, self.cls, ())
         self.origin.update({keys: f"{path}, line {line}" for keys, line in lines.items() if keys})
         self.origin.setdefault((), str(path))

@@ -50,7 +50,7 @@ class ParallelConfig:
     text: Literal["sharded", "replicated"] = "sharded"  # over a context group
     tensor: PositiveInt = 1  # ranks that share every block's heads and hidden features
     copies: PositiveInt = 1  # of the sharded parameters: hybrid sharding
-    timeout_s: PositiveFloat = 600  # after which a rank that does not move ends all of them
+    timeout_s: PositiveFloat = 600  # without progress of a rank, after which all ranks end
 
 
 @config
@@ -109,6 +109,8 @@ class RecoveryConfig:
     spike_z: PositiveFloat | None = 3.0
     """A loss so many deviations above its timestep's mean is a spike; null: none is."""
     spike_steps: PositiveInt = 3  # in a row that end the run
+    storage_timeout_s: PositiveFloat = 3600
+    """How long a rank may wait for storage: clips, a checkpoint's write. All ranks end after it."""
     skip: bool = False  # after a spike or a non-finite loss, go on without the batches it came with
 
 
@@ -191,6 +193,12 @@ class Recipe:
             named_tensors(self.model, self.train.reinitialise)
         except UserError as error:
             raise ValueError(f"train.reinitialise: {error}") from error
+        if self.conditions.given_weight != 1 and not self.model.cond_embed:
+            raise ValueError(
+                f"conditions.given_weight is {self.conditions.given_weight:g}, but a model with "
+                "cond_embed false is given no frames: set model.cond_embed=true or "
+                "conditions.given_weight=1"
+            )
         if self.alignment.weight:
             blocks = self.model.depth + self.model.depth_single_blocks
             if self.alignment.layer > blocks:

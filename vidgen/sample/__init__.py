@@ -3,6 +3,6 @@
 from vidgen.sample.first_frame import draw_first_frames
 from vidgen.sample.pipeline import Pipeline
 from vidgen.sample.request import Request, make_requests
-from vidgen.sample.run import write_samples
+from vidgen.sample.run import sample_to_folder
 
-__all__ = ["Pipeline", "Request", "draw_first_frames", "make_requests", "write_samples"]
+__all__ = ["Pipeline", "Request", "draw_first_frames", "make_requests", "sample_to_folder"]

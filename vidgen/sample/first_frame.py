@@ -1,4 +1,4 @@
-"""Text to image to video: an image model draws the frame that a video then begins with."""
+"""Text to image to video: an image model draws the first frame of a video."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,17 +8,17 @@ import torch.distributed as dist
 
 from vidgen.data.index.buckets import parse_resolution, shape_of
 from vidgen.errors import UserError
+from vidgen.sample.output import agreed, free_names, make_folder, write_sample
 from vidgen.sample.parallel import ALONE, Team
-from vidgen.sample.pipeline import Pipeline
+from vidgen.sample.pipeline import Pipeline, SamplingOptions
 from vidgen.sample.request import Request
-from vidgen.sample.run import agreed, free_names, make_folder, write_sample
 
 RESOLUTION = "768px"  # as published, whatever the video's
 GUIDANCE = 4.0  # FLUX.1-dev reads it as an input
 
 
 def draw_first_frames(
-    painter: Pipeline,
+    images: Pipeline,
     requests: Sequence[Request],
     out: str | Path,
     *,
@@ -26,22 +26,20 @@ def draw_first_frames(
     guidance: float = GUIDANCE,
     team: Team = ALONE,
 ) -> list[Request]:
-    """Requests that begin with a picture of `painter`'s, which is kept beside the videos."""
+    """Requests that start from pictures drawn by `images` and saved beside the videos."""
     for request in requests:
         if request.condition != "t2v":
             raise UserError(f"an image model draws the first frame itself: no {request.condition}")
         if request.frames == 1:
-            raise UserError("a first frame needs a video to begin; give more than 1 frame")
+            raise UserError("a first frame needs a video after it; give more than 1 frame")
     paths = agreed(free_names(make_folder(out), [".png"] * len(requests), "first-"))
-    pictures = [_picture(painter, request, resolution, guidance) for request in requests]
-    for picture in pictures:
-        painter.check(picture)
-    mine = list(zip(pictures, paths, strict=True))[team.index :: team.count]
-    features = painter.features([picture for picture, _ in mine])
-    for picture, path in mine:
-        video = painter.video(picture, features, team=team)
+    jobs = [images.check(_picture(images, each, resolution, guidance)) for each in requests]
+    mine = list(zip(jobs, paths, strict=True))[team.index :: team.count]
+    features = images.features([job for job, _ in mine])
+    for job, path in mine:
+        picture = images.video(job, features, SamplingOptions(team=team))
         if team.leads:
-            write_sample(path, video, picture, painter.source, painter.weights_hash)
+            write_sample(path, picture, job.request, images.source, images.weights_hash)
     if dist.is_initialized():
         dist.barrier()  # every rank of a team reads the file
     return [
@@ -50,9 +48,8 @@ def draw_first_frames(
     ]
 
 
-def _picture(painter: Pipeline, request: Request, resolution: str, guidance: float) -> Request:
+def _picture(images: Pipeline, request: Request, resolution: str, guidance: float) -> Request:
     """The video's prompt, seed and aspect ratio."""
     area, _ = parse_resolution(resolution)
-    unit = painter.autoencoder.compression[1] * painter.system.model.patch_size
-    height, width = shape_of(area, request.width / request.height, unit)
+    height, width = shape_of(area, request.width / request.height, images.geometry.side)
     return replace(request, frames=1, height=height, width=width, guidance=guidance)

@@ -1,4 +1,4 @@
-"""Where caching, sparse attention and capture hook into sampling, and where they keep things.
+"""Where caching, sparse attention and capture hook into sampling, and where they keep tensors.
 
 B batch, T text tokens, V video tokens, L = T + V, D width.
 """
@@ -23,9 +23,9 @@ RunBlock = Callable[[int, nn.Module, Stream, Context], Stream]
 
 
 class StateStore:
-    """What is kept from one pass of the model to the next, apart for every request.
+    """Tensors kept from one pass of the model to the next, separately for each request.
 
-    It is gone when the request ends, however it ends; nothing is ever kept on a module.
+    They are dropped when the request ends, however it ends; nothing is kept on a module.
     """
 
     def __init__(self) -> None:
@@ -47,11 +47,11 @@ class StateStore:
 
 
 @dataclass(frozen=True)
-class Moment:
-    """Which pass of the model this is: decisions are made from it, alike on every rank."""
+class ModelPass:
+    """Which pass of the model this is: hooks decide from it, the same on every rank."""
 
     request: int  # no other request of this pipeline has the same
-    number: int  # of the guided velocity within the request
+    evaluation: int  # of the guided velocity, counted over the request
     step: int
     steps: int
     t: float
@@ -63,49 +63,47 @@ class Moment:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a method does at the seams; what is left out costs nothing.
+    """What a method does around each block; a hook that is None costs nothing.
 
     Streams are (text_BTD, video_BVD) at every block, dual or single.
     """
 
     # Before a block: a stream that stands in for its output, or None to run it.
-    inject: Callable[[Moment, int, Stream], Stream | None] | None = None
-    # After a block: what goes on to the next.
-    capture: Callable[[Moment, int, Stream], Stream] | None = None
+    inject: Callable[[ModelPass, int, Stream], Stream | None] | None = None
+    # After a block: what the next one receives.
+    capture: Callable[[ModelPass, int, Stream], Stream] | None = None
     # The attention mask of a block over [text, video] tokens, or None.
-    mask: Callable[[Moment, int], BlockMask | None] | None = None
+    mask: Callable[[ModelPass, int], BlockMask | None] | None = None
 
 
 NO_HOOKS = Hooks()
 
 
-def hooked(hooks: Hooks, moment: Moment, run: RunBlock = call_block) -> RunBlock:
+def hooked(hooks: Hooks, current: ModelPass, run: RunBlock = call_block) -> RunBlock:
     """`run` with the hooks around it."""
     if hooks == NO_HOOKS:
         return run
 
     def run_block(index: int, block: nn.Module, stream: Stream, context: Context) -> Stream:
-        # A single-stream block reads both in one tensor; hooks see them apart.
-        joint = len(stream) == 1
-
-        def apart(stream: Stream) -> Stream:
-            sizes = (moment.text_length, stream[0].shape[1] - moment.text_length)
-            return stream[0].split(sizes, dim=1) if joint else stream
-
-        def as_block(pair: Stream) -> Stream:
-            return (torch.cat(pair, dim=1),) if joint else pair
-
-        if hooks.inject is not None:
-            given = hooks.inject(moment, index, apart(stream))
-            if given is not None:
-                return as_block(given)
-        if hooks.mask is not None:
-            mask = hooks.mask(moment, index)
-            if mask is not None:
-                if context.attention is not attention:
-                    raise ValueError("an attention mask does not go with context parallelism")
-                context = replace(context, attention=partial(attention, mask=mask))
+        joint = len(stream) == 1  # a single-stream block reads text and video in one tensor
+        pair = _split(stream[0], current.text_length) if joint else stream
+        out = None if hooks.inject is None else hooks.inject(current, index, pair)
+        if out is not None:
+            return (torch.cat(out, dim=1),) if joint else out
+        mask = None if hooks.mask is None else hooks.mask(current, index)
+        if mask is not None:
+            if context.attention is not attention:
+                raise ValueError("an attention mask does not work with context parallelism")
+            context = replace(context, attention=partial(attention, mask=mask))
         out = run(index, block, stream, context)
-        return out if hooks.capture is None else as_block(hooks.capture(moment, index, apart(out)))
+        if hooks.capture is None:
+            return out
+        pair = _split(out[0], current.text_length) if joint else out
+        pair = hooks.capture(current, index, pair)
+        return (torch.cat(pair, dim=1),) if joint else pair
 
     return run_block
+
+
+def _split(joint_BLD: Tensor, text_length: int) -> Stream:
+    return joint_BLD.split((text_length, joint_BLD.shape[1] - text_length), dim=1)

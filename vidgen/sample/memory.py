@@ -1,4 +1,4 @@
-"""What has to be done so that sampling stays within a device's memory, and how much it takes."""
+"""How sampling stays within a device's memory, and how much of it a request takes."""
 
 import math
 import re
@@ -26,7 +26,7 @@ def parse_memory(text: str) -> int:
     """Bytes of "24GB" (1e9 each, as cards are sold) or "22GiB"."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB|MB|MiB)", text.strip())
     if match is None or float(match[1]) == 0:
-        raise UserError(f"--memory {text!r} is no size; expected e.g. 24GB or 22GiB")
+        raise UserError(f"--memory {text!r} is not a valid size; expected e.g. 24GB or 22GiB")
     return int(float(match[1]) * {"GB": 1e9, "GiB": 2**30, "MB": 1e6, "MiB": 2**20}[match[2]])
 
 
@@ -62,7 +62,8 @@ class MemoryPlan:
     block_bytes: int  # left for the blocks of the model while it runs
     autoencoder: AutoencoderConfig  # tiled as far as is needed
 
-    def said(self, blocks: int, streamed: int) -> str:
+    def describe(self, blocks: int, streamed: int) -> str:
+        """One line: what is done to stay within the limit."""
         parts = ["text encoders leave after encoding", "modulation is tabulated"]
         parts.append(
             f"{streamed} of {blocks} blocks are streamed"
@@ -74,28 +75,32 @@ class MemoryPlan:
         return f"within {self.limit / 1e9:.3g} GB: {', '.join(parts)}"
 
 
+@dataclass(frozen=True)
+class MemoryNeeds:
+    """What takes memory besides the model's blocks."""
+
+    video: tuple[int, int, int]  # frames, height, width
+    tokens: tuple[int, int, int]
+    text_length: int
+    around_bytes: int  # weights that always stay: embedders, autoencoder
+    table_bytes: int  # of tabulated modulation
+
+
 def plan_memory(
     limit: int,
     model: MMDiTConfig,
     autoencoder: AutoencoderConfig,
-    *,
-    grid: tuple[int, int, int],
-    text_length: int,
-    video: tuple[int, int, int],
-    around_bytes: int,
-    table_bytes: int,
+    needs: MemoryNeeds,
     dtype: torch.dtype,
 ) -> MemoryPlan:
-    """`grid` counts tokens; `around_bytes` are weights that always stay: embedders, autoencoder."""
     taken = (
-        around_bytes
-        + table_bytes
-        + activation_bytes(model, grid, text_length, dtype.itemsize)
+        needs.around_bytes
+        + needs.table_bytes
+        + activation_bytes(model, needs.tokens, needs.text_length, dtype.itemsize)
         + _RESERVE
     )
-    return MemoryPlan(
-        limit, int(limit - taken), tiled(autoencoder, video, limit - around_bytes, dtype)
-    )
+    room = limit - needs.around_bytes
+    return MemoryPlan(limit, int(limit - taken), tiled(autoencoder, needs.video, room, dtype))
 
 
 def tiled(

@@ -14,19 +14,19 @@ from vidgen.errors import UserError
 
 def _words(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError("is no text")
+        raise ValueError("is not text")
     return value
 
 
 def _whole(value: Any) -> int:
     if isinstance(value, bool) or int(value) != float(value):
-        raise ValueError("is no whole number")
+        raise ValueError("is not a whole number")
     return int(value)
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool):
-        raise ValueError("is no number")
+        raise ValueError("is not a number")
     return float(value)
 
 
@@ -106,9 +106,9 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]
             yield number, row
 
 
-def _row(where: str, said: Mapping[str, Any]) -> dict[str, Any]:
+def _row(where: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
-    for name, value in said.items():
+    for name, value in fields.items():
         if name not in FIELDS:
             close = difflib.get_close_matches(name, FIELDS, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(FIELDS)}"

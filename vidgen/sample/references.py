@@ -18,25 +18,27 @@ from vidgen.runtime import ops
 
 def read_references(
     condition: ConditionName,
-    paths: Sequence[str],
+    files: Sequence[str],
     ae: Autoencoder,
     size: tuple[int, int],
     device: torch.device,
 ) -> list[Tensor]:
-    """Pixels (3, T, H, W) in [-1, 1] of each piece the condition is given, scaled and cut to size.
+    """Pixels (3, T, H, W) in [-1, 1] of each piece the condition is given, scaled and cropped.
 
-    One file serves every piece; two files serve head and tail of a loop.
+    `files` holds one for each piece, as `check_references` returns them.
     """
-    parts = given_parts(condition, ae)
-    files = check_references(condition, paths, ae)
+    pieces = given_parts(condition, ae)
     return [
         _read(path, end, frames, size, device)
-        for path, (end, frames) in zip(files, parts, strict=True)
+        for path, (end, frames) in zip(files, pieces, strict=True)
     ]
 
 
 def check_references(condition: ConditionName, paths: Sequence[str], ae: Autoencoder) -> list[str]:
-    """The file of each piece; refuses in one line a file that cannot give it."""
+    """The file of each piece; refuses in one line a file that does not hold it.
+
+    One file serves every piece; two files serve head and tail of a loop.
+    """
     parts = given_parts(condition, ae)
     if len(paths) not in {min(1, len(parts)), len(parts)}:
         wanted = "no reference" if not parts else " or ".join(map(str, sorted({1, len(parts)})))

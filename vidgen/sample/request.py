@@ -63,7 +63,7 @@ def make_requests(
     for prompt in prompts:
         row = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt)
         first = int(row.pop("seed", seed))
-        # A size of its own takes the place of the common one, however either is said.
+        # A size of its own replaces the common one, in whichever form either is given.
         own_size = any(name in row for name in SIZES)
         rest = {k: v for k, v in common.items() if not (own_size and k in SIZES)}
         one = _request(pipeline, first, **{**rest, **row})
@@ -83,7 +83,7 @@ def _request(
     **given: Any,
 ) -> Request:
     longest, *size = largest_bucket(pipeline)
-    defaults = pipeline.system.sample
+    defaults = pipeline.recipe.sample
     settings = {
         "steps": defaults.steps,
         "guidance": defaults.guidance,
@@ -122,19 +122,12 @@ def _shape(
         ratio = named or ratio
     if aspect is not None:
         ratio = parse_aspect(aspect)
-    unit = pipeline.autoencoder.compression[1] * pipeline.system.model.patch_size
-    return shape_of(area, ratio, unit)
+    return shape_of(area, ratio, pipeline.geometry.side)
 
 
 def largest_bucket(pipeline: "Pipeline") -> tuple[int, int, int]:
     """Frames, height and width of the longest and largest videos trained on, nearest to 16:9."""
-    ae = pipeline.autoencoder
-    table = BucketTable(
-        pipeline.system.data,
-        temporal_step=ae.compression[0],
-        causal=ae.causal,
-        spatial_multiple=ae.compression[1] * pipeline.system.model.patch_size,
-    )
+    table = BucketTable(pipeline.recipe.data, pipeline.geometry)
     frames = max(bucket.frames for bucket in table.buckets)
     shelf = next(shelf for shelf in table.shelves if frames in shelf.frames)  # by falling area
     height, width = min(shelf.shapes, key=lambda s: abs(math.log(s[1] / s[0] * 9 / 16)))

@@ -1,13 +1,9 @@
-"""Where a run's weights are, and a short name for weights, whatever file and layout held them."""
+"""A short name for weights, whatever file and layout held them."""
 
 import hashlib
-from pathlib import Path
 
 import torch
 from torch import nn
-
-from vidgen.errors import UserError
-from vidgen.runtime import checkpoint
 
 _SAMPLES = 1024  # numbers of each tensor that are looked at: training changes them all
 
@@ -23,16 +19,3 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(param.shape)}".encode())
         digest.update(picked.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def find_step(path: Path) -> Path:
-    """The step of a checkpoint that a path means: its newest, or itself."""
-    for root in (path / "checkpoints", path):
-        if newest := checkpoint.latest(root):
-            return newest
-    if (path / "manifest.json").is_file():
-        return path
-    raise UserError(
-        f"{path} is no run and no checkpoint: expected a run directory (with checkpoints/step-...)"
-        " or one step's directory; for published weights add --recipe recipes/stage3.yaml"
-    )

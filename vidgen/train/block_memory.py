@@ -10,11 +10,11 @@ from vidgen.errors import UserError
 from vidgen.models.mmdit.model import Context, Stream, call_block
 from vidgen.plan.blocks import keeping
 from vidgen.plan.cost import REPORT, kept, standing
-from vidgen.plan.hardware import GPUS, Gpu, of_device
 from vidgen.plan.workload import Workload
 from vidgen.runtime.memory import Arena, Lane
 from vidgen.runtime.memory.block_memory import BlockMemory, run_block
 from vidgen.runtime.memory.offload import Offloader
+from vidgen.runtime.observe.gpus import GPUS, Gpu, of_device
 
 
 def gpu_at_hand(device: torch.device) -> Gpu:
@@ -42,18 +42,18 @@ class BlockActivations:
         self._device, self._workload, self._gpus = device, workload, gpus
         self.offloader: Offloader | None = None
         self.recomputed_share = 0.0  # of the blocks of the latest forward pass
-        self._said = workload.blocks
+        self._configured = workload.blocks
         self._found: dict[tuple[int, int], tuple[BlockMemory, ...]] = {}
-        if self._said is None:
+        if self._configured is None:
             self._gpu = gpu_at_hand(device)
             self._room = self._gpu.memory - standing(workload, self._gpu, gpus).total
             return
-        if workload.compiled and BlockMemory.OFFLOAD_PRODUCTS in self._said:
+        if workload.compiled and BlockMemory.OFFLOAD_PRODUCTS in self._configured:
             raise UserError(
                 "offload.what is products, which are not to be seen in compiled blocks "
                 "(train.compile is true); set train.compile=false or offload.what=activations"
             )
-        self._provide(self._said)
+        self._provide(self._configured)
 
     def run_block(self, index: int, block: nn.Module, stream: Stream, context: Context) -> Stream:
         def call(*tensors: Tensor) -> Stream:
@@ -61,7 +61,7 @@ class BlockActivations:
 
         if not torch.is_grad_enabled():
             return call(*stream)
-        policies = self._said or self._chosen(stream)
+        policies = self._configured or self._chosen(stream)
         if index == 0:
             self.recomputed_share = sum(how.recomputes for how in policies) / len(policies)
         result: Stream = run_block(policies[index], self.offloader, block, call, *stream)
@@ -91,7 +91,7 @@ class BlockActivations:
     def choices(self) -> list[str]:
         """A line for each bucket of the recipe, where the choice is left open; NothingFits
         where nothing does."""
-        if self._said is not None:
+        if self._configured is not None:
             return []
         lines = []
         for bucket in self._workload.buckets:

@@ -1,6 +1,6 @@
-"""The encoders of a run, and the cache that stands in for them."""
+"""The encoders of a run, and the latent cache in front of them."""
 
-from functools import cache
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -8,51 +8,52 @@ import torch.distributed as dist
 from vidgen.config import to_dict
 from vidgen.data.cache.codec import ClipCodec
 from vidgen.data.cache.latents import LatentCache, facts_of, read_settings, settings_of
-from vidgen.data.cache.lazy import LateAutoencoder, LateText
+from vidgen.data.cache.lazy import LazyAutoencoder, LazyText
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.build import build_autoencoder, build_text
 from vidgen.models.text.encoder import TextEncoder
 from vidgen.recipe.schema import Recipe
+from vidgen.runtime.lazy import Lazy
 
 
-def build_encoders(
-    recipe: Recipe, device: torch.device, dtype: torch.dtype
-) -> tuple[Autoencoder, TextEncoder, ClipCodec | None]:
-    """With `data.latents` they are built when a clip is met that the cache lacks."""
+@dataclass(frozen=True)
+class Encoders:
+    """`codec` reads and fills the latent cache; without `data.latents` there is none."""
 
-    @cache
-    def autoencoder() -> Autoencoder:
-        return build_autoencoder(recipe.autoencoder, device, dtype)
+    autoencoder: Autoencoder
+    text: TextEncoder
+    codec: ClipCodec | None = None
 
-    @cache
-    def text() -> TextEncoder:
-        return build_text(recipe.text, device, dtype)
 
+def build_encoders(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> Encoders:
+    """With `data.latents` they are built only when a clip is missing from the cache."""
+    autoencoder = Lazy(lambda: build_autoencoder(recipe.autoencoder, device, dtype))
+    text = Lazy(lambda: build_text(recipe.text, device, dtype))
     latents = recipe.data.latents
     if latents is None:
-        return autoencoder(), text(), None
+        return Encoders(autoencoder.get(), text.get())
     made_by = read_settings(latents.folder)
     facts = made_by.get("facts") if made_by else None
     if facts is None:
-        facts = facts_of(autoencoder(), text())
+        facts = facts_of(autoencoder.get(), text.get())
     encoders = {"autoencoder": to_dict(recipe.autoencoder), "text": to_dict(recipe.text)}
-    kept = LatentCache(
+    cache = LatentCache(
         latents.folder,
         settings_of(encoders, facts, dtype, recipe.conditions.suffix),
         rolling_bytes=None if latents.rolling_gb is None else int(latents.rolling_gb * 1e9),
         ranks=dist.get_world_size() if dist.is_initialized() else 1,
     )
-    late_autoencoder = LateAutoencoder(facts, autoencoder)
-    late_text = LateText(facts, text, kept)
+    lazy_autoencoder = LazyAutoencoder(facts, autoencoder)
+    lazy_text = LazyText(facts, text, cache)
     weights = recipe.conditions.weights if recipe.model.cond_embed else {}
     codec = ClipCodec(
-        kept,
-        late_autoencoder,
-        late_text,
+        cache,
+        lazy_autoencoder,
+        lazy_text,
         recipe.data,
         suffix=recipe.conditions.suffix,
         device=device,
         dtype=dtype,
         conditions=[name for name, weight in weights.items() if weight],
     )
-    return late_autoencoder, late_text, codec
+    return Encoders(lazy_autoencoder, lazy_text, codec)

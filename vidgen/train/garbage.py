@@ -1,4 +1,4 @@
-"""Garbage collection between steps: by itself it would stop one at random."""
+"""Garbage collection between steps: left alone, its pauses hit steps unpredictably."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -8,9 +8,9 @@ EVERY = 200  # steps
 
 
 @contextmanager
-def rare_collections() -> Iterator[Callable[[int], None]]:
-    """Within it, garbage is collected where the function given is called with such a step; what
-    stands at the beginning is never looked at again."""
+def collected_between_steps() -> Iterator[Callable[[int], None]]:
+    """Within it, garbage is collected only by the yielded function, every `EVERY` steps; objects
+    alive at the start are frozen."""
 
     def collect(step: int) -> None:
         if step % EVERY == 0:

@@ -2,26 +2,21 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from vidgen.models.mmdit import MMDiT, load_weights
-from vidgen.runtime import checkpoint
 from vidgen.runtime.native import cpu_has_bf16
 
 
-def first_weights(path: str) -> Path:
-    """Published weights, or another run's newest or named step."""
-    return checkpoint.latest(Path(path) / "checkpoints") or Path(path)
-
-
 def load_initial(model: MMDiT, path: str, reinitialise: Sequence[str], seed: int) -> None:
-    """An image model becomes a video one; the layers of `reinitialise` are drawn anew from the
-    seed, the same on every rank."""
+    """Published weights, a run or one of its steps; an image model becomes a video one.
+
+    The layers of `reinitialise` are drawn from the seed instead, the same on every rank.
+    """
     load_weights(
         model,
-        first_weights(path),
+        path,
         adapt=True,
         reinitialise=reinitialise,
         generator=torch.Generator().manual_seed(seed),

@@ -1,6 +1,5 @@
-"""What every training run does: steps, a line of metrics for each, checkpoints, stops, recovery."""
+"""What every training run does: steps, a line of metrics each, checkpoints, stopping, recovery."""
 
-import math
 import shlex
 import signal
 import sys
@@ -8,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NoReturn, TypeVar
 
@@ -21,13 +21,14 @@ from vidgen.errors import UserError
 from vidgen.recipe.autoencoder import AutoencoderRecipe
 from vidgen.recipe.reader import diff, dump_yaml, read_recipe
 from vidgen.recipe.schema import Recipe
-from vidgen.runtime import checkpoint, parallel
+from vidgen.runtime import checkpoint, files, parallel
 from vidgen.runtime.observe.memory import peak_memory_gb
-from vidgen.runtime.observe.mfu import peak
+from vidgen.runtime.observe.mfu import Peak
+from vidgen.runtime.observe.mfu import peak as device_peak
 from vidgen.runtime.observe.timer import StepTimer
 from vidgen.runtime.observe.trace import StepTrace
-from vidgen.runtime.parallel import flight
-from vidgen.train.garbage import rare_collections
+from vidgen.runtime.parallel import flight_recorder
+from vidgen.train.garbage import collected_between_steps
 from vidgen.train.initialization import compute_dtype, launch_command
 from vidgen.train.optim.optimizer import (
     EMA,
@@ -36,56 +37,65 @@ from vidgen.train.optim.optimizer import (
     learning_rate,
     set_learning_rate,
     state_tensors,
+    update_weights_and_ema,
 )
 from vidgen.train.report.log import RunLog
 from vidgen.train.run_dir import make_run_dir, set_old_run_aside
-from vidgen.train.step_result import Learned, blame, places, speed
-from vidgen.train.supervise.loss_spikes import LossByTimestep, Spikes
-from vidgen.train.supervise.recovery import Position, Recovery, Skips
+from vidgen.train.step_result import StepResult, reduce_losses, throughput
+from vidgen.train.supervise.loss_check import BadLoss, LossMonitor
+from vidgen.train.supervise.recovery import SkipList
 from vidgen.train.supervise.stop_signals import StopSignals
+from vidgen.train.supervise.supervision import Supervision
+from vidgen.train.supervise.watchdog import Settings
 
 Tensors = dict[str, dict[str, Tensor]]  # group, name
 AnyRecipe = TypeVar("AnyRecipe", Recipe, AutoencoderRecipe)
 
 
 class TrainingLoop(ABC, Generic[AnyRecipe]):
-    """Trains what a recipe describes; goes on from the newest checkpoint of its run directory.
+    """Trains what a recipe describes; resumes from the newest checkpoint of its run directory.
 
-    A subclass opens the data, builds the model, and says what is learned from one batch.
+    A subclass opens the data, builds the model, and turns one batch into gradients.
     """
 
-    SAME: ClassVar[tuple[str, ...]]
-    """Parts of the recipe that a resumed run must have as they were."""
-    SCORE: ClassVar[str]
-    """The losses that are held against their usual size, in metrics.jsonl."""
+    FIXED_ON_RESUME: ClassVar[tuple[str, ...]]
+    """Sections of the recipe that must not change when a run resumes."""
+    LOSS_BY_BIN: ClassVar[str]
+    """Name in metrics.jsonl of the losses that are compared with their usual size."""
 
     def __init__(self, recipe: AnyRecipe, *, fresh: bool = False) -> None:
         self.recipe: AnyRecipe = recipe
         self.run_dir = Path(recipe.run_dir)
-        self.world = parallel.start(recipe.train.device, timeout_s=recipe.parallel.timeout_s)
+        timeout_s, storage_s = recipe.parallel.timeout_s, recipe.recovery.storage_timeout_s
+        # Collectives last longer than any wait that supervision allows, so that it names the rank.
+        self.world = parallel.start(
+            recipe.train.device,
+            timeout_s=timeout_s,
+            collective_timeout_s=max(timeout_s, storage_s) + 60,
+        )
         self.device = self.world.device
         self.dtype = compute_dtype(recipe.train.dtype, self.device)
-        # Ahead of the model: a wrong manifest should not wait for 12 G parameters.
+        # Before the model: a wrong manifest should not wait for 12 G parameters.
         self.loader = self.open_data()
         make_run_dir(self.run_dir)
         self.step = 0
-        self.usual, self.spikes = LossByTimestep(), Spikes(recipe.recovery)
+        self.loss_monitor = LossMonitor(recipe.recovery, self.LOSS_BY_BIN)
         self.timer = StepTimer(self.device)
         self._saving: checkpoint.Saving | None = None
         newest = None if fresh else checkpoint.latest(self._checkpoints)
         self.model = self.build_model(resuming=newest is not None)
         self.named = dict(self.model.named_parameters())
         self.ema = EMA(self.named, recipe.train.ema_decay) if recipe.train.ema_decay else None
-        self.optimizer = build_optimizer(self.named.values(), recipe.optim, self.ema)
+        self.optimizer = build_optimizer(self.named.values(), recipe.optim)
         held = (tensor for group in self.tensors().values() for tensor in group.values())
         checkpoint.reserve(sum(map(checkpoint.held_bytes, held)))
         if newest is not None:
             self._resume(newest)
         elif fresh and self.world.rank == 0:
             set_old_run_aside(self.run_dir, keep=recipe.data.manifest)
-        self.skips = Skips(self.run_dir, known=not fresh)
+        self.skip_list = SkipList(self.run_dir, load=not fresh)
 
-    # What a subclass says ------------------------------------------------------------------------
+    # What a subclass provides --------------------------------------------------------------------
 
     @abstractmethod
     def open_data(self) -> Loader:
@@ -93,11 +103,11 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
 
     @abstractmethod
     def build_model(self, resuming: bool) -> nn.Module:
-        """With its first weights, unless a checkpoint's are about to follow."""
+        """With its initial weights, unless a checkpoint's are loaded next."""
 
     @abstractmethod
-    def learn(self, batch: Batch) -> Learned:
-        """One batch forward and backward; of a step's batches, each counts its share."""
+    def forward_backward(self, batch: Batch) -> StepResult:
+        """Adds one micro-batch's share to the gradients."""
 
     @abstractmethod
     def validate(self, log: RunLog) -> None: ...
@@ -105,9 +115,8 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
     def finish_gradients(self) -> None:
         """After the last backward of a step."""
 
-    def update(self) -> None:
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+    def update_others(self, lr: float) -> None:
+        """Step the optimizers of what is trained beside the model."""
 
     def close(self) -> None:
         self.loader.close()
@@ -121,6 +130,11 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
     @property
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.named.values())
+
+    @cached_property
+    def peak(self) -> Peak:
+        """What MFU divides by."""
+        return device_peak(self.device, self.dtype)
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:
@@ -136,130 +150,145 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         """
         recipe, last = self.recipe, min(self.recipe.train.steps, stop_after or sys.maxsize)
         with (
-            Recovery(
-                self.run_dir, self.world, recipe.recovery, recipe.parallel.timeout_s
-            ) as recovery,
-            self.world.watch(recovery.failed),
+            self._supervision() as supervision,
             self._closing(),
-            rare_collections() as collect,
+            collected_between_steps() as collect_garbage,
             self._open_log() as log,
             StopSignals() as stop,
             self._trace(profile) as trace,
         ):
-            self.introduce(log)
+            self.log_start(log)
             if self.step == 0:
                 self._validate(log)
             self.timer.restart()
             stopping = False
             while self.step < last and not stopping:
                 with trace.step(self.step + 1):
-                    record = self._train_step()
-                recovery.completed(self.step, record["ms"], record["bucket"])
-                # Before the save, whose time counts in the step after: a step that has a
+                    metrics = self.train_step()
+                supervision.completed(self.step, metrics["ms"], metrics["bucket"])
+                # Before the save, whose time counts in the next step: a step that has a
                 # checkpoint has its line of metrics too, whenever a crash comes.
-                log.step(self.step, **record)
+                log.step(self.step, **metrics)
                 with self.phase("validate"):
                     self._validate(log)
-                stopping = self._agree(stop.received is not None)
+                stopping, bad_clips = self._sum_over_ranks(stop.received, self.loader.bad_clips)
+                if bad_clips > recipe.data.bad_clip_limit:
+                    self._raise_too_many_bad_clips()
                 if self.step % recipe.checkpoint.every == 0 or self.step == last or stopping:
-                    with self.phase("checkpoint"):
+                    with self.phase("checkpoint", storage=True):
                         self._saving = self._save()
-                collect(self.step)
-            self._conclude(log)
+                collect_garbage(self.step)
+            self._log_end(log)
             if stopping:
-                self._end_early(log, stop.received or signal.SIGTERM)
+                self._exit_on_signal(log, stop.received or signal.SIGTERM)
         return self.step
 
-    def _train_step(self) -> dict[str, Any]:
-        recipe = self.recipe
+    def train_step(self) -> dict[str, Any]:
+        """One optimizer step over `accumulate` micro-batches; returns its line of metrics."""
+        recipe, accumulate = self.recipe, self.recipe.train.accumulate
         lr = learning_rate(recipe.optim, self.step, recipe.train.steps)
-        set_learning_rate(self.optimizer, lr)
-        learned: list[Learned] = []
-        for micro in range(recipe.train.accumulate):
-            parallel.synchronise_gradients(self.model, micro + 1 == recipe.train.accumulate)
-            with self.phase("data"):
-                batch = self.skips.next(self.loader)
-            learned.append(self.learn(batch))
+        results: list[StepResult] = []
+        for micro_step in range(accumulate):
+            with self.phase("data", storage=True):
+                if micro_step == 0:
+                    self.skip_list.advance(self.loader)
+                batch = next(self.loader)
+            parallel.synchronise_gradients(self.model, micro_step + 1 == accumulate)
+            results.append(self.forward_backward(batch))
         with self.phase("optimizer"):
             self.finish_gradients()
             norm = float(parallel.clip_grad_norm(self.named.values(), recipe.optim.clip))
-            metrics = self._judge(learned, norm)
-            self.update()
+            losses = reduce_losses(results, self.world.world, self.data_world)
+            verdict = self.loss_monitor.check(losses, norm, results)
+            if verdict.bad is not None:
+                self._end_run_on_bad_loss(verdict.bad)
+            set_learning_rate(self.optimizer, lr)
+            update_weights_and_ema(self.optimizer, self.ema, self.step + 1)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.update_others(lr)
             self.step += 1
-            if self.ema is not None:
-                self.ema.update(self.step)
+        times = self.timer.lap()
         return {
-            **metrics,
+            **verdict.figures,
             "grad_norm": norm,
             "lr": lr,
-            **speed(learned, self.timer.lap(), self.peak, self.world.world, self.data_world),
+            **throughput(results, times, self.peak, self.world.world, self.data_world),
             "replaced_clips": self.loader.replaced or None,
             "memory_gb": peak_memory_gb(self.device),
         }
 
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        """What is done next, for the step's times, a profile, and whoever waits for this rank."""
-        flight.note(name, step=self.step + 1)
-        return self.timer.phase(name)
+    @contextmanager
+    def phase(self, name: str, *, storage: bool = False) -> Iterator[None]:
+        """Names what runs next: for the step's times, a profile, and ranks waiting for this one.
+
+        The watchdog allows more time for a phase that waits for `storage`.
+        """
+        flight_recorder.note(name, step=self.step + 1, storage=storage)
+        with self.timer.phase(name):
+            yield
+        if storage:
+            flight_recorder.note(f"after {name}")
+
+    def _supervision(self) -> Supervision:
+        recovery = self.recipe.recovery
+        settings = Settings(
+            timeout_s=self.recipe.parallel.timeout_s,
+            storage_timeout_s=recovery.storage_timeout_s,
+            slow_factor=recovery.slow_factor,
+            slow_steps=recovery.slow_steps,
+        )
+        return Supervision(self.world, self.run_dir / "failures", settings)
 
     def _validate(self, log: RunLog) -> None:
         every = self.recipe.validate.every
         if every is not None and self.step % every == 0:
             self.validate(log)
 
-    def _agree(self, wish: bool) -> bool:
-        """Whether any rank wishes to stop: all must do so after the same step. So must they where
-        too many clips are bad, of all that any has met."""
-        if self.world.world == 1:
-            return wish
-        told = torch.tensor([int(wish), len(self.loader.bad_clips)], device=self.device)
-        dist.all_reduce(told)
-        wishes, bad = told.tolist()
-        if bad > self.recipe.data.bad_clip_limit:
-            everyones: list[Any] = [None] * self.world.world
-            dist.all_gather_object(everyones, self.loader.bad_clips)
-            self.loader.check_bad_clips(dict(sorted(x for one in everyones for x in one.items())))
-        return bool(wishes)
+    def _sum_over_ranks(
+        self, received: signal.Signals | None, bad_clips: dict[int, str]
+    ) -> tuple[bool, int]:
+        """Whether any rank received a stop signal, so that all stop after the same step; and the
+        number of bad clips of all ranks."""
+        counts = [int(received is not None), len(bad_clips)]
+        if self.world.world > 1:
+            sums = torch.tensor(counts, device=self.device)
+            dist.all_reduce(sums)
+            counts = sums.tolist()
+        return bool(counts[0]), counts[1]
 
-    # Whether the loss is what it should be -------------------------------------------------------
+    # Ending a run --------------------------------------------------------------------------------
 
-    def _judge(self, learned: list[Learned], norm: float) -> dict[str, Any]:
-        """Mean loss, that of each bin, its score, further figures; ends the run where it is bad."""
-        loss_B = torch.cat([each.loss_B for each in learned])
-        sums = LossByTimestep.sums(torch.cat([each.bin_B for each in learned]), loss_B)
-        means = {"loss": torch.stack([each.loss_B.mean() for each in learned]).mean()}
-        for name in learned[0].figures:
-            means[name] = torch.stack([each.figures[name] for each in learned]).mean()
-        flat = torch.cat((torch.stack(list(means.values())).double(), sums.flatten()))
-        if self.world.world > 1:  # all of it in one exchange
-            dist.all_reduce(flat, op=dist.ReduceOp.SUM)
-            flat /= self.world.world
-        figures = dict(zip(means, flat.float().tolist(), strict=False))
-        loss, sums = figures["loss"], flat[len(means) :].view_as(sums) * self.data_world
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._end_on_bad_loss(
-                f"loss {loss:g}, gradient norm {norm:g}, {blame(learned)}", places(learned)
-            )
-        by_bin, score = self.usual.update(sums)
-        if self.spikes.seen(score, places(learned)):
-            self._end_on_bad_loss(
-                f"loss {loss:g} lies {score:.1f} deviations above what is usual, and "
-                f"did so in {self.recipe.recovery.spike_steps} steps in a row",
-                self.spikes.batches,
-            )
-        return {**figures, self.SCORE: by_bin, f"{self.SCORE}_z": score}
-
-    def _end_on_bad_loss(self, what: str, batches: list[Position]) -> NoReturn:
+    def _end_run_on_bad_loss(self, bad: BadLoss) -> NoReturn:
+        """Nothing is updated; under torchrun the run restarts from its newest checkpoint."""
         self._wait_for_checkpoint()
         advice = "try a lower optim.lr"
         if self.recipe.recovery.skip:
-            self.skips.add(batches, write=self.world.rank == 0)
-            advice = f"from there, {len(batches)} batch(es) will be skipped"
+            self.skip_list.add(bad.positions, write=self.world.rank == 0)
+            advice = f"from there, {len(bad.positions)} batch(es) will be skipped"
         newest = checkpoint.latest(self._checkpoints)
         raise UserError(
-            f"step {self.step + 1}: {what}; nothing was updated. The newest checkpoint is "
+            f"step {self.step + 1}: {bad.reason}; nothing was updated. The newest checkpoint is "
             f"{newest or 'none'}; {advice}"
         )
+
+    def _raise_too_many_bad_clips(self) -> None:
+        """One rank's own are checked with every batch; these are those of all ranks together."""
+        everyones: list[Any] = [self.loader.bad_clips]
+        if self.world.world > 1:
+            everyones = [None] * self.world.world
+            dist.all_gather_object(everyones, self.loader.bad_clips)
+        self.loader.check_bad_clips(dict(sorted(x for one in everyones for x in one.items())))
+
+    def _exit_on_signal(self, log: RunLog, received: signal.Signals) -> NoReturn:
+        # The recipe as it was run, overrides and all: no --fresh, which would set the run aside.
+        log.line(
+            f"stopped by {received.name} after step {self.step}; everything is saved. To resume: "
+            f"{launch_command(self.world.world)} {shlex.quote(str(self.run_dir / 'recipe.yaml'))}"
+        )
+        log.close()
+        if received is signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + received)
 
     # State --------------------------------------------------------------------------------------
 
@@ -277,52 +306,55 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             groups["ema"] = self.ema.tensors
         return groups
 
-    def stored(self, tensors: Tensors) -> Tensors:
-        """As they lie in a checkpoint."""
+    def to_checkpoint_layout(self, tensors: Tensors) -> Tensors:
+        """As they are stored, whatever divides them over ranks here."""
         return tensors
 
-    def take_back(self, tensors: Tensors, stored: Tensors) -> None:
-        """What was loaded into `stored`."""
+    def from_checkpoint_layout(self, tensors: Tensors, loaded: Tensors) -> None:
+        """Copy what was loaded into `to_checkpoint_layout`'s tensors back into these."""
 
     def _save(self) -> checkpoint.Saving:
         return checkpoint.save(
             self._checkpoints,
             self.step,
-            self.stored(self.tensors()),
+            self.to_checkpoint_layout(self.tensors()),
             {
                 "recipe": to_dict(self.recipe),
                 "loader": self.loader.state_dict(),
-                "trainer": {"step": self.step, self.SCORE: self.usual.state_dict()},
+                "trainer": {"step": self.step, self.LOSS_BY_BIN: self.loss_monitor.state_dict()},
             },
             keep_last=self.recipe.checkpoint.keep_last,
             keep_every=self.recipe.checkpoint.keep_every,
+            timeout_s=self.recipe.recovery.storage_timeout_s,
         )
 
     def _resume(self, newest: Path) -> None:
         then = read_recipe(checkpoint.read_objects(newest)["recipe"], [], type(self.recipe))
-        for part in self.SAME:
-            changed = diff(getattr(then, part), getattr(self.recipe, part))
+        for section in self.FIXED_ON_RESUME:
+            changed = diff(getattr(then, section), getattr(self.recipe, section))
             if changed:
                 raise UserError(
-                    f"{newest} was trained with another {part} ({part}.{changed[0]}); resume with "
-                    "the recipe as it was, or pass --fresh to begin a new run beside it"
+                    f"{newest} was trained with another {section} ({section}.{changed[0]}); resume "
+                    "with the recipe as it was, or pass --fresh to start a new run beside it"
                 )
         check_states_fit(newest, then.optim, self.recipe.optim)
         tensors = self.tensors()
-        stored = self.stored(tensors)
-        objects = checkpoint.load(newest, stored)
-        self.take_back(tensors, stored)
+        loaded = self.to_checkpoint_layout(tensors)
+        objects = checkpoint.load(newest, loaded)
+        self.from_checkpoint_layout(tensors, loaded)
         self.loader.load_state_dict(objects["loader"])
         self.step = objects["trainer"]["step"]
-        if self.SCORE in objects["trainer"]:  # older checkpoints have none: they begin again
-            self.usual.load_state_dict(objects["trainer"][self.SCORE])
+        if self.LOSS_BY_BIN in objects["trainer"]:  # older checkpoints have none
+            self.loss_monitor.load_state_dict(objects["trainer"][self.LOSS_BY_BIN])
 
     def _wait_for_checkpoint(self) -> None:
-        """Until the one being written is committed, or has failed."""
+        """Until the checkpoint being written is committed, or has failed."""
+        if self._saving is not None and not self._saving.done():
+            flight_recorder.note("wait for the checkpoint", storage=True)
         while self._saving is not None and not self._saving.done():
             time.sleep(0.01)
 
-    # Beginning and end --------------------------------------------------------------------------
+    # Start and end ------------------------------------------------------------------------------
 
     def _open_log(self) -> RunLog:
         return RunLog(
@@ -340,11 +372,10 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         folder, rank = self.run_dir / "profiles", self.world.rank
         return StepTrace(folder, first=first, last=last, device=self.device, rank=rank)
 
-    def introduce(self, log: RunLog) -> None:
+    def log_start(self, log: RunLog) -> None:
         recipe = self.recipe
         if self.world.rank == 0:
-            (self.run_dir / "recipe.yaml").write_text(dump_yaml(recipe))
-        self.peak = peak(self.device, self.dtype)
+            files.write_text(self.run_dir / "recipe.yaml", dump_yaml(recipe))
         log.line(
             f"{recipe.name}: {self.parameter_count / 1e6:,.1f} M parameters on "
             f"{self.world.world} x {self.device.type} in {str(self.dtype).removeprefix('torch.')}; "
@@ -353,29 +384,19 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         if self.step:
             log.line(f"resumed at step {self.step} of {recipe.train.steps}")
 
-    def _conclude(self, log: RunLog) -> None:
+    def _log_end(self, log: RunLog) -> None:
         if bad := self.loader.bad_clips:
-            log.line(f"{len(bad)} clip(s) could not be read and were passed over")
+            log.line(f"{len(bad)} clip(s) could not be read and were skipped")
         if self.recipe.data.latents is not None:
             log.line(f"latents: cached {self.loader.cached} / computed {self.loader.computed}")
         if self._saving is not None:
+            flight_recorder.note("wait for the last checkpoint", storage=True)
             log.line(f"checkpoint {self._saving.wait()}: {self._saving.summary}")
-
-    def _end_early(self, log: RunLog, received: signal.Signals) -> None:
-        # The recipe as it was run, overrides and all: no --fresh, which would set the run aside.
-        log.line(
-            f"stopped by {received.name} after step {self.step}; everything is saved. To go on: "
-            f"{launch_command(self.world.world)} {shlex.quote(str(self.run_dir / 'recipe.yaml'))}"
-        )
-        log.close()
-        if received is signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + received)
 
     @contextmanager
     def _closing(self) -> Iterator[None]:
         try:
             yield
         finally:
-            self._wait_for_checkpoint()  # until then its ranks talk to each other
+            self._wait_for_checkpoint()  # its ranks communicate until then
             self.close()

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,8 @@ from vidgen.models.mmdit.model import Seams
 from vidgen.models.mmdit.parallel import blocks, split_over
 from vidgen.recipe.schema import ParallelConfig
 from vidgen.runtime import parallel
-from vidgen.runtime.parallel.choose import Rates, Shape, choose
-from vidgen.runtime.parallel.links import measure_rates
+from vidgen.runtime.parallel.arrangement import Arrangement, Shape
+from vidgen.runtime.parallel.bandwidth import arrange
 
 Tensors = dict[str, dict[str, Tensor]]
 
@@ -40,15 +39,14 @@ class Ranks:
         self.data_rank, self.data_world = world.rank // together, world.world // together
         self.context: parallel.ContextGroup | None = None
         self.mesh: DeviceMesh | None = None
-        self._rates: Rates | None = None
+        self._arrangement: Arrangement | None = None
         self._itemsize = dtype.itemsize
         if world.world > 1:
             self.mesh = world.shard_mesh(config.copies, config.tensor)
         if config.context > 1:
             degrees = None if config.ulysses is None else [config.ulysses]
             self.context = world.context_group(config.context, config.tensor, degrees)
-            if config.ulysses is None:
-                self._rates = measure_rates(self.context, world.device, dtype)
+            self._arrangement = arrange(self.context, config.ulysses, world.device, dtype)
 
     @property
     def together(self) -> int:
@@ -62,14 +60,15 @@ class Ranks:
             f"ranks: data {self.data_world} x context {c.context} x tensor {c.tensor}; parameters "
             f"over {self.world.world // (c.copies * c.tensor)} ranks, ZeRO-{c.zero}"
         )
-        if self._rates is None:
+        rates = None if self._arrangement is None else self._arrangement.rates
+        if rates is None:
             return line
         hops, exchanges = (
-            ", ".join(f"{rate / 1e9:.3g} ({degree})" for degree, rate in sorted(rates.items()))
-            for rates in (self._rates.hop, self._rates.exchange)
+            ", ".join(f"{rate / 1e9:.3g} ({degree})" for degree, rate in sorted(by_degree.items()))
+            for by_degree in (rates.hop, rates.exchange)
         )
         return (
-            f"{line}; measured: attention {self._rates.flops / 1e12:.3g} TFLOP/s, GB/s by "
+            f"{line}; measured: attention {rates.flops / 1e12:.3g} TFLOP/s, GB/s by "
             f"neighbours that exchange heads: ring hops {hops}, exchanges {exchanges}"
         )
 
@@ -79,16 +78,13 @@ class Ranks:
             return seams
         return replace(seams, split=split_over(self.context, self.degree, self.config.text))
 
-    @lru_cache(maxsize=1024)  # noqa: B019  there is one of it, as long as the run
     def degree(self, tokens: int) -> int:
         """How many neighbours exchange heads: as configured, or what the measured rates say."""
-        assert self.context is not None
-        if self._rates is None:
-            assert self.config.ulysses is not None
-            return self.config.ulysses
+        assert self._arrangement is not None
         heads = self._model.num_heads // self.config.tensor
-        shape = Shape(1, tokens, heads, self._model.head_dim, self._itemsize)
-        return choose(shape, self.context.size, self.context.degrees, self._rates)
+        return self._arrangement.degree(
+            Shape(1, tokens, heads, self._model.head_dim, self._itemsize)
+        )
 
     def shard(self, model: nn.Module, param_dtype: torch.dtype) -> None:
         """A generator block by block, what is trained beside it as a whole."""
@@ -115,7 +111,7 @@ class Ranks:
             assert self.mesh is not None
             tensor_parallel.sum_norm_gradients(named, self.mesh["tensor"])
 
-    def for_checkpoint(self, tensors: Tensors) -> Tensors:
+    def to_checkpoint_layout(self, tensors: Tensors) -> Tensors:
         """The tensors as they are stored: in the model's order, whatever divides it here."""
         if self.config.tensor == 1:
             return tensors
@@ -125,8 +121,8 @@ class Ranks:
             for group, members in tensors.items()
         }
 
-    def from_checkpoint(self, tensors: Tensors, loaded: Tensors) -> None:
-        """Take back what was loaded into `for_checkpoint`'s tensors."""
+    def from_checkpoint_layout(self, tensors: Tensors, loaded: Tensors) -> None:
+        """Copy what was loaded into `to_checkpoint_layout`'s tensors back into these."""
         if self.config.tensor == 1:
             return
         for group, members in tensors.items():

@@ -4,11 +4,13 @@ from itertools import count
 from pathlib import Path
 
 from vidgen.errors import UserError
+from vidgen.runtime.files import remove_leftovers
 
 
 def make_run_dir(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
     except OSError as error:
         raise UserError(
             f"run_dir {path} cannot be made: {error.strerror}; name another one"

@@ -1,64 +1,49 @@
-"""What a run is judged by on the way: the loss of held-out clips, and videos of fixed prompts.
+"""Validation of a generator: the loss of held-out clips, and videos of fixed prompts.
 
 Clips, noise and timesteps are the same at every validation, so that only the weights differ.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from vidgen.config import to_dict
 from vidgen.data import open_loader
-from vidgen.models.autoencoder import Autoencoder
+from vidgen.models.geometry import Geometry
 from vidgen.models.mmdit import MMDiT
-from vidgen.models.text.encoder import TextEncoder
 from vidgen.recipe.schema import Recipe
-from vidgen.runtime import parallel
-from vidgen.sample import Pipeline
-from vidgen.sample.lazy import Part
+from vidgen.runtime.lazy import Lazy
+from vidgen.sample.output import write_sample
+from vidgen.sample.pipeline import Parts, Pipeline
 from vidgen.sample.request import make_requests
-from vidgen.sample.run import write_sample
-from vidgen.sample.system import System
-from vidgen.train.examples import Example, ExampleMaker
+from vidgen.train.encoders import Encoders
 from vidgen.train.ranks import Ranks
 from vidgen.train.report.log import LOSS
 from vidgen.train.report.validation import Shown, Validation, ValidationPage, step_folder
+from vidgen.train.step import GeneratorStep
 
 
 class Validator:
     """Every rank calls it at the same step: sharded weights are gathered by all."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        world: parallel.World,
-        ranks: Ranks,
-        dtype: torch.dtype,
-        autoencoder: Autoencoder,
-        text: TextEncoder,
-        make_example: ExampleMaker,
+        self, recipe: Recipe, ranks: Ranks, encoders: Encoders, dtype: torch.dtype
     ) -> None:
         self._recipe, self._config = recipe, recipe.validate
-        self._world, self._ranks, self._dtype = world, ranks, dtype
-        self._autoencoder, self._text = autoencoder, text
-        self._make_example = make_example
-        self.show = ValidationPage(recipe, world.rank).show
+        self._world, self._ranks, self._dtype = ranks.world, ranks, dtype
+        self._autoencoder, self._text = encoders.autoencoder, encoders.text
+        self.show = ValidationPage(recipe, ranks.world.rank).show
 
     @torch.no_grad()
-    def __call__(
-        self, step: int, model: MMDiT, sample_losses: Callable[[Example], Tensor]
-    ) -> Validation:
-        model.eval()
+    def __call__(self, step: int, generator: GeneratorStep) -> Validation:
+        generator.model.eval()
         try:
-            losses = self._losses(sample_losses) if self._config.manifest else {}
-            return Validation(LOSS, losses, self._videos(step, model))
+            losses = self._losses(generator) if self._config.manifest else {}
+            return Validation(LOSS, losses, self._videos(step, generator.model))
         finally:
-            model.train()
+            generator.model.train()
 
-    def _losses(self, sample_losses: Callable[[Example], Tensor]) -> dict[str, float]:
+    def _losses(self, generator: GeneratorStep) -> dict[str, float]:
         recipe, config = self._recipe, self._config
         assert config.manifest is not None
         times = config.timesteps
@@ -69,15 +54,13 @@ class Validator:
             rank=self._ranks.data_rank,
             world=self._ranks.data_world,
             device=self._world.device,
-            temporal_step=self._autoencoder.compression[0],
-            causal=self._autoencoder.causal,
-            spatial_multiple=self._autoencoder.compression[1] * recipe.model.patch_size,
+            geometry=Geometry.of(self._autoencoder, recipe.model.patch_size),
         )
         try:
             for _ in range(config.batches):
                 batch = next(loader)
                 for i, t in enumerate(times):
-                    sums[i] += sample_losses(self._make_example(batch, t)).double().mean()
+                    sums[i] += generator.losses(batch, t).double().mean()
         finally:
             loader.close()
         sums /= config.batches
@@ -92,10 +75,8 @@ class Validator:
         if not config.prompts:
             return ()
         pipeline = Pipeline(
-            System.of(to_dict(self._recipe)),
-            Part.of(model),
-            Part.of(self._autoencoder),
-            Part.of(self._text),
+            self._recipe,
+            Parts(Lazy.of(model), Lazy.of(self._autoencoder), Lazy.of(self._text)),
             device=self._world.device,
             dtype=self._dtype,
             source=f"{self._recipe.name} step {step}",

@@ -117,7 +117,6 @@ class Lease {
   // Returns it once `after` and every event noted has come. Without `after` they must have come
   // already: anything else is an error, as a second return is.
   void give_back(std::shared_ptr<Event> after = nullptr);
-  bool given_back() const;
   // Gives its whole pages back to the machine until they are written again; they read as zeros
   // then. Page-locked memory and huge pages stay.
   void drop_pages();

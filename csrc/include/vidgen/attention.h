@@ -66,37 +66,4 @@ struct MergeBackward {
   TensorView grad_lse_b;  // (B, H, M) float32 contiguous
 };
 
-// X(kernel name, argument struct)
-#define VIDGEN_FOR_EACH_ATTENTION_KERNEL(X) \
-  X(attention_forward, AttentionForward)    \
-  X(attention_backward, AttentionBackward)  \
-  X(merge_forward, MergeForward)            \
-  X(merge_backward, MergeBackward)
-
-// Throw std::invalid_argument, naming the tensor, when shapes, types or strides do not fit.
-#define VIDGEN_DECLARE(name, Args) void check(const Args& args);
-VIDGEN_FOR_EACH_ATTENTION_KERNEL(VIDGEN_DECLARE)
-#undef VIDGEN_DECLARE
-
-namespace cpu {
-
-// Each checks its arguments, then runs on at most `threads` threads.
-#define VIDGEN_DECLARE(name, Args) void name(const Args& args, int threads);
-VIDGEN_FOR_EACH_ATTENTION_KERNEL(VIDGEN_DECLARE)
-#undef VIDGEN_DECLARE
-
-}  // namespace cpu
-
-namespace cuda {
-
-struct Launch;  // of vidgen/ops.h
-
-// Each checks its arguments, then launches on the current device; the workspace is in floats.
-#define VIDGEN_DECLARE(name, Args)            \
-  int64_t name##_workspace(const Args& args); \
-  void name(const Args& args, const Launch& launch);
-VIDGEN_FOR_EACH_ATTENTION_KERNEL(VIDGEN_DECLARE)
-#undef VIDGEN_DECLARE
-
-}  // namespace cuda
 }  // namespace vidgen

@@ -54,12 +54,6 @@ class Producer {
   bool is_stream_;
 };
 
-// A part of an open file.
-struct FileRange {
-  int file;
-  std::int64_t offset;
-};
-
 // What lives until a copy is complete: the owner of its source, of its destination.
 using Keep = std::shared_ptr<void>;
 
@@ -71,16 +65,6 @@ class Lane {
                                        const Producer& producer, Lease* lease, Keep keep) = 0;
   // Lets go of what complete copies kept.
   virtual void reap() {}
-};
-
-// A queue of reads and writes of files. A short read, a full disk: the ticket throws.
-class FileLane {
- public:
-  virtual ~FileLane() = default;
-  virtual std::shared_ptr<Ticket> write(FileRange to, const void* source, std::size_t bytes,
-                                        const Producer& producer, Lease* lease, Keep keep) = 0;
-  virtual std::shared_ptr<Ticket> read(void* destination, FileRange from, std::size_t bytes,
-                                       const Producer& producer, Lease* lease, Keep keep) = 0;
 };
 
 // Copies late, in an order a seed decides, without a device. Any number of queues, each first in
@@ -120,7 +104,6 @@ class SimulatedEngine : public std::enable_shared_from_this<SimulatedEngine> {
 
 // `threads` share a large copy.
 std::unique_ptr<Lane> make_simulated_lane(std::shared_ptr<SimulatedEngine> engine, int threads = 1);
-std::unique_ptr<FileLane> make_simulated_file_lane(std::shared_ptr<SimulatedEngine> engine);
 
 // A stream of the device, and its events. stream() is a CUstream.
 class CudaLane : public Lane {
@@ -128,8 +111,5 @@ class CudaLane : public Lane {
   virtual void* stream() const = 0;
 };
 std::unique_ptr<CudaLane> make_cuda_lane(int device);
-
-// Served by a thread of its own. What is still queued when it is destroyed is done first.
-std::unique_ptr<FileLane> make_file_lane(const std::string& name);
 
 }  // namespace vidgen

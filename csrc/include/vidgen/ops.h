@@ -1,4 +1,6 @@
-// The catalogue of kernels: one argument struct for each, the same on the CPU and on the GPU.
+// The list of kernels, VIDGEN_FOR_EACH_KERNEL, and their argument structs, the same on the CPU and
+// on the GPU. A line of the list declares a kernel's check, its CPU and its CUDA function, and
+// binds both for Python; attention's structs are in attention.h.
 //
 // B samples, L tokens, D features, H heads, P = D / 2 rotation pairs of a head, C channels,
 // T frames, H x W pixels. Storage is float32, bfloat16 or float16; arithmetic is float32.
@@ -7,6 +9,7 @@
 // Sums over tokens add the same numbers in the same order whatever the number of threads.
 #pragma once
 
+#include "vidgen/attention.h"
 #include "vidgen/tensor_view.h"
 
 namespace vidgen {
@@ -107,7 +110,7 @@ struct VideoToInput {
 // rounded up or down at random, with the odds that keep the mean: to the nearest, a second moment
 // that changes by a thousandth would never move. The random bits are a hash of (key, place of the
 // element in the whole tensor), so they are the same however the tensor is divided.
-struct AdamwStep {
+struct AdamwForward {
   TensorView param, grad;          // (1, L, D) float32
   TensorView exp_avg, exp_avg_sq;  // (1, L, D), both float32 or both bfloat16
   TensorView average;              // (1, L, D) float32: the moving average of param, or absent
@@ -147,7 +150,11 @@ struct AdamwPlace {
   X(gelu_tanh_backward, GeluTanhBackward)                            \
   X(copy_rows_forward, CopyRows)                                     \
   X(video_to_input_forward, VideoToInput)                            \
-  X(adamw_step, AdamwStep)
+  X(adamw_forward, AdamwForward)                                     \
+  X(attention_forward, AttentionForward)                             \
+  X(attention_backward, AttentionBackward)                           \
+  X(merge_forward, MergeForward)                                     \
+  X(merge_backward, MergeBackward)
 
 // Throw std::invalid_argument, naming the tensor, when shapes, types or strides do not fit.
 #define VIDGEN_DECLARE(name, Args) void check(const Args& args);

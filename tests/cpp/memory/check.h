@@ -31,6 +31,5 @@ void test_queue();
 void test_threads();
 void test_processes();
 void test_cuda_lane();
-void test_file_lane();
 
 }  // namespace vidgen::test

@@ -7,7 +7,6 @@ int main() {
   setenv("VIDGEN_CUDA_DRIVER", FAKE_CUDA_DRIVER, 1);
   test_model();
   test_queue();
-  test_file_lane();
   test_cuda_lane();
   test_threads();
   test_processes();

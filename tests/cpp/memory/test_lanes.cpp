@@ -1,9 +1,4 @@
-// Lanes of files and of a CUDA device, which a library without one stands in for.
-#include <sys/mman.h>
-#include <unistd.h>
-
-#include <cstring>
-#include <system_error>
+// Lanes of a CUDA device, which a library without one stands in for.
 #include <vector>
 
 #include "check.h"
@@ -16,50 +11,11 @@ namespace {
 
 using Bytes = std::vector<unsigned char>;
 
-class TemporaryFile {
- public:
-  TemporaryFile() : number_(memfd_create("test", 0)) {}
-  ~TemporaryFile() { close(number_); }
-  int number() const { return number_; }
-
- private:
-  int number_;
-};
-
 std::shared_ptr<Arena> pinned_arena(std::size_t bytes) {
   return Arena::make({bytes, "arena", true, false, 0, -1});
 }
 
 }  // namespace
-
-void test_file_lane() {
-  const TemporaryFile file;
-  const auto engine = SimulatedEngine::make(3, 0, 0);
-  for (bool simulated : {false, true}) {
-    const auto lane = simulated ? make_simulated_file_lane(engine) : make_file_lane("files");
-    const auto arena = Arena::make({1 << 20, "arena", false, false, 0, -1});
-    auto lease = arena->take(100'000, 4096, 0, "", "here");
-    expect(reinterpret_cast<std::uintptr_t>(lease->data()) % 4096 == 0, "aligned for O_DIRECT");
-    std::fill_n(lease->data(), lease->bytes(), static_cast<unsigned char>(simulated ? 7 : 8));
-    Bytes back(lease->bytes());
-    const auto written = lane->write({file.number(), 12'345}, lease->data(), lease->bytes(),
-                                     Producer::host(), lease.get(), {});
-    const auto other = simulated ? make_simulated_file_lane(engine) : make_file_lane("others");
-    const auto read = other->read(back.data(), {file.number(), 12'345}, back.size(),
-                                  Producer::ticket(written), nullptr, {});
-    lease->give_back(written);
-    read->wait();
-    expect(back == Bytes(back.size(), simulated ? 7 : 8), "what was written is read");
-    const auto beyond =
-        other->read(back.data(), {file.number(), 100'000}, 50'000, Producer::host(), nullptr, {});
-    expect_throws<std::system_error>([&] { beyond->wait(); }, "stopped after 12345");
-    expect(beyond->done(), "a failed read is done");
-    arena->take(100'000, 256, 10, "", "here")->give_back();
-  }
-  expect_throws<std::system_error>(
-      [&] { make_file_lane("bad")->read(nullptr, {12'345, 0}, 1, Producer::host(), nullptr, {}); },
-      "no open file");
-}
 
 void test_cuda_lane() {
   expect_throws<std::runtime_error>([] { make_cuda_lane(1); }, "fake failure (101)");

@@ -17,10 +17,8 @@ from vidgen.data import DataConfig
 from vidgen.data.cache.codec import ClipCodec
 from vidgen.data.cache.encode import encode_manifest
 from vidgen.data.cache.latents import (
-    EncodeCounts,
     LatentCache,
     LatentEntry,
-    content_key,
     facts_of,
     read_settings,
     settings_of,
@@ -28,6 +26,7 @@ from vidgen.data.cache.latents import (
 from vidgen.data.index.manifest import Manifest, write_manifest
 from vidgen.errors import UserError
 from vidgen.models.text.encoder import TextFeatures
+from vidgen.runtime.work import Counts, Progress, content_key
 
 
 class MeanCodec:
@@ -63,9 +62,7 @@ BUCKETS = {"32px": {"5-33": {"batch": 1}}}
 ENCODERS = {"autoencoder": {"kind": "mean"}, "text": {"length": 2}}
 
 
-def encode(
-    manifest: Path, out: Path, codec: MeanCodec | None = None, **changes: Any
-) -> EncodeCounts:
+def encode(manifest: Path, out: Path, codec: MeanCodec | None = None, **changes: Any) -> Counts:
     """As `vidgen encode` does; `changes` of the cache's settings, the codec, or `data`."""
     fields = {"manifest": str(manifest), "buckets": BUCKETS, "workers": 0}
     data = DataConfig(**(fields | changes.pop("data", {})))
@@ -101,8 +98,8 @@ def some(clip_set: Any, tmp_path: Path) -> Path:
 
 def test_every_clip_is_encoded_and_found_again(some: Path, tmp_path: Path) -> None:
     out, codec, seen = tmp_path / "out", MeanCodec(), []
-    counts = encode(some, out, codec, progress=lambda c: seen.append(str(c)))
-    assert counts == EncodeCounts(total=6, computed=6)
+    counts = encode(some, out, codec, progress=lambda c: seen.append(str(c.counts)))
+    assert counts == Counts(total=6, computed=6)
     assert seen[0] == "cached 0 / computed 1"
     assert seen[-1] == "cached 0 / computed 6"
     assert len(entries(out)) == codec.calls == 6
@@ -129,10 +126,10 @@ def test_workers_change_nothing(some: Path, tmp_path: Path) -> None:
     content = {}
     for workers in (0, 3):
         out = tmp_path / f"by-{workers}"
-        seen: list[EncodeCounts] = []
+        seen: list[Progress] = []
         how = {"data": {"workers": workers}, "conditions": ("i2v_tail",)}
         encode(some, out, progress=seen.append, **how)
-        assert [counts.computed for counts in seen] == [1, 2, 3, 4, 5, 6]
+        assert [progress.counts.computed for progress in seen] == [1, 2, 3, 4, 5, 6]
         content[workers] = {path.name: path.read_bytes() for path in entries(out)}
     assert content[0] == content[3]
     names = {path.name for path in entries(tmp_path / "here")}
@@ -140,8 +137,8 @@ def test_workers_change_nothing(some: Path, tmp_path: Path) -> None:
 
 
 def encode_until_killed(rank: int, world: int, folder: Path, manifest: str, out: str) -> None:
-    def kill(counts: EncodeCounts) -> None:
-        if counts.computed == 3:
+    def kill(progress: Progress) -> None:
+        if progress.counts.computed == 3:
             (Path(out) / "00").mkdir(exist_ok=True)
             (Path(out) / "00" / ".half.safetensors.1.tmp").write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
@@ -156,7 +153,7 @@ def test_a_killed_run_goes_on(ranks: Any, some: Path, tmp_path: Path) -> None:
     assert len(kept) == 3
     (half,) = out.rglob("*.tmp")
     os.utime(half, (0, 0))  # long ago
-    assert encode(some, out) == EncodeCounts(total=6, cached=3, computed=3)
+    assert encode(some, out) == Counts(total=6, cached=3, computed=3)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     encode(some, tmp_path / "whole")
     for path in entries(tmp_path / "whole"):
@@ -170,17 +167,17 @@ def test_a_stopped_run_goes_on(some: Path, tmp_path: Path) -> None:
     class Stop(Exception):
         pass
 
-    def stop(counts: EncodeCounts) -> None:
-        if counts.computed == 2:
+    def stop(progress: Progress) -> None:
+        if progress.counts.computed == 2:
             raise Stop
 
     with pytest.raises(Stop):
         encode(some, out, progress=stop)
     first = {path: path.read_bytes() for path in entries(out)}
     assert len(first) == 2
-    assert encode(some, out) == EncodeCounts(total=6, cached=2, computed=4)
+    assert encode(some, out) == Counts(total=6, cached=2, computed=4)
     assert {path: path.read_bytes() for path in first} == first
-    assert encode(some, out) == EncodeCounts(total=6, cached=6)
+    assert encode(some, out) == Counts(total=6, cached=6)
     assert not list(out.rglob("*.tmp"))
 
 
@@ -195,7 +192,7 @@ def test_damaged_entries_are_computed_again(
     empty.write_bytes(b"")
     noise.write_bytes(b"\xff" * 300)
     with caplog.at_level(logging.WARNING):
-        assert encode(some, out) == EncodeCounts(total=6, cached=3, computed=3)
+        assert encode(some, out) == Counts(total=6, cached=3, computed=3)
     assert caplog.text.count("is damaged and counts as missing") == 3
     assert {path: path.read_bytes() for path in entries(out)} == whole
 
@@ -209,7 +206,7 @@ def test_a_changed_clip_or_caption_is_computed_again(
     rows = [dict(row) for row in clip_set.rows[:6]]
     rows[1]["text"] = "another"
     write_manifest(some, rows)
-    assert encode(some, out) == EncodeCounts(total=6, cached=4, computed=2)
+    assert encode(some, out) == Counts(total=6, cached=4, computed=2)
 
 
 @pytest.mark.parametrize(
@@ -239,11 +236,9 @@ def test_ranks_share_the_work(some: Path, tmp_path: Path) -> None:
 
 def test_unreadable_clips_are_counted_then_stop(some: Path, tmp_path: Path) -> None:
     (tmp_path / "3.mp4").write_bytes(b"")
-    assert encode(some, tmp_path / "out") == EncodeCounts(total=6, computed=5, unreadable=1)
+    assert encode(some, tmp_path / "out") == Counts(total=6, computed=5, failed=1)
     (tmp_path / "4.mp4").write_text("no video")
-    with pytest.raises(
-        UserError, match=r"2 clips cannot be read, more than data\.bad_clip_limit=1"
-    ):
+    with pytest.raises(UserError, match=r"2 clips failed, more than data\.bad_clip_limit=1"):
         encode(some, tmp_path / "out", data={"bad_clip_limit": 1})
 
 
@@ -254,7 +249,7 @@ def test_entries_serve_the_conditions_they_were_made_for_and_fewer(
     assert encode(some, out).computed == 6
     first = {path: path.read_bytes() for path in entries(out)}
     both = {"conditions": ("i2v_loop", "v2v_head")}  # 33 frames are too few for the latter
-    assert encode(some, out, **both) == EncodeCounts(total=6, computed=6)
+    assert encode(some, out, **both) == Counts(total=6, computed=6)
     assert encode(some, out, **both).cached == 6
     assert encode(some, out, conditions=("i2v_head",)).cached == 6
     assert encode(some, out).cached == 6
@@ -287,7 +282,7 @@ def test_given_latents_that_are_damaged_are_computed_again(
     assert entry is not None
     short = {"given_head_1": entry.given["given_head_1"][:, :, :1]}
     cache.put(swapped.stem, replace(entry, given=short))
-    assert encode(some, out, **how) == EncodeCounts(total=6, cached=4, computed=2)
+    assert encode(some, out, **how) == Counts(total=6, cached=4, computed=2)
     assert "another checksum" in caplog.text
     assert "given_head_1 as F32 [3, 1, 1, 4]" in caplog.text
     assert {path: path.read_bytes() for path in entries(out)} == whole

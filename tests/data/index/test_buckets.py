@@ -12,12 +12,13 @@ from vidgen.data.config import DataConfig
 from vidgen.data.index.buckets import Bucket, BucketTable, assign, frame_interval
 from vidgen.data.index.manifest import Manifest
 from vidgen.errors import UserError
+from vidgen.models.geometry import Geometry
 
 Make = Callable[[list[dict[str, Any]]], Path]
 
 
-def table(buckets: dict[str, Any], **shape: Any) -> BucketTable:
-    return BucketTable(DataConfig(manifest="m", buckets=buckets), **shape)
+def table(buckets: dict[str, Any], **geometry: Any) -> BucketTable:
+    return BucketTable(DataConfig(manifest="m", buckets=buckets), Geometry(**geometry))
 
 
 def placed(manifest: Path, buckets: BucketTable) -> list[Bucket | None]:
@@ -44,7 +45,7 @@ def test_published_sizes() -> None:
 
 @pytest.mark.parametrize("multiple", [8, 16, 32])
 def test_sides_are_multiples_of_what_is_asked(multiple: int) -> None:
-    for b in table({"300px": {1: {"batch": 1}}}, spatial_multiple=multiple).buckets:
+    for b in table({"300px": {1: {"batch": 1}}}, patch=multiple // 8).buckets:
         assert b.height % multiple == b.width % multiple == 0
         assert 0.8 < b.height * b.width / 300**2 < 1.25
 
@@ -57,7 +58,7 @@ def test_sides_are_multiples_of_what_is_asked(multiple: int) -> None:
         ({"0px": {1: {"batch": 1}}}, "is no resolution"),
         ({"256px": {}}, "data.buckets.256px is empty"),
         ({"256px": {"5-": {"batch": 1}}}, '"5-" is no frame count'),
-        ({"256px": {16: {"batch": 1}}}, r"4k \+ 1, the nearest are 13 and 17"),
+        ({"256px": {16: {"batch": 1}}}, r"4k\+1, the nearest are 13 and 17"),
         ({"256px": {"33-5": {"batch": 1}}}, "33-5 frames"),
         ({"256px": {"5-33": {"batch": 1}, 17: {"batch": 1}}}, "17 frames are listed twice"),
     ],

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidgen.models.autoencoder import latent_grid
 from vidgen.models.block_dct.config import BlockDCTConfig
 from vidgen.models.block_dct.model import GAIN, BlockDCT, dct_matrix, filters
+from vidgen.models.geometry import Geometry
 
 ALL = BlockDCTConfig(luma=8, chroma=8, temporal=4)
 
@@ -36,7 +36,7 @@ def test_the_filters_are_orthonormal(config: BlockDCTConfig) -> None:
 def test_with_every_frequency_nothing_is_lost(frames: int) -> None:
     ae, clip = BlockDCT(ALL), video(frames, batch=2)
     latent = ae.encode(clip, [0, 1])
-    assert latent.shape == (2, ae.latent_channels, *latent_grid(ae, frames, 16, 24))
+    assert latent.shape == (2, ae.latent_channels, *Geometry.of(ae).latent_grid(frames, 16, 24))
     torch.testing.assert_close(ae.decode(latent), clip, atol=1e-5, rtol=0)
 
 

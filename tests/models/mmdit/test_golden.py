@@ -98,11 +98,15 @@ def test_output_loss_and_every_gradient(file: str, implementation: str, tmp_path
             assert error <= bound, f"{name}: off by {error:.2e}, allowed {bound:.2e}"
 
 
-# Inductor takes its time over C++; what the ops must withstand (capture in one graph, without a
-# break, and its joint backward) aot_eager shows as well, so inductor runs once.
+# Inductor's C++ takes long to compile; aot_eager shows as well what the ops must withstand (capture
+# in one graph without a break, and its joint backward), so inductor runs once.
 @pytest.mark.parametrize(
     ("implementation", "backend"),
-    [("reference", "aot_eager"), ("compiled", "aot_eager"), ("reference", "inductor")],
+    [
+        ("reference", "aot_eager"),
+        ("compiled", "aot_eager"),
+        pytest.param("reference", "inductor", marks=pytest.mark.slow),
+    ],
     indirect=["implementation"],
 )
 def test_compiled_by_torch(implementation: str, backend: str) -> None:

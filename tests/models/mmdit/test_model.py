@@ -140,6 +140,7 @@ def test_samples_do_not_see_each_other() -> None:
     torch.testing.assert_close(run(net, alone), run(net, inputs)[1:2])
 
 
+@pytest.mark.slow
 def test_an_uncompiled_and_a_compiled_model_agree() -> None:
     with ops.use("reference"):  # the compiled kernels under torch.compile: test_golden.py
         net = model(cond_embed=True, depth=1, depth_single_blocks=1)

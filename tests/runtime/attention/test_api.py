@@ -69,7 +69,7 @@ def test_output_and_gradients_by_the_error_rule(
     backend: str, q_length: int, k_length: int, dim: int, dtype: torch.dtype
 ) -> None:
     if backend not in serving(dtype=dtype, dim=dim):
-        pytest.skip("does not take it")
+        pytest.skip("have a dtype or a width that their backend does not take")
     given = inputs(q_length, k_length, dim, dtype)
     found = with_gradients(lambda q, k, v: attention(q, k, v, backend=backend), given, dtype)
     eager = with_gradients(lambda q, k, v: defined(q, k, v)[0], given, dtype)
@@ -81,7 +81,7 @@ def test_output_and_gradients_by_the_error_rule(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_the_log_sum_exp_is_wide_and_right(backend: str, dtype: torch.dtype) -> None:
     if backend not in serving(dtype=dtype):
-        pytest.skip("does not take it")
+        pytest.skip("have a dtype or a width that their backend does not take")
     q, k, v, _ = inputs(9, 130, dtype=dtype)
     out, lse = attention(q, k, v, return_lse=True, backend=backend)
     exact_out, exact = defined(q.double(), k.double(), v.double())
@@ -97,7 +97,7 @@ def test_the_log_sum_exp_is_wide_and_right(backend: str, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("backend", NAMES)
 def test_gradients_reach_through_the_log_sum_exp(backend: str, dtype: torch.dtype) -> None:
     if backend not in serving(dtype=dtype, gradient=True, lse=True):
-        pytest.skip("does not take it")
+        pytest.skip("have a dtype or a width that their backend does not take")
     given = inputs(70, 131, dtype=dtype)
 
     def of(function):  # type: ignore[no-untyped-def]

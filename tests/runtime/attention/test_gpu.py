@@ -36,6 +36,10 @@ def test_small_odd_cases(backend: Backend, dtype: torch.dtype) -> None:
                 needs = Needs(DEVICE, dtype, dim, True, lse, frozenset(mask))
                 if backend.refusal(needs) is None and (why := fault(backend, needs)):
                     faults[dim, lse, mask] = why
+        for gradient in (False, True):
+            needs = Needs(DEVICE, dtype, dim, gradient, True, frozenset(), blocks=True)
+            if backend.refusal(needs) is None and (why := fault(backend, needs)):
+                faults[dim, gradient, "blocks"] = why
     assert not faults
 
 

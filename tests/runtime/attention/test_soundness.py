@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidgen.runtime.attention import attention, choice, soundness
-from vidgen.runtime.attention.backends import Needs
+from vidgen.runtime.attention.backends import Needs, Saved
 from vidgen.runtime.attention.soundness import fault
 from vidgen.runtime.attention.table import TABLE
 from vidgen.runtime.attention.torch_backends import MATH, SDPA_FLASH_CPU
@@ -30,6 +30,11 @@ EVERY = [
     for dim in (32, 128)
     for lse in (False, True)
     for mask in (frozenset(), frozenset({"block"}), frozenset({"length", "block"}))
+] + [
+    Needs("cpu", dtype, dim, gradient, True, frozenset(), blocks=True)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    for dim in (32, 128)
+    for gradient in (False, True)
 ]
 
 
@@ -63,6 +68,30 @@ def not_finite(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
 
 def other_shape(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     return out, lse[..., None]
+
+
+def test_a_wrong_backward_over_blocks_is_found() -> None:
+    def local_lse(grad_out: Tensor, saved: Saved, scale: float) -> Any:
+        """As if the block were the whole row."""
+        assert SDPA_FLASH_CPU.forward is not None
+        assert SDPA_FLASH_CPU.backward is not None
+        out, lse, _ = SDPA_FLASH_CPU.forward(saved.q, saved.k, saved.v, scale)
+        return SDPA_FLASH_CPU.backward(grad_out, saved._replace(out=out, lse=lse), scale)
+
+    needs = Needs("cpu", torch.float32, 64, True, True, frozenset(), blocks=True)
+    assert "grad_q is off by" in fault(replace(SDPA_FLASH_CPU, block_backward=local_lse), needs)
+
+
+def test_only_backends_with_a_backward_given_the_lse_serve_blocks() -> None:
+    needs = Needs("cuda", torch.bfloat16, 64, True, True, frozenset(), blocks=True)
+    able = {b.name for b in TABLE if b.block_backward is not None}
+    assert able == {
+        *("native", "sdpa_flash_cpu", "sdpa_flash", "sdpa_efficient", "cudnn", "math"),
+        *("flash2", "flash3", "flash4"),
+    }
+    refused = "has no backward that takes the log-sum-exp of a whole row"
+    (flex,) = (b for b in TABLE if b.name == "flex")
+    assert flex.refusal(needs) == refused
 
 
 @pytest.mark.parametrize(

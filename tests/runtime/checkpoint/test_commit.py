@@ -321,3 +321,19 @@ def test_every_step_is_durable_before_the_next(
         "sync root",
         "remove .step-1.removing",
     ]
+
+
+def test_a_run_its_checkpoints_or_a_step_mean_the_same_step(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert checkpoint.find_step(run) is None
+    for step in (5, 10):
+        save(run / "checkpoints", step)
+    newest = run / "checkpoints" / "step-000000010"
+    assert checkpoint.find_step(run) == newest
+    assert checkpoint.find_step(str(run / "checkpoints")) == newest
+    assert checkpoint.find_step(newest) == newest
+    older = run / "checkpoints" / "step-000000005"
+    assert checkpoint.find_step(older) == older
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"")
+    assert checkpoint.find_step(weights) is None

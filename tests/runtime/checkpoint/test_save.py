@@ -116,7 +116,6 @@ def test_a_failure_nobody_heard_of_is_reported_at_the_end(tmp_path: Path) -> Non
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_what_is_enqueued_before_save_is_in_it_and_what_after_is_not(
     tmp_path: Path,
 ) -> None:

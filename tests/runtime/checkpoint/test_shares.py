@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vidgen.runtime.checkpoint.layout import Box
-from vidgen.runtime.checkpoint.shares import Share, divide, held
+from vidgen.runtime.checkpoint.shares import Share, held, shares_to_write
 
 
 def share(name: str, shape: tuple[int, ...], start: int, rows: int) -> Share:
@@ -14,7 +14,7 @@ def share(name: str, shape: tuple[int, ...], start: int, rows: int) -> Share:
 def test_what_all_hold_is_written_once_and_spread_by_size() -> None:
     sizes = {"a": 100, "b": 60, "c": 50, "d": 10, "e": 0}
     shares = list(held({"model": {name: torch.zeros(n, 2) for name, n in sizes.items()}}))
-    divided = [divide([shares] * 2, rank) for rank in range(2)]
+    divided = [shares_to_write([shares] * 2, rank) for rank in range(2)]
     assert sorted(s.name for part in divided for s in part) == sorted(sizes)
     loads = [sum(s.size for s in part) for part in divided]
     assert max(loads) - min(loads) <= 10 * 2 * 4
@@ -25,7 +25,7 @@ def test_parts_are_written_by_those_who_hold_them_and_copies_once() -> None:
     low, high = share("w", (5, 2), 0, 3), share("w", (5, 2), 3, 2)
     empty = share("w", (5, 2), 5, 0)
     listings = [[low], [high], [low], [high, empty]]
-    divided = [divide(listings, rank) for rank in range(4)]
+    divided = [shares_to_write(listings, rank) for rank in range(4)]
     assert sorted(s.box.start for part in divided for s in part) == [(0, 0), (3, 0)]
     for part, own in zip(divided, listings, strict=True):
         assert set(part) <= set(own)
@@ -33,7 +33,7 @@ def test_parts_are_written_by_those_who_hold_them_and_copies_once() -> None:
 
 def test_what_one_rank_holds_does_not_have_to_wait_its_turn() -> None:
     alone, common = share("alone", (90, 1), 0, 90), share("common", (100, 1), 0, 100)
-    assert divide([[alone, common], [common]], 1) == [common]
+    assert shares_to_write([[alone, common], [common]], 1) == [common]
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_what_one_rank_holds_does_not_have_to_wait_its_turn() -> None:
 )
 def test_ranks_that_disagree_are_refused(listings: list[list[Share]], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        divide(listings, 0)
+        shares_to_write(listings, 0)
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,6 @@ def test_leases_never_overlap_and_nothing_is_lost(actions: list[int], seed: int)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_memory_is_page_locked_once() -> None:
     arena = Arena(1 << 20)
     lease = arena.lease(4096)
@@ -199,17 +198,13 @@ def test_memory_is_page_locked_once() -> None:
     arena.close()
 
 
-def test_seen_without_a_copy_by_torch_numpy_and_dlpack() -> None:
+def test_seen_without_a_copy_by_torch_and_numpy() -> None:
     arena = Arena(4096, pinned=False)
     lease = arena.lease(24)
     lease.tensor((2, 3), torch.float32).copy_(torch.arange(6.0).view(2, 3))
     assert lease.numpy((6,), np.float32).tolist() == [0, 1, 2, 3, 4, 5]
     lease.numpy((3, 2), np.float32)[2, 1] = 9
     assert lease.tensor((6,), torch.float32)[5] == 9
-    tensor, array = torch.from_dlpack(lease), np.from_dlpack(lease)
-    assert tensor.data_ptr() == array.ctypes.data == lease.pointer
-    assert tensor.shape == array.shape == (24,)
-    del tensor, array
     assert lease.tensor((12,), torch.bfloat16).dtype == torch.bfloat16
     assert lease.tensor((0, 3)).shape == (0, 3)
     lease.give_back()

@@ -9,7 +9,7 @@ from vidgen.runtime.memory.block_memory import (
     BlockMemory,
     Choice,
     arrange,
-    choose,
+    choose_blocks,
     weigh,
 )
 
@@ -19,7 +19,7 @@ FAST = 200 / 5e-3  # a block's activations in half its forward pass
 
 def pick(count: int, device: int, **changes: float) -> Choice:
     options = {"host_limit": 10**9, "bytes_per_s": FAST} | changes
-    return choose([BLOCK] * count, device_limit=device, **options)  # type: ignore[arg-type]
+    return choose_blocks([BLOCK] * count, device_limit=device, **options)  # type: ignore[arg-type]
 
 
 def test_with_room_everything_is_kept() -> None:
@@ -84,7 +84,7 @@ def test_close_to_the_best_of_all_choices() -> None:
         ways = itertools.product(BlockMemory, repeat=3)
         weighed = (weigh(costs, [*way, BlockMemory.KEEP], rate) for way in ways)
         best = min(found.added_s for found in weighed if found.device_bytes <= limit)
-        found = choose(costs, device_limit=limit, host_limit=10**9, bytes_per_s=rate)
+        found = choose_blocks(costs, device_limit=limit, host_limit=10**9, bytes_per_s=rate)
         assert found.device_bytes <= limit
         assert found.added_s >= best - 1e-12
         ratios.append((found.added_s - best) / sum(cost.forward_s for cost in costs))
@@ -94,7 +94,7 @@ def test_close_to_the_best_of_all_choices() -> None:
 
 def test_ways_that_cannot_run_are_not_chosen() -> None:
     ways = [how for how in BlockMemory if not how.keeps_products]
-    found = choose(
+    found = choose_blocks(
         [BLOCK] * 8, device_limit=300, host_limit=10**9, bytes_per_s=110 / 10e-3, allowed=ways
     )
     assert found.device_bytes <= 300

@@ -145,7 +145,6 @@ def test_a_cuda_lane_refuses_a_simulated_engine() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_there_and_back_on_cuda() -> None:
     arena, lane = Arena(1 << 24), Lane("cuda")
     up, down = arena.lease(1 << 22), arena.lease(1 << 22)

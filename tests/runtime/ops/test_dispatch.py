@@ -4,6 +4,7 @@ import torch
 from vidgen.errors import UserError
 from vidgen.runtime import native, ops
 from vidgen.runtime.ops import dispatch
+from vidgen.runtime.ops.catalogue import OPS, Op
 
 X = torch.randn(1, 2, 4)
 V = torch.randn(1, 4)
@@ -57,9 +58,17 @@ def test_without_the_extension_the_reference_runs(monkeypatch):
         dispatch._why_not_compiled.cache_clear()
 
 
+def test_an_op_without_a_triton_version_says_so(monkeypatch):
+    monkeypatch.setitem(OPS, "modulate", Op(triton=False))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert dispatch.why_not("modulate", "triton", "cpu", torch.float32) == (
+        "it has no Triton version"
+    )
+
+
 def test_table_has_one_choice_for_every_op():
     rows = ops.table()
-    for op in dispatch.OPS:
+    for op in OPS:
         mine = [row for row in rows if row.op == op and row.device == "cpu"]
         assert [row.implementation for row in mine] == ["reference", "compiled", "triton"]
         assert sum(row.chosen for row in mine) == 1

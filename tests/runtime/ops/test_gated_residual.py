@@ -80,3 +80,14 @@ def test_wrong_shape_is_named(kernel_laws):
     x, y, gate = inputs((2, 5, 9), torch.float32)
     with pytest.raises(ValueError, match=r"y: has shape \(2, 4, 9\), expected \(2, 5, 9\)"):
         ops.gated_residual(x, y[:, :4], gate)
+
+
+def test_a_large_result_has_the_bits_of_its_parts(kernel_laws, dtype):
+    """Kernels may store more than 16 MiB past the caches."""
+    tokens = (20 << 20) // (1040 * dtype.itemsize)
+    x, y = (torch.randn(1, tokens, 1040).to(dtype) for _ in range(2))
+    gate = torch.randn(1, 1040).to(dtype)
+    whole = ops.gated_residual(x, y, gate)
+    half = tokens // 2
+    parts = [ops.gated_residual(x[:, p], y[:, p], gate) for p in (slice(half), slice(half, None))]
+    assert torch.equal(whole, torch.cat(parts, dim=1))

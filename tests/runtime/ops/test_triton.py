@@ -1,4 +1,4 @@
-"""Runs the other files' tests of the Triton kernels, under Triton's interpreter."""
+"""Runs the tests of the Triton kernels in other files under Triton's interpreter."""
 
 import os
 import re
@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
+FILES = (Path(__file__).parent, Path(__file__).parents[1] / "attention" / "test_merge.py")
 
+
+@pytest.mark.slow
 def test_kernels_under_the_interpreter():
     pytest.importorskip("triton", reason="triton is not installed")
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("the interpreter's own process")
     command = [sys.executable, "-m", "pytest", "-k", "triton", "-p", "no:cacheprovider", "-x"]
     result = subprocess.run(
-        [*command, str(Path(__file__).parent)],
+        [*command, *map(str, FILES)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

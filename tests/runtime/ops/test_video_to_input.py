@@ -83,3 +83,15 @@ def test_wrong_input_is_named():
         ops.video_to_input(torch.zeros(1, 2, 4, 4, 3), 0.5, 0.5, torch.float32)
     with pytest.raises(ValueError, match="2 values of std for 3 channels"):
         ops.video_to_input(frames((1, 2, 4, 4, 3)), 0.5, [0.5, 0.5], torch.float32)
+
+
+@pytest.mark.parametrize("width", [64, 96, 77])
+def test_a_large_result(kernel_laws, dtype, width):
+    """Kernels may store more than 16 MiB past the caches, and look pixels up in registers."""
+    count = (18 << 20) // (3 * 128 * width * dtype.itemsize) + 1
+    u8, flip = frames((2, -(-count // 2), 128, width, 3)), torch.tensor([True, False])
+    mean, std = (0.1, 0.5, 0.9), (0.3, 0.5, 0.7)
+    found = ops.video_to_input(u8, mean, std, dtype, flip)
+    assert found.nbytes > 16 << 20
+    with ops.use("reference"):
+        assert torch.equal(found, ops.video_to_input(u8, mean, std, dtype, flip))

@@ -18,7 +18,7 @@ from vidgen.recipe.schema import Recipe
 from vidgen.runtime import checkpoint
 from vidgen.train.autoencoder.trainer import AutoencoderTrainer
 from vidgen.train.report.metrics import read_metrics
-from vidgen.train.supervise.recovery import Skips
+from vidgen.train.supervise.recovery import SkipList
 
 ROOT = Path(__file__).parents[3]
 SMALL = {
@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_rows(
         trainer.model.decoder.project_out.bias.fill_(float("nan"))
     with pytest.raises(UserError, match=r"step 1: loss nan.*manifest row\(s\).*will be skipped"):
         trainer.run()
-    assert Skips(tmp_path / "run").positions == {(0, 0)}
+    assert SkipList(tmp_path / "run").positions == {(0, 0)}
 
 
 def test_validation_without_clips_is_refused(manifest: Path, tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidgen.models.dinov2 import DINOv2
+from vidgen.models.geometry import Geometry
 from vidgen.models.mmdit import PRESETS, MMDiT, Seams
 from vidgen.models.mmdit.parallel import split_over
 from vidgen.recipe.schema import AlignmentConfig, OptimConfig, ParallelConfig
 from vidgen.runtime.parallel import World
-from vidgen.train.objectives.alignment import Alignment, frames_behind
+from vidgen.train.objectives.alignment import Alignment
 from vidgen.train.ranks import Ranks
 
 pytest.importorskip("transformers", reason="the text extra is not installed")
@@ -102,7 +103,7 @@ def test_every_frame_stands_behind_one_latent(
     causal: bool, frames: int, spans: list[tuple[int, int]]
 ) -> None:
     ae = Compression(causal)
-    found = [frames_behind(ae, latent, frames) for latent in range(len(spans))]
+    found = [Geometry.of(ae).frames_behind(latent, frames) for latent in range(len(spans))]
     assert [(span.start, span.stop) for span in found] == spans
 
 
@@ -127,7 +128,7 @@ def test_the_loss_is_minus_the_cosine_to_each_tokens_features(
     for sample in range(2):
         cosines = []
         for latent in range(grid[0]):
-            behind = pixels[sample, frames_behind(ae, latent, frames)]
+            behind = pixels[sample, Geometry.of(ae).frames_behind(latent, frames)]
             wanted = torch.stack([dinov2(frame[None], *grid[1:])[0] for frame in behind]).mean(0)
             cosines.append(F.cosine_similarity(projected[sample, latent], wanted, dim=-1))
         expected = -torch.stack(cosines).mean()

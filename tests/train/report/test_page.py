@@ -3,51 +3,15 @@
 import base64
 import io
 import re
-from html.parser import HTMLParser
 
 import pytest
 
+from tests.page.parser import Page
 from vidgen.errors import UserError
 from vidgen.page.charts import Mark
+from vidgen.page.videos import SHOWN
 from vidgen.train.report.log import RunLog
-from vidgen.train.report.page import SHOWN_VIDEOS, Adherence, VideoEntry, write_report
-
-VOID = {"meta", "link", "br", "hr", "img", "input"}
-
-
-class Page(HTMLParser):
-    """Collects elements and text, and fails on a tag closed out of order or left open."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements = []
-        self.open = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        assert not self.open, f"left open: {self.open}"
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("style", "script"):
-            self.text += data
-
-    def all(self, tag, **attributes):
-        return [
-            found
-            for name, found in self.elements
-            if name == tag and all(found.get(k) == v for k, v in attributes.items())
-        ]
+from vidgen.train.report.page import Adherence, VideoEntry, write_report
 
 
 def train(run_dir, steps=40, **extra):
@@ -156,9 +120,9 @@ def test_videos_are_embedded_beside_prompt_and_verdict(run_dir):
 
 
 def test_many_videos_unfold(run_dir):
-    videos = [video(run_dir, f"{i}.mp4") for i in range(SHOWN_VIDEOS + 5)]
+    videos = [video(run_dir, f"{i}.mp4") for i in range(SHOWN + 5)]
     page = report(run_dir, videos=videos)
-    assert len(page.all("video")) == SHOWN_VIDEOS + 5
+    assert len(page.all("video")) == SHOWN + 5
     assert "Show the other 5" in page.text
     assert "right in everything" not in page.text  # nothing was judged
 
@@ -168,7 +132,7 @@ def test_judge_table_shows_the_control_beside(run_dir):
     assert "99.8%" in page.text  # not rounded up to a full score
     assert "at least 95%" in page.text
     assert "Control" in page.text
-    assert len(page.all("td", **{"class": "control"})) == 1
+    assert len(page.all("td", **{"class": "control"})) == 2  # one of them empty
     widths = [i["style"] for i in page.all("i") if "style" in i]
     assert "width:25.0%" in widths
 

@@ -6,17 +6,18 @@ import statistics
 import sys
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vidgen.cli.main import main
+from vidgen.data.loader import Batch
 from vidgen.train import Trainer
-from vidgen.train.examples import Example
+from vidgen.train.step_result import StepResult
 
 fault, arguments = sys.argv[1], sys.argv[2:]
-whole_step, whole_losses = Trainer._train_step, Trainer.sample_losses
+whole_step, whole_backward = Trainer.train_step, Trainer.forward_backward
+whole_save = Trainer._save
 first_start = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 here = fault != "none" and first_start and os.environ["RANK"] == "1"
 
@@ -41,12 +42,21 @@ def step_with_fault(trainer: Trainer) -> Any:
     return result
 
 
-def losses_with_fault(trainer: Trainer, example: Example) -> torch.Tensor:
-    losses = whole_losses(trainer, example)
-    return losses * float("nan") if here and fault == "nan" and trainer.step == 24 else losses
+def save_with_fault(trainer: Trainer) -> Any:
+    if here and trainer.step == 24 and fault == "storage":
+        time.sleep(40)
+    return whole_save(trainer)
 
 
-Trainer._train_step = step_with_fault  # type: ignore[method-assign]
-Trainer.sample_losses = losses_with_fault  # type: ignore[method-assign]
+def backward_with_fault(trainer: Trainer, batch: Batch) -> StepResult:
+    result = whole_backward(trainer, batch)
+    if here and trainer.step == 24 and fault == "nan":
+        return replace(result, loss_B=result.loss_B * float("nan"))
+    return result
+
+
+Trainer._save = save_with_fault  # type: ignore[method-assign]
+Trainer.train_step = step_with_fault  # type: ignore[method-assign]
+Trainer.forward_backward = backward_with_fault  # type: ignore[method-assign]
 assert Path(arguments[0]).exists()
 sys.exit(main(["train", *arguments]))

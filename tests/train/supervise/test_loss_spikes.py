@@ -58,7 +58,7 @@ def test_what_is_saved_goes_on() -> None:
 def test_a_spike_must_last(z: float | None, ends: bool) -> None:
     spikes = Spikes(RecoveryConfig(spike_z=z, spike_steps=2))
     scores = [None, 9.0, 0.0, 9.0]
-    assert not any(spikes.seen(score, [(0, i)]) for i, score in enumerate(scores))
-    assert spikes.seen(9.0, [(0, 4)]) is ends
+    assert not any(spikes.sustained(score, [(0, i)]) for i, score in enumerate(scores))
+    assert spikes.sustained(9.0, [(0, 4)]) is ends
     if ends:
-        assert spikes.batches == [(0, 3), (0, 4)]
+        assert spikes.positions == [(0, 3), (0, 4)]

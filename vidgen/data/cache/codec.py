@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vidgen.data.cache.entries import ABSENT, EntryRequest, Layout
-from vidgen.data.cache.latents import TENSORS, LatentCache, LatentEntry, content_key, log_damage
+from vidgen.data.cache.latents import TENSORS, LatentCache, LatentEntry
 from vidgen.data.config import DataConfig
 from vidgen.data.index.buckets import Bucket, frame_interval
 from vidgen.data.index.manifest import Clip
@@ -20,13 +20,13 @@ from vidgen.data.read.video import ClipRequest
 from vidgen.diffusion.conditions import Piece, all_parts, caption, cut_piece, piece_name
 from vidgen.diffusion.config import ConditionName
 from vidgen.errors import UserError
-from vidgen.models.autoencoder import Autoencoder, latent_grid
+from vidgen.models.autoencoder import Autoencoder
+from vidgen.models.geometry import Geometry
 from vidgen.models.text.encoder import TextEncoder
-from vidgen.runtime import ops
+from vidgen.runtime import dtypes, ops
 from vidgen.runtime.loader.feed import Filling
 from vidgen.runtime.loader.processes import Lost
-
-_DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+from vidgen.runtime.work import content_key, log_damage
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,9 @@ class ClipCodec:
         }
 
     def layout(self, bucket: Bucket) -> Layout:
-        ae, text, dtype = self._autoencoder, self._text, _DTYPES[self._dtype]
-        grid = latent_grid(ae, bucket.frames, bucket.height, bucket.width)
+        ae, text, dtype = self._autoencoder, self._text, dtypes.names()[self._dtype]
+        geometry = Geometry.of(ae)
+        grid = geometry.latent_grid(bucket.frames, bucket.height, bucket.width)
         shapes = (
             (ae.latent_channels, *grid),
             (text.length, text.token_width),
@@ -100,7 +101,10 @@ class ClipCodec:
             (
                 piece_name(piece),
                 dtype,
-                (ae.latent_channels, *latent_grid(ae, piece[1], bucket.height, bucket.width)),
+                (
+                    ae.latent_channels,
+                    *geometry.latent_grid(piece[1], bucket.height, bucket.width),
+                ),
             )
             for piece in self._pieces(bucket.frames)
         )

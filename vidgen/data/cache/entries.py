@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from vidgen.runtime.crc32c import crc32c
+from vidgen.runtime.dtypes import SIZES
 
 _HEADER_MOST = 1 << 20  # bytes; ours are a few KiB
-_ITEMSIZE = {"BF16": 2, "F16": 2, "F32": 4}
 ABSENT = "is not there"
 
 
@@ -29,7 +29,7 @@ class Layout:
 
     def places(self) -> dict[str, slice]:
         """Bytes of each."""
-        sizes = [math.prod(shape) * _ITEMSIZE[dtype] for _, dtype, shape in self.tensors]
+        sizes = [math.prod(shape) * SIZES[dtype] for _, dtype, shape in self.tensors]
         ends = pairwise(accumulate(sizes, initial=0))
         return {name: slice(*place) for (name, *_), place in zip(self.tensors, ends, strict=True)}
 

@@ -9,6 +9,7 @@ import numpy as np
 from vidgen.data.config import BucketConfig, DataConfig
 from vidgen.data.index.manifest import Manifest
 from vidgen.errors import UserError
+from vidgen.models.geometry import DEFAULT, Geometry
 
 # Width to height; each also upright.
 _RATIOS = (1.0, 4 / 3, 3 / 2, 8 / 5, 16 / 9, 1.85, 2.0, 2.39)
@@ -37,23 +38,12 @@ class Shelf:
 
 
 class BucketTable:
-    def __init__(
-        self,
-        cfg: DataConfig,
-        *,
-        temporal_step: int = 4,
-        causal: bool = True,
-        spatial_multiple: int = 16,
-    ) -> None:
-        """Frame counts are 1 and `temporal_step` k (+ 1 where `causal`), as the autoencoder needs;
-        sides are multiples of `spatial_multiple`."""
+    def __init__(self, cfg: DataConfig, geometry: Geometry = DEFAULT) -> None:
+        """Frame counts and sides are those that make whole latents and tokens."""
         self.fps_max = cfg.fps_max
         self._tokens = cfg.tokens
-        self._steps_of_token = temporal_step, causal, spatial_multiple
-        shelves = [
-            _shelf(name, table, temporal_step, causal, spatial_multiple)
-            for name, table in cfg.buckets.items()
-        ]
+        self._geometry = geometry
+        shelves = [_shelf(name, table, geometry) for name, table in cfg.buckets.items()]
         if not shelves:
             raise UserError("data.buckets is empty; expected e.g. {256px: {1: {batch: 8}}}")
         self.shelves = sorted(shelves, key=lambda shelf: -shelf.area)
@@ -86,10 +76,7 @@ class BucketTable:
 
     def tokens(self, bucket: Bucket) -> int:
         """Video tokens of one clip."""
-        step, causal, multiple = self._steps_of_token
-        extra = 1 if causal else 0
-        frames = max(1, (bucket.frames - extra) // step + extra)
-        return frames * (bucket.height // multiple) * (bucket.width // multiple)
+        return self._geometry.tokens(bucket.frames, bucket.height, bucket.width)
 
     def describe(self) -> list[list[object]]:
         """Everything that decides which clip goes where, in JSON's types: to be hashed."""
@@ -159,18 +146,16 @@ def assign(table: BucketTable, manifest: Manifest, chances: np.ndarray | None) -
     return Assignment(found, left_out)
 
 
-def _shelf(
-    name: str, table: dict[str, BucketConfig], step: int, causal: bool, multiple: int
-) -> Shelf:
+def _shelf(name: str, table: dict[str, BucketConfig], geometry: Geometry) -> Shelf:
     try:
         area, ratio = parse_resolution(name)
     except UserError as error:
         raise UserError(f"data.buckets: {error}") from None
     ratios = [ratio] if ratio is not None else [*_RATIOS, *(1 / ratio for ratio in _RATIOS)]
-    shapes = dict.fromkeys(shape_of(area, ratio, multiple) for ratio in ratios)
+    shapes = dict.fromkeys(shape_of(area, ratio, geometry.side) for ratio in ratios)
     frames: dict[int, BucketConfig] = {}
     for key, bucket in table.items():
-        for count in _frame_counts(name, key, step, causal):
+        for count in _frame_counts(name, key, geometry):
             if count in frames:
                 raise UserError(f"data.buckets.{name}: {count} frames are listed twice")
             frames[count] = bucket
@@ -206,24 +191,18 @@ def shape_of(area: float, ratio: float, multiple: int) -> tuple[int, int]:
     return nearest(math.sqrt(area / ratio)), nearest(math.sqrt(area * ratio))
 
 
-def _frame_counts(resolution: str, key: str, step: int, causal: bool) -> list[int]:
+def _frame_counts(resolution: str, key: str, geometry: Geometry) -> list[int]:
     """Of "33" or "5-33"."""
     where = f"data.buckets.{resolution}"
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", key)
     if match is None:
         raise UserError(f'{where}: "{key}" is no frame count; expected e.g. 33 or 5-33')
     low, high = int(match[1]), int(match[2] or match[1])
-    extra = 1 if causal else 0
-    least = (
-        step + 1 if causal else 2 * step if step > 1 else 1
-    )  # see models.autoencoder.latent_grid
-    valid = [n for n in range(low, high + 1) if n == 1 or (n >= least and (n - extra) % step == 0)]
+    valid = [frames for frames in range(low, high + 1) if geometry.takes(frames)]
     if not valid:
-        below = (low - extra) // step * step + extra
-        above = max(below + step, least)
-        form = f"1 or {step}k + {extra}" if causal else f"1 or a multiple of {step} from {least} on"
+        below, above = geometry.nearest_frames(low)
         raise UserError(
-            f"{where}: {key} frames; this autoencoder takes {form}, the nearest are "
-            f"{below if below >= least else 1} and {above}"
+            f"{where}: {key} frames; this autoencoder takes {geometry.frame_form}, the nearest are "
+            f"{below} and {above}"
         )
     return valid

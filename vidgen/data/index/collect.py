@@ -13,11 +13,10 @@ from typing import Any
 
 from vidgen.data.packages import pyarrow, pyav
 from vidgen.data.read.packets import BadClip
-from vidgen.data.read.video import probe
+from vidgen.data.read.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, probe
 from vidgen.errors import UserError
+from vidgen.runtime import files
 
-VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 _MOTION = ("motion", "score_vmafmotion")
 
 
@@ -69,7 +68,10 @@ def collect(
 
 
 def write_left_out(path: Path, bad: Sequence[tuple[Path, str]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with (
+        files.replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["path", "why"])
         writer.writerows([[str(clip), why] for clip, why in bad])
@@ -101,22 +103,21 @@ def _look(clip: Listed) -> dict[str, Any] | str:
 
 
 def _from_folder(folder: Path) -> list[Listed]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (*VIDEOS, *IMAGES))
-    if not files:
-        raise UserError(
-            f"{folder} holds no clips: files that end in {', '.join((*VIDEOS, *IMAGES))}"
-        )
-    silent = [path for path in files if not path.with_suffix(".txt").is_file()]
+    suffixes = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
+    clips = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    if not clips:
+        raise UserError(f"{folder} holds no clips: files that end in {', '.join(suffixes)}")
+    silent = [path for path in clips if not path.with_suffix(".txt").is_file()]
     if silent:
         raise UserError(
-            f"{len(silent)} of {len(files)} clips in {folder} have no caption beside them; the "
+            f"{len(silent)} of {len(clips)} clips in {folder} have no caption beside them; the "
             f"first is {silent[0]}, whose caption belongs into {silent[0].with_suffix('.txt').name}"
             " (or name clips and captions in a CSV with the columns path and text)"
         )
-    for one, other in pairwise(files):
+    for one, other in pairwise(clips):
         if one.with_suffix("") == other.with_suffix(""):
             raise UserError(f"{one} and {other.name} have one caption for both; rename one of them")
-    return [Listed(path, _caption(path.with_suffix(".txt"))) for path in files]
+    return [Listed(path, _caption(path.with_suffix(".txt"))) for path in clips]
 
 
 def _caption(path: Path) -> str:

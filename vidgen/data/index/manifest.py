@@ -12,6 +12,7 @@ import numpy as np
 
 from vidgen.data.packages import pyarrow
 from vidgen.errors import UserError
+from vidgen.runtime import files
 
 _TEXT = ("path", "text")
 _NUMBERS = {"num_frames": np.int32, "height": np.int32, "width": np.int32}
@@ -131,13 +132,8 @@ def write_manifest(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any
         name: arrow.array([row.get(name) for row in rows], type=types.get(name))
         for name in (*_REQUIRED, *extra)
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        arrow.parquet.write_table(arrow.table(columns), partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with files.replacing(path) as temporary:
+        arrow.parquet.write_table(arrow.table(columns), temporary)
 
 
 def _numbers(path: Path, table: Any, name: str) -> np.ndarray:

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """One rank's share of one micro-step."""
 
     step: Step
@@ -51,7 +51,7 @@ class Reader:
         self._kept: dict[ClipRequest, np.ndarray] = {}
         self._room = cfg.cache_bytes
 
-    def fill(self, plan: Plan, sample: int, out: np.ndarray) -> Filling[Sample]:
+    def fill(self, plan: BatchPlan, sample: int, out: np.ndarray) -> Filling[Sample]:
         """`out` is (T, H, W, 3)."""
         passed: dict[int, str] = {}
         for clip in self._candidates(plan, sample, passed):
@@ -67,7 +67,7 @@ class Reader:
             self._pass_over(clip, answer.reason if isinstance(answer, Lost) else answer, passed)
         raise none_can_be_read(plan, passed)
 
-    def _candidates(self, plan: Plan, sample: int, passed: dict[int, str]) -> Iterator[Clip]:
+    def _candidates(self, plan: BatchPlan, sample: int, passed: dict[int, str]) -> Iterator[Clip]:
         """The clip itself, then those that replace it. What is known to be bad is passed over, and
         told as if this sample had found it out: what was read before must not show."""
         for row in plan.step.candidates(plan.first + sample):
@@ -115,7 +115,7 @@ class EntryReader(Reader):
         super().__init__(cfg, manifest, seed)
         self._codec = codec
 
-    def fill(self, plan: Plan, sample: int, out: np.ndarray) -> Filling[Sample]:
+    def fill(self, plan: BatchPlan, sample: int, out: np.ndarray) -> Filling[Sample]:
         """`out` is bytes, enough for either."""
         bucket, passed = plan.step.bucket, dict[int, str]()
         for clip in self._candidates(plan, sample, passed):
@@ -126,7 +126,7 @@ class EntryReader(Reader):
         raise none_can_be_read(plan, passed)
 
 
-def none_can_be_read(plan: Plan, passed: dict[int, str]) -> UserError:
+def none_can_be_read(plan: BatchPlan, passed: dict[int, str]) -> UserError:
     return UserError(
         f"none of the {len(plan.step.queue)} clips of bucket {plan.step.bucket} can be read; "
         f"the last reason: {list(passed.values())[-1]}"

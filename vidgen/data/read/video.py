@@ -17,8 +17,12 @@ from vidgen.data.read import png, torchcodec_frames
 from vidgen.data.read.packets import BadClip, decode, pick
 from vidgen.data.read.scale import ToRGB, displayed_size
 from vidgen.errors import UserError
+from vidgen.runtime import files
 
 Decoder = Literal["pyav", "torchcodec"]
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ def _opened(path: str | os.PathLike[str], probe: bool = True) -> Iterator[tuple[
             raise BadClip("is an empty file")
         how: dict[str, Any] = {}
         if not probe and _has_header(path):
-            how = {"options": {"probesize": "32"}, "stream_options": [{"skip_frame": "all"}] * 8}
+            how = {"options": {"probesize": "32", "skip_frame": "all"}}
         with av.open(str(path), **how) as container:
             stream = next((s for s in container.streams.video), None)
             if stream is None:
@@ -203,37 +207,33 @@ def write_video(
         raise ValueError("no frames to write")
     if height % 2 or width % 2:
         raise UserError(f"a video of {height}x{width} cannot be H.264; both sides must be even")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     options = {"movflags": "faststart+use_metadata_tags"}
     bt709, limited = 1, 1  # FFmpeg's numbers; small pictures left untagged are taken for BT.601
-    try:
-        with av.open(str(partial), "w", format="mp4", options=options) as container:
-            container.metadata.update(metadata or {})
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            stream.options = {"crf": str(crf)}
-            context = stream.codec_context
-            context.thread_count = 1  # x264 starts 1.5 threads a core otherwise
-            context.colorspace = context.color_primaries = context.color_trc = bt709
-            context.color_range = limited
-            to_yuv = av.video.reformatter.VideoReformatter()
-            for picture in frames_THWC:
-                rgb = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                yuv = to_yuv.reformat(
-                    rgb,
-                    format="yuv420p",
-                    src_color_range="JPEG",
-                    dst_colorspace="ITU709",
-                    dst_color_range="MPEG",
-                    threads=1,
-                )
-                container.mux(stream.encode(yuv))
-            container.mux(stream.encode(None))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        files.replacing(path) as temporary,
+        av.open(str(temporary), "w", format="mp4", options=options) as container,
+    ):
+        container.metadata.update(metadata or {})
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": str(crf)}
+        context = stream.codec_context
+        context.thread_count = 1  # x264 starts 1.5 threads a core otherwise
+        context.colorspace = context.color_primaries = context.color_trc = bt709
+        context.color_range = limited
+        to_yuv = av.video.reformatter.VideoReformatter()
+        for picture in frames_THWC:
+            rgb = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            yuv = to_yuv.reformat(
+                rgb,
+                format="yuv420p",
+                src_color_range="JPEG",
+                dst_colorspace="ITU709",
+                dst_color_range="MPEG",
+                threads=1,
+            )
+            container.mux(stream.encode(yuv))
+        container.mux(stream.encode(None))
 
 
 def write_image(
@@ -248,15 +248,13 @@ def write_image(
     encoder.height, encoder.width, encoder.pix_fmt = frame.height, frame.width, "rgb24"
     encoder.time_base = Fraction(1)
     packets = [*encoder.encode(frame), *encoder.encode(None)]
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        whole = b"".join(bytes(packet) for packet in packets)
-        partial.write_bytes(png.with_text(whole, metadata or {}))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    whole = b"".join(bytes(packet) for packet in packets)
+    files.write_bytes(path, png.with_text(whole, metadata or {}))
+
+
+def written_suffix(frames: int) -> str:
+    """What we write: a single frame as a picture, more as a video."""
+    return ".png" if frames == 1 else ".mp4"
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vidgen.models.block_dct.config import BlockDCTConfig
 
-FRAMES, SIDE = 4, 8  # the block: 4 frames of 8 x 8 pixels
+FRAMES, SIDE, _ = BlockDCTConfig.compression  # the block
 
 # One scale for all: distances between latents stay distances between videos, and the strongest
 # coefficients (a block's mean) come to about unit deviation. Scaling each coefficient to unit
@@ -42,8 +42,7 @@ def dct_matrix(size: int) -> Tensor:
 class BlockDCT(nn.Module):
     """Like a causal VAE: the first frame is a latent frame alone, then one for every 4 frames."""
 
-    causal = True
-    compression = (FRAMES, SIDE, SIDE)
+    compression, causal = BlockDCTConfig.compression, BlockDCTConfig.causal
 
     def __init__(self, config: BlockDCTConfig):
         super().__init__()

@@ -1,6 +1,6 @@
 """Shape of FLUX.1's image autoencoder, and where its weights are."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -13,6 +13,8 @@ Widths = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
 class FluxAEConfig:
     """The defaults are the published autoencoder: 8 x 8 compression to 16 channels."""
 
+    compression: ClassVar[tuple[int, int, int]] = (1, 8, 8)
+    causal: ClassVar[bool] = False
     kind: Literal["flux_ae"] = "flux_ae"
     path: str  # the published ae.safetensors
     latent_channels: PositiveInt = 16

@@ -43,8 +43,7 @@ def build(config: FluxAEConfig) -> Any:
 class FluxAE(DiffusersAE):
     """Every frame of a video is an image of its own."""
 
-    compression = (1, 8, 8)
-    causal = False
+    compression, causal = FluxAEConfig.compression, FluxAEConfig.causal
 
     def __init__(
         self,

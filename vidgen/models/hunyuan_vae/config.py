@@ -1,6 +1,6 @@
 """Shape of HunyuanVideo's VAE, and where its weights are."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -13,6 +13,8 @@ Widths = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
 class HunyuanVAEConfig:
     """The defaults are the published VAE: 4 x 8 x 8 compression to 16 channels."""
 
+    compression: ClassVar[tuple[int, int, int]] = (4, 8, 8)
+    causal: ClassVar[bool] = True
     kind: Literal["hunyuan_vae"] = "hunyuan_vae"
     path: str  # the published hunyuan_vae.safetensors
     latent_channels: PositiveInt = 16

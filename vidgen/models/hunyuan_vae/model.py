@@ -40,8 +40,7 @@ def build(config: HunyuanVAEConfig) -> Any:
 
 
 class HunyuanVAE(DiffusersAE):
-    compression = (4, 8, 8)
-    causal = True
+    compression, causal = HunyuanVAEConfig.compression, HunyuanVAEConfig.causal
 
     def __init__(
         self,

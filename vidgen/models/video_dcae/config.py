@@ -1,6 +1,6 @@
 """Shape of the Video DC-AE, and where its weights are."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -14,9 +14,11 @@ class VideoDCAEConfig:
     """The defaults are the published autoencoder: 4 x 32 x 32 compression to 128 channels.
 
     Each stage but the last halves rows and columns, and the last two of those halve frames too.
-    Four stages compress by 4 x 8 x 8; so do three after a pixel patch of 2, at a quarter of the cost.
+    Four stages compress by 4 x 8 x 8; so do three after a pixel patch of 2, at a
+    quarter of the cost.
     """
 
+    causal: ClassVar[bool] = False
     kind: Literal["video_dcae"] = "video_dcae"
     path: str | None = None  # the published F32T4C128_AE.safetensors; None: random weights
     latent_channels: PositiveInt = 128

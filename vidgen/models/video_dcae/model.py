@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidgen.models.autoencoder import latent_grid
+from vidgen.models.geometry import Geometry
 from vidgen.models.video_dcae.config import UNIT_FRAMES, VideoDCAEConfig
 from vidgen.models.video_dcae.layers import (
     AttentionBlock,
@@ -107,7 +107,7 @@ class Decoder(nn.Module):
 class VideoDCAE(nn.Module):
     """Deterministic: `encode` has no use for its seeds."""
 
-    causal = False
+    causal = VideoDCAEConfig.causal
 
     def __init__(self, config: VideoDCAEConfig) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class VideoDCAE(nn.Module):
 
     def forward(self, video_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction and raw latents, with gradients and without tiles: what training needs."""
-        latent_grid(self, *video_BCTHW.shape[2:])
+        Geometry.of(self).latent_grid(*video_BCTHW.shape[2:])
         latent = self._encode_whole(video_BCTHW)
         return self._decode_whole(latent), latent
 
@@ -138,7 +138,7 @@ class VideoDCAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, video_BCTHW: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
-        grid = latent_grid(self, *video_BCTHW.shape[2:])
+        grid = Geometry.of(self).latent_grid(*video_BCTHW.shape[2:])
         x = video_BCTHW.to(self.dtype)
         latent = self._in_tiles(self._encode_whole, x, (self.latent_channels, *grid))
         return (latent / self.config.std).to(video_BCTHW.dtype)

@@ -14,23 +14,23 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Span:
+class TileSpan:
     """One tile's place on an axis, in latents."""
 
     start: int
     stop: int
 
 
-def spans(length: int, tile: int, overlap: float) -> list[Span]:
+def spans(length: int, tile: int, overlap: float) -> list[TileSpan]:
     """Tiles that cover an axis, neighbours sharing at least `overlap` of a tile."""
     if length <= tile:
-        return [Span(0, length)]
+        return [TileSpan(0, length)]
     stride = max(1, tile - math.ceil(tile * overlap))
     starts = [*range(0, length - tile, stride), length - tile]
-    return [Span(start, start + tile) for start in starts]
+    return [TileSpan(start, start + tile) for start in starts]
 
 
-def fades(axis: list[Span], scale: int) -> list[Tensor]:
+def fades(axis: list[TileSpan], scale: int) -> list[Tensor]:
     """Each tile's weight along an axis of `scale` positions a latent; they add up to one.
 
     It rises over what a tile shares with the one before, falls over what it shares with the next.
@@ -87,7 +87,7 @@ def in_tiles(
     return out
 
 
-def _slices(place: list[Span], scales: list[int]) -> tuple[slice, ...]:
+def _slices(place: list[TileSpan], scales: list[int]) -> tuple[slice, ...]:
     return (
         slice(None),
         slice(None),

@@ -3,6 +3,6 @@
 from vidgen.runtime.attention.api import attention, backends
 from vidgen.runtime.attention.choice import agree
 from vidgen.runtime.attention.mask import BlockMask
-from vidgen.runtime.attention.merge import merge, merge_
+from vidgen.runtime.ops.merge import merge, merge_
 
 __all__ = ["attention", "merge", "merge_", "backends", "agree", "BlockMask"]

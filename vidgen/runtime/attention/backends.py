@@ -49,10 +49,11 @@ class Needs:
     gradient: bool
     lse: bool
     mask: frozenset[str]
+    blocks: bool = False  # keys come in blocks; the backward is given out and LSE of the whole row
 
     @property
     def lse_gradient(self) -> bool:
-        return self.lse and self.gradient
+        return self.lse and self.gradient and not self.blocks
 
 
 def _nothing_missing() -> str:
@@ -64,7 +65,9 @@ class Backend:
     """One way to compute attention, over (B, L, H, D) tensors whose last dimension is contiguous.
 
     `run` is differentiable as it stands; in its place `forward` and `backward` may be given, the
-    plain functions, which know no mask. `missing` says what this machine lacks for it, or nothing.
+    plain functions, which know no mask. `block_backward` takes a `Saved` of one block of a row's
+    keys with out and LSE of the whole row and nothing in `rest`. `missing` says what this machine
+    lacks for the backend, or nothing.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Backend:
     run: Run | None = None
     forward: Forward | None = None
     backward: Backward | None = None
+    block_backward: Backward | None = None
     missing: Callable[[], str] = _nothing_missing
     head_dim_multiple: int = 1
     head_dim_max: int = 1024
@@ -98,6 +102,8 @@ class Backend:
             return "has no backward"
         if needs.lse and not self.lse:
             return "does not return the log-sum-exp"
+        if needs.blocks and needs.gradient and self.block_backward is None:
+            return "has no backward that takes the log-sum-exp of a whole row"
         if needs.lse_gradient and not self.lse_gradient:
             return "does not differentiate through the log-sum-exp"
         if needs.lse_gradient and self.run is None and needs.head_dim + PADDING > self.head_dim_max:
@@ -113,6 +119,31 @@ class Backend:
             return self.run(q, k, v, mask, scale)
         out, lse = _Attention.apply(q, k, v, scale, self)
         return out, lse
+
+    def over_block(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Out and LSE over one block of a row's keys, without a gradient."""
+        with torch.no_grad():
+            out, lse = self(rows(q), rows(k), rows(v), None, scale)
+        return out, lse.to(torch.promote_types(lse.dtype, torch.float32))
+
+    def block_gradients(
+        self,
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        scale: float,
+    ) -> Grads:
+        """What one block of keys contributes, given `out` and `lse` over all blocks.
+
+        exp(score - lse) is the block's part of the whole row's softmax, so the blocks' gradients
+        of q add up to the row's.
+        """
+        assert self.block_backward is not None
+        saved = Saved(rows(q), rows(k), rows(v), rows(out), lse.contiguous(), ())
+        return self.block_backward(rows(grad_out.to(out.dtype)), saved, scale)
 
 
 # Columns that carry the gradient of the LSE through a backward that knows nothing of it.

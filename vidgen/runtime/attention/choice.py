@@ -34,7 +34,7 @@ _of_rank_0: dict[str, Any] | None = None
 def choose(needs: Needs, backend: str = "auto", shape: Shape | None = None) -> Backend:
     """The backend that serves `needs`; one that is named must be able to, or it raises why not."""
     if torch.compiler.is_compiling():
-        wants = (needs.gradient, needs.lse, *sorted(needs.mask))
+        wants = (needs.gradient, needs.lse, needs.blocks, *sorted(needs.mask))
         return TABLE[_constant(needs.device, needs.dtype, needs.head_dim, wants, backend)]
     wish = os.environ.get("VIDGEN_ATTENTION") or "auto" if backend == "auto" else backend
     key = (wish, needs, shape if needs.device == "cuda" else None)
@@ -43,12 +43,21 @@ def choose(needs: Needs, backend: str = "auto", shape: Shape | None = None) -> B
     return _decided[key]
 
 
+def choose_for_blocks(
+    q_BLHD: torch.Tensor, length: int, gradient: bool, backend: str = "auto"
+) -> Backend:
+    """The backend for queries and blocks of keys of about `length` tokens each, as in a ring."""
+    B, _, H, D = q_BLHD.shape
+    needs = Needs(q_BLHD.device.type, q_BLHD.dtype, D, gradient, True, frozenset(), blocks=True)
+    return choose(needs, backend, (B, max(length, 1), max(length, 1), H))
+
+
 @torch.compiler.assume_constant_result
 def _constant(
     device: str, dtype: torch.dtype, head_dim: int, wants: tuple[Any, ...], backend: str
 ) -> int:
-    gradient, lse, *mask = wants
-    needs = Needs(device, dtype, head_dim, gradient, lse, frozenset(mask))
+    gradient, lse, blocks, *mask = wants
+    needs = Needs(device, dtype, head_dim, gradient, lse, frozenset(mask), blocks)
     wish = os.environ.get("VIDGEN_ATTENTION") or "auto" if backend == "auto" else backend
     return TABLE.index(_named(wish, needs) if wish != "auto" else _automatic(needs, None))
 

@@ -9,13 +9,14 @@ import importlib.metadata
 import json
 import logging
 import os
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vidgen.errors import UserError
+from vidgen.runtime import files
 from vidgen.runtime.attention.backends import Backend, Needs
 from vidgen.runtime.attention.mask import K_BLOCK, Q_BLOCK, BlockMask
 from vidgen.runtime.attention.soundness import plain_torch
@@ -44,6 +45,7 @@ def case(needs: Needs, shape: tuple[int, int, int, int]) -> str:
 def _kind(needs: Needs) -> str:
     wants = ["forward and backward" if needs.gradient else "forward"]
     wants += ["lse"] if needs.lse else []
+    wants += ["blocks"] if needs.blocks else []
     wants += [f"{kind} mask" for kind in sorted(needs.mask)]
     dtype = str(needs.dtype).removeprefix("torch.")
     return f"{dtype}, head dim {needs.head_dim}, {', '.join(wants)}"
@@ -129,7 +131,11 @@ def milliseconds(
     for attempt in range(rounds + 1):  # the first compiles and warms up
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        if needs.gradient:
+        if needs.blocks:
+            out, lse = backend.over_block(q, k, v, scale)
+            if needs.gradient:
+                backend.block_gradients(out, q, k, v, out, lse, scale)
+        elif needs.gradient:
             with torch.enable_grad():
                 leaves = [x.detach().requires_grad_() for x in (q, k, v)]
                 out, lse = backend(leaves[0], leaves[1], leaves[2], mask, scale)
@@ -162,13 +168,6 @@ def _write(case: str) -> None:
     everything.setdefault(machine(), {})[case] = _here()[case]
     target = path()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=target.parent, prefix=".attention-", delete=False
-        ) as partial:
-            json.dump(everything, partial, indent=1)
-        os.replace(partial.name, target)
-    except OSError as error:
-        _log.warning(
-            "attention: %s is not written, so it will be measured again: %s", target, error
-        )
+        files.write_text(target, json.dumps(everything, indent=1))
+    except UserError as error:
+        _log.warning("attention: %s; backends are measured again in the next run", error)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vidgen.runtime import native
-from vidgen.runtime.attention.backends import FLOAT, HALF, Backend, rows
+from vidgen.runtime.attention.backends import FLOAT, HALF, Backend, Grads, Saved, rows
 from vidgen.runtime.attention.mask import BlockMask
 from vidgen.runtime.ops import kernels
 from vidgen.runtime.ops.registry import define
@@ -138,6 +138,14 @@ def _run(
     return out, lse
 
 
+def _block_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
+    q, k, v, out, lse, _ = saved
+    grads: Grads = torch.ops.vidgen.attention_backward(
+        grad_out, None, q, k, v, None, None, out, lse, scale
+    )
+    return grads
+
+
 def _missing(device: str) -> str:
     module = native.load()
     if module is None:
@@ -162,6 +170,7 @@ NATIVE_CPU = Backend(
     frozenset({"cpu"}),
     FLOAT,
     run=_run,
+    block_backward=_block_backward,
     missing=_missing_on_cpu,
     head_dim_max=256,
     masks=BOTH_MASKS,
@@ -171,6 +180,7 @@ NATIVE_CUDA = Backend(
     frozenset({"cuda"}),
     HALF,
     run=_run,
+    block_backward=_block_backward,
     missing=_missing_on_cuda,
     head_dim_multiple=8,
     head_dim_max=256,

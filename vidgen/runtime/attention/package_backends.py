@@ -56,6 +56,14 @@ def _flash4(
     return out, lse
 
 
+def _flash4_block_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
+    from flash_attn.cute.interface import _flash_attn_bwd
+
+    q, k, v, out, lse, _ = saved
+    dq, dk, dv, *_ = _flash_attn_bwd(q, k, v, out, grad_out, lse, softmax_scale=scale)
+    return dq, dk, dv
+
+
 # ---- FlashAttention 3: Hopper ----
 
 
@@ -135,6 +143,7 @@ FLASH4 = Backend(
     CUDA,
     HALF,
     run=_flash4,
+    block_backward=_flash4_block_backward,
     missing=_flash4_missing,
     head_dim_multiple=8,
     head_dim_max=128,
@@ -145,6 +154,7 @@ FLASH3 = Backend(
     HALF,
     forward=_flash3,
     backward=_flash3_backward,
+    block_backward=_flash3_backward,
     missing=_flash3_missing,
     head_dim_multiple=8,
     head_dim_max=256,
@@ -155,6 +165,7 @@ FLASH2 = Backend(
     HALF,
     forward=_flash2,
     backward=_flash2_backward,
+    block_backward=_flash2_backward,
     missing=_flash2_missing,
     head_dim_multiple=8,
     head_dim_max=256,

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from vidgen.runtime.attention.backends import Backend, Needs
 from vidgen.runtime.attention.mask import K_BLOCK, Q_BLOCK, BlockMask
+from vidgen.runtime.ops.merge import merge
 
 _log = logging.getLogger(__name__)
 _found: dict[tuple[str, Needs], str] = {}
@@ -60,7 +61,7 @@ def _examine(backend: Backend, needs: Needs) -> str:
     mask = _mask(needs)
     scale = needs.head_dim**-0.5
     try:
-        found = _results(backend, q, k, v, mask, scale, grad_out, grad_lse, needs.gradient)
+        found = _results(backend, q, k, v, mask, scale, grad_out, grad_lse, needs)
     except Exception as error:  # of a package we know nothing of
         return f"it fails: {str(error).splitlines()[0] if str(error) else repr(error)}"
     exact = by_definition(
@@ -108,9 +109,11 @@ def _results(
     scale: float,
     grad_out: Tensor,
     grad_lse: Tensor | None,
-    gradient: bool,
+    needs: Needs,
 ) -> list[Tensor]:
-    if not gradient:
+    if needs.blocks:
+        return _in_blocks(backend, q, k, v, scale, grad_out if needs.gradient else None)
+    if not needs.gradient:
         with torch.no_grad():
             return list(backend(q, k, v, mask, scale))
     with torch.enable_grad():
@@ -121,6 +124,27 @@ def _results(
             outputs, grads = [out, lse], [grad_out, grad_lse]
         found = torch.autograd.grad(outputs, leaves, grads)
     return [out.detach(), lse.detach(), *found]
+
+
+def _in_blocks(
+    backend: Backend, q: Tensor, k: Tensor, v: Tensor, scale: float, grad_out: Tensor | None
+) -> list[Tensor]:
+    """The keys in two uneven blocks, as a ring brings them."""
+    ks, vs = (x.split([k.shape[1] - 30, 30], dim=1) for x in (k, v))
+    out, lse = merge(
+        *backend.over_block(q, ks[0], vs[0], scale), *backend.over_block(q, ks[1], vs[1], scale)
+    )
+    out = out.to(q.dtype)
+    if grad_out is None:
+        return [out, lse]
+    parts = [
+        backend.block_gradients(grad_out, q, a, b, out, lse, scale)
+        for a, b in zip(ks, vs, strict=True)
+    ]
+    dqs, dks, dvs = zip(*parts, strict=True)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    grad_q = sum((x.to(wide) for x in dqs), torch.zeros_like(q, dtype=wide)).to(q.dtype)
+    return [out, lse, grad_q, torch.cat(dks, dim=1), torch.cat(dvs, dim=1)]
 
 
 def by_definition(

@@ -67,6 +67,13 @@ def _flash_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
     return _tokens_first(*op(*heads, full_lse, *more, scale=scale))
 
 
+def _flash_block_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
+    q, k, lse = saved.q, saved.k, saved.lse
+    seed = torch.zeros(2, dtype=torch.uint64, device=q.device)  # unused: there is no dropout
+    rest = (lse, None, None, q.shape[1], k.shape[1], seed, seed)
+    return _flash_backward(grad_out, saved._replace(rest=rest), scale)
+
+
 # ---- CUDA: memory-efficient ----
 
 
@@ -84,6 +91,13 @@ def _efficient_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
     wanted = [True, True, True, False]
     grads = op(grad_out, q, k, v, None, out, full_lse, seed, offset, 0.0, wanted, scale=scale)
     return _tokens_first(*grads[:3])
+
+
+def _efficient_block_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
+    # Rows that pad the LSE to a multiple of 32 have probability exp(score - inf) = 0.
+    lse = torch.nn.functional.pad(saved.lse, (0, -saved.lse.shape[-1] % 32), value=torch.inf)
+    seed = torch.zeros((), dtype=torch.int64, device=lse.device)  # unused: there is no dropout
+    return _efficient_backward(grad_out, saved._replace(rest=(lse, seed, seed)), scale)
 
 
 # ---- CUDA: cuDNN ----
@@ -105,6 +119,13 @@ def _cudnn_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
     heads = _heads_first(grad_out, *saved[:4])
     more = (seed, offset, None, cum_q, cum_k, max_q, max_k, 0.0, False)
     return _tokens_first(*op(*heads, full_lse, *more, scale=scale))
+
+
+def _cudnn_block_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
+    q, k, lse = saved.q, saved.k, saved.lse[..., None]  # (B, H, Lq, 1)
+    seed = torch.zeros((), dtype=torch.int64, device=q.device)  # unused: there is no dropout
+    rest = (lse, None, None, q.shape[1], k.shape[1], seed, seed)
+    return _cudnn_backward(grad_out, saved._replace(rest=rest), scale)
 
 
 @cache
@@ -182,7 +203,7 @@ def _flex_missing() -> str:
         import triton  # noqa: F401
         from torch.nn.attention import flex_attention  # noqa: F401
     except ImportError as error:
-        return f"is not to be had: {error}"
+        return f"is not available: {error}"
     return ""
 
 
@@ -205,6 +226,16 @@ def _math(
     return (probs @ v_wide).to(q.dtype).transpose(1, 2), sums
 
 
+def _math_block_backward(grad_out: Tensor, saved: Saved, scale: float) -> Grads:
+    wide = torch.promote_types(saved.q.dtype, torch.float32)
+    grad_out, q, k, v, out = _heads_first(*(x.to(wide) for x in (grad_out, *saved[:4])))
+    probs = torch.exp((q @ k.mT) * scale - saved.lse[..., None])
+    level = (grad_out * out).sum(-1, keepdim=True)
+    grad_scores = probs * (grad_out @ v.mT - level) * scale
+    grads = (grad_scores @ k, grad_scores.mT @ q, probs.mT @ grad_out)
+    return _tokens_first(*(x.to(saved.q.dtype) for x in grads))
+
+
 BOTH_MASKS = frozenset({"block", "length"})
 
 CUDNN = Backend(
@@ -213,6 +244,7 @@ CUDNN = Backend(
     HALF,
     forward=_cudnn,
     backward=_cudnn_backward,
+    block_backward=_cudnn_block_backward,
     missing=_cudnn_missing,
     head_dim_multiple=8,
     head_dim_max=128,
@@ -223,6 +255,7 @@ SDPA_FLASH = Backend(
     HALF,
     forward=_flash,
     backward=_flash_backward,
+    block_backward=_flash_block_backward,
     head_dim_multiple=8,
     head_dim_max=256,
 )
@@ -232,11 +265,17 @@ SDPA_EFFICIENT = Backend(
     FLOAT,
     forward=_efficient,
     backward=_efficient_backward,
+    block_backward=_efficient_block_backward,
     head_dim_multiple=8,
     head_dim_max=1024,
 )
 SDPA_FLASH_CPU = Backend(
-    "sdpa_flash_cpu", CPU, DOUBLE, forward=_flash_cpu, backward=_flash_cpu_backward
+    "sdpa_flash_cpu",
+    CPU,
+    DOUBLE,
+    forward=_flash_cpu,
+    backward=_flash_cpu_backward,
+    block_backward=_flash_cpu_backward,
 )
 FLEX = Backend(
     "flex",
@@ -254,6 +293,7 @@ MATH = Backend(
     frozenset({"cpu", "cuda", "meta"}),
     DOUBLE,
     run=_math,
+    block_backward=_math_block_backward,
     masks=BOTH_MASKS,
     last_resort=True,
 )

@@ -1,6 +1,12 @@
 """Checkpoints: sharded, checked, and on disk either whole or not at all."""
 
-from vidgen.runtime.checkpoint.commit import latest, leftovers, steps
+from vidgen.runtime.checkpoint.commit import (
+    find_step,
+    latest,
+    leftovers,
+    steps,
+    steps_folder,
+)
 from vidgen.runtime.checkpoint.compare import differences
 from vidgen.runtime.checkpoint.layout import held_bytes
 from vidgen.runtime.checkpoint.load import (
@@ -14,15 +20,17 @@ from vidgen.runtime.checkpoint.load import (
     verify,
 )
 from vidgen.runtime.checkpoint.reader import GroupReader
-from vidgen.runtime.checkpoint.save import Saving, Summary, save
+from vidgen.runtime.checkpoint.save import SaveSummary, Saving, save
 from vidgen.runtime.checkpoint.staging import reserve
 from vidgen.runtime.checkpoint.transfer import writer
 
 __all__ = [
     "save",
     "load",
+    "find_step",
     "latest",
     "steps",
+    "steps_folder",
     "leftovers",
     "describe",
     "differences",
@@ -35,7 +43,7 @@ __all__ = [
     "writer",
     "GroupReader",
     "Saving",
-    "Summary",
+    "SaveSummary",
     "LoadReport",
     "About",
 ]

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from vidgen.errors import UserError
 from vidgen.runtime.checkpoint.layout import MANIFEST
+from vidgen.runtime.files import create, sync_directory
 
 _STEP = re.compile(r"step-(\d+)")
 _LEFTOVER = re.compile(r"\.step-(\d+)\.(writing|removing|replaced)")
@@ -60,37 +61,27 @@ def latest(root: str | os.PathLike[str]) -> Path | None:
     return next(reversed(complete(Path(root)).values()), None)
 
 
+def steps_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder of steps that a path means: a run's checkpoints/, or the path itself."""
+    inside = Path(path) / "checkpoints"
+    return inside if inside.is_dir() else Path(path)
+
+
+def find_step(path: str | os.PathLike[str]) -> Path | None:
+    """The step that a path means: itself, or the newest of a run or of a folder of steps.
+
+    None where the path is none of these, such as published weights.
+    """
+    if (Path(path) / MANIFEST).is_file():
+        return Path(path)
+    return latest(steps_folder(path))
+
+
 def leftovers(root: str | os.PathLike[str]) -> list[Path]:
     """What crashes have left under root, which the next save cleans."""
     root = Path(root)
     counted = set(complete(root).values())
     return sorted(p for p in root.iterdir() if _LEFTOVER.fullmatch(p.name) and p not in counted)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a new file and its bytes to the disk; its name still needs `sync_directory`."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        write_all(fd, memoryview(data))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_all(fd: int, data: memoryview) -> None:
-    """Write every byte: a write may take fewer than it was given."""
-    while len(data):
-        written = os.write(fd, data)
-        data = data[written:]
 
 
 def begin(root: Path, step: int) -> None:
@@ -122,7 +113,7 @@ def publish(root: Path, step: int, manifest: bytes) -> None:
     """Turn a directory whose files and names are durable into the checkpoint of its step."""
     writing = writing_directory(root, step)
     temporary = writing / f"{MANIFEST}.tmp"
-    write_durably(temporary, manifest)
+    create(temporary, manifest)
     os.replace(temporary, writing / MANIFEST)
     sync_directory(writing)
 

@@ -23,7 +23,7 @@ class OutputFile:
 
 
 @dataclass(frozen=True)
-class Span:
+class ReadSpan:
     """Bytes of a file read and checked together, and the part of them that is wanted."""
 
     label: str  # the tensor, for messages
@@ -37,7 +37,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Problem:
-    span: Span
+    span: ReadSpan
     code: int  # 0: a checksum differs; ENDED; else an errno
     offset: int  # in the file
     expected: int

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from vidgen.errors import UserError
+from vidgen.runtime import dtypes
 from vidgen.runtime.crc32c import crc32c
 
 MANIFEST = "manifest.json"
@@ -28,24 +29,7 @@ CHUNK = 256 * 1024  # bytes under one checksum: the least that a partial read re
 
 NAME = re.compile(r"[a-z0-9_]+")
 
-DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+DTYPES, DTYPE_NAMES = dtypes.by_name(), dtypes.names()
 
 
 @dataclass(frozen=True)
@@ -202,7 +186,7 @@ def _entry_from_json(entry: dict[str, Any]) -> TensorEntry:
             file=s["file"],
             offset=s["offset"],
             box=Box(tuple(s["start"]), tuple(s["shape"])),
-            crcs=tuple(int(s["crc32c"][i : i + 8], 16) for i in range(0, len(s["crc32c"]), 8)),
+            crcs=tuple(np.frombuffer(bytes.fromhex(s["crc32c"]), ">u4").tolist()),
         )
         for s in entry["slices"]
     )

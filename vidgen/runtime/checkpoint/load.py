@@ -15,7 +15,7 @@ from torch import Tensor
 from vidgen.errors import UserError
 from vidgen.runtime.checkpoint import transfer
 from vidgen.runtime.checkpoint.commit import complete
-from vidgen.runtime.checkpoint.jobs import Span
+from vidgen.runtime.checkpoint.jobs import ReadSpan
 from vidgen.runtime.checkpoint.layout import (
     DTYPE_NAMES,
     DTYPES,
@@ -103,7 +103,7 @@ class _Work:
     """The pieces to load, by the way each can take."""
 
     def __init__(self) -> None:
-        self.in_place: list[Span] = []
+        self.in_place: list[ReadSpan] = []
         self.to_device: list[Move] = []
         self.scattered: list[tuple[Piece, Tensor]] = []
         self.needed = 0
@@ -182,7 +182,7 @@ def verify(
             read_head(path, manifest, name)
         except UserError as error:
             problems.append(str(error))
-    spans: list[Span] = []
+    spans: list[ReadSpan] = []
     for group, entries in manifest.tensors.items():
         for name, entry in entries.items():
             try:

@@ -1,6 +1,7 @@
 """How the ranks of a run talk about a checkpoint without disturbing training."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -41,13 +42,15 @@ class Peers:
 _made: tuple[object, Peers] | None = None  # for the default process group that it was made under
 
 
-def peers() -> Peers:
+def peers(storage_timeout_s: float = 3600.0) -> Peers:
     """The ranks of this run; the first call under a process group must be made by all of them."""
     global _made
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return Peers(0, 1, None)
     default = dist.group.WORLD
     if _made is None or _made[0] is not default:
-        group = dist.new_group(backend="gloo")
+        # A rank may wait for storage while the others wait for it.
+        timeout = timedelta(seconds=storage_timeout_s + 60)
+        group = dist.new_group(backend="gloo", timeout=timeout)
         _made = (default, Peers(dist.get_rank(), dist.get_world_size(), group))
     return _made[1]

@@ -37,7 +37,7 @@ class PlannedFile:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FilePlan:
     """The image is the files one after another, each beginning on a page."""
 
     files: tuple[PlannedFile, ...]
@@ -48,7 +48,7 @@ class Plan:
         return sum(file.size for file in self.files)
 
 
-def plan(shares: Sequence[Share], rank: int, world: int) -> Plan:
+def plan(shares: Sequence[Share], rank: int, world: int) -> FilePlan:
     groups: dict[str, list[Share]] = {}
     for share in shares:
         groups.setdefault(share.group, []).append(share)
@@ -66,4 +66,4 @@ def plan(shares: Sequence[Share], rank: int, world: int) -> Plan:
         name = shard_file(group, rank, world)
         files.append(PlannedFile(name, start, header, placed, size, tuple(checked)))
         start += -(-size // PAGE) * PAGE
-    return Plan(tuple(files), start)
+    return FilePlan(tuple(files), start)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from vidgen.runtime.checkpoint.jobs import ENDED, Hook, OutputFile, Problem, Span, Statistics
+from vidgen.runtime.checkpoint.jobs import ENDED, Hook, OutputFile, Problem, ReadSpan, Statistics
 from vidgen.runtime.checkpoint.layout import CHUNK
 from vidgen.runtime.crc32c import crc32c
 
@@ -65,7 +65,7 @@ def write_files(
 
 def read_spans(
     folder: Path,
-    spans: Sequence[Span],
+    spans: Sequence[ReadSpan],
     keep_going: bool,
     progress: Callable[[int], None] | None,
     hook: Hook | None,
@@ -92,7 +92,7 @@ def read_spans(
     return problems, Statistics(moved, 0, 0, 0)
 
 
-def _chunks(span: Span, fd: int, call: _Caller) -> Iterator[tuple[Problem | None, int]]:
+def _chunks(span: ReadSpan, fd: int, call: _Caller) -> Iterator[tuple[Problem | None, int]]:
     """Each chunk's problem, if there is one, and the bytes read for it."""
     wanted = span.out.numpy().data if span.out is not None else memoryview(b"")
     for at in range(0, span.size, CHUNK):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vidgen.errors import UserError
 from vidgen.runtime.checkpoint import transfer
-from vidgen.runtime.checkpoint.jobs import ENDED, Problem, Span, Statistics
+from vidgen.runtime.checkpoint.jobs import ENDED, Problem, ReadSpan, Statistics
 from vidgen.runtime.checkpoint.layout import (
     CHUNK,
     DTYPES,
@@ -28,6 +28,8 @@ _ADVICE = "restore it from a copy or load another step"
 
 def runs(shape: tuple[int, ...], box: Box) -> tuple[np.ndarray, int]:
     """Where a box lies in a contiguous tensor: the first elements of its runs, and their length."""
+    if box.shape == shape:
+        return np.zeros(1, dtype=np.int64), box.numel
     # Walk in from the last dimension: what is taken whole, and one dimension more, is contiguous.
     outer = len(shape)
     run = 1
@@ -76,10 +78,10 @@ class Piece:
     def nbytes(self) -> int:
         return self.common.numel * self.itemsize
 
-    def _span(self, low: int, high: int, out: Tensor | None, begin: int = 0) -> Span:
+    def _span(self, low: int, high: int, out: Tensor | None, begin: int = 0) -> ReadSpan:
         """Chunks low to high of the slice; `out` takes the bytes from the slice's byte `begin`."""
         start, end = low * CHUNK, min(high * CHUNK, self.part.box.numel * self.itemsize)
-        return Span(
+        return ReadSpan(
             self.label,
             self.part.file,
             self.part.offset + start,
@@ -89,16 +91,16 @@ class Piece:
             out,
         )
 
-    def all(self) -> Span:
+    def all(self) -> ReadSpan:
         """The whole slice, only to be checked."""
         return self._span(0, len(self.part.crcs), None)
 
-    def contiguous(self, begin: int, out: Tensor) -> Span:
+    def contiguous(self, begin: int, out: Tensor) -> ReadSpan:
         """The slice's bytes from `begin` on, as many as `out` takes."""
         end = begin + out.nbytes
         return self._span(begin // CHUNK, -(-end // CHUNK), out, begin)
 
-    def scattered(self, whole: Tensor) -> list[Span]:
+    def scattered(self, whole: Tensor) -> list[ReadSpan]:
         """All chunks that hold something of the box, into memory as large as the whole slice."""
         ranges = chunk_ranges(self.part.box.shape, self.inside, self.itemsize)
         return [
@@ -123,7 +125,7 @@ def pieces(path: Path, label: str, entry: TensorEntry, box: Box) -> list[Piece]:
     return found
 
 
-def read(path: Path, spans: list[Span]) -> Statistics:
+def read(path: Path, spans: list[ReadSpan]) -> Statistics:
     """Read and check; a UserError names what is damaged."""
     problems, statistics = transfer.read_spans(path, spans)
     if problems:

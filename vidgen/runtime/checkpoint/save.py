@@ -28,10 +28,11 @@ from vidgen.runtime.checkpoint.layout import (
     object_file,
 )
 from vidgen.runtime.checkpoint.peers import Peers, peers
-from vidgen.runtime.checkpoint.plan import Plan, plan
-from vidgen.runtime.checkpoint.shares import Share, divide, held
+from vidgen.runtime.checkpoint.plan import FilePlan, plan
+from vidgen.runtime.checkpoint.shares import Share, held, shares_to_write
 from vidgen.runtime.checkpoint.snapshot import Snapshot
 from vidgen.runtime.crc32c import crc32c
+from vidgen.runtime.files import create, sync_directory
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Summary:
+class SaveSummary:
     """What a save took on this rank."""
 
     bytes: int
@@ -63,7 +64,7 @@ class Saving:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.summary: Summary | None = None  # once it is committed
+        self.summary: SaveSummary | None = None  # once it is committed
         self._finished = threading.Event()
         self._error: Exception | None = None
         self._told = False  # whether a caller has learnt how it went
@@ -114,6 +115,7 @@ def save(
     keep_last: int = 3,
     keep_every: int | None = None,
     background: bool = True,
+    timeout_s: float | None = None,
 ) -> Saving:
     """Save a step's state as root/step-N; every rank of the run calls this.
 
@@ -122,12 +124,15 @@ def save(
     to anything JSON takes; rank 0's count. When this returns, tensors and objects may be changed.
     Afterwards only the newest `keep_last` checkpoints stay, and multiples of `keep_every`.
 
+    A rank waits at most `timeout_s` for one system call of the storage (an hour by default), and a
+    minute longer for another rank that does.
+
     An earlier save still under way is waited for; if it failed, its error is raised here.
     """
     global _last
     started = time.perf_counter()
     previous, _last = _last, None
-    everyone = peers()
+    everyone = peers(timeout_s or transfer.TIMEOUT_S)
     if previous is not None:
         _wait_turn(previous, everyone.rank)
     if step < 0 or keep_last < 1 or (keep_every is not None and keep_every < 1):
@@ -141,7 +146,17 @@ def save(
     snapshot = Snapshot(_planned(list(sources), everyone), sources)
     texts = {name: json.dumps(value, indent=1).encode() for name, value in objects.items()}
     times = (turn - started, time.perf_counter() - turn)
-    job = _Job(Path(root).absolute(), step, snapshot, texts, everyone, keep_last, keep_every, times)
+    job = _Job(
+        Path(root).absolute(),
+        step,
+        snapshot,
+        texts,
+        everyone,
+        keep_last,
+        keep_every,
+        times,
+        timeout_s,
+    )
     saving = Saving(commit.step_directory(job.root, step))
     if background:
         # Not a daemon: a checkpoint begun before the interpreter's end is finished.
@@ -179,20 +194,20 @@ def _wait_turn(previous: Saving, rank: int) -> None:
 class _Division:
     shares: list[Share]  # what this rank holds
     peers: Peers
-    plan: Plan
+    plan: FilePlan
 
 
 _division: _Division | None = None  # the last one
 
 
-def _planned(shares: list[Share], everyone: Peers) -> Plan:
+def _planned(shares: list[Share], everyone: Peers) -> FilePlan:
     """The files this rank writes. It is worked out again only when some rank holds other shares."""
     global _division
     known = _division
     same = known is not None and known.peers is everyone and known.shares == shares
     if all(everyone.exchange(same)) and known is not None:
         return known.plan
-    mine = divide(everyone.exchange(shares), everyone.rank)
+    mine = shares_to_write(everyone.exchange(shares), everyone.rank)
     _division = _Division(shares, everyone, plan(mine, everyone.rank, everyone.world))
     return _division.plan
 
@@ -207,6 +222,7 @@ class _Job:
     keep_last: int
     keep_every: int | None
     times: tuple[float, float]  # seconds the caller waited for its turn, and for the snapshot
+    timeout_s: float | None  # for one system call
 
 
 @dataclass(frozen=True)
@@ -223,7 +239,7 @@ def _run(job: _Job, saving: Saving) -> None:
     try:
         method = _write_and_commit(job)
         seconds = time.perf_counter() - began
-        saving.summary = Summary(job.snapshot.plan.size, *job.times, seconds, str(method))
+        saving.summary = SaveSummary(job.snapshot.plan.size, *job.times, seconds, str(method))
         _log.info("%s: %s", saving.path, saving.summary)
     except Exception as error:
         failed = error
@@ -298,15 +314,15 @@ def _write_files(job: _Job, writing: Path, method: transfer.Method) -> _Written:
     outputs = [
         OutputFile(writing / f.name, job.snapshot.data(f), f.size, f.checked) for f in planned
     ]
-    crcs, _ = transfer.write_files(outputs, method)
+    crcs, _ = transfer.write_files(outputs, method, job.timeout_s)
     for file, found in zip(planned, crcs, strict=True):
         files[file.name], parts = file.entries(found)
         slices += parts
     if job.peers.rank == 0:
         for name, text in job.texts.items():
-            commit.write_durably(writing / object_file(name), text)
+            create(writing / object_file(name), text)
             files[object_file(name)] = FileEntry(len(text), len(text), crc32c(text))
-    commit.sync_directory(writing)
+    sync_directory(writing)
     return _Written(files, slices)
 
 

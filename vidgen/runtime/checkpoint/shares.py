@@ -39,7 +39,7 @@ def held(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[Share, Tensor]:
     return found
 
 
-def divide(listings: list[list[Share]], rank: int) -> list[Share]:
+def shares_to_write(listings: list[list[Share]], rank: int) -> list[Share]:
     """The shares this rank writes. Every rank computes the same division, so none need be told."""
     holders: dict[Share, list[int]] = {}
     for holder, held in enumerate(listings):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vidgen.runtime.checkpoint import staging, transfer
-from vidgen.runtime.checkpoint.plan import Plan, PlannedFile
+from vidgen.runtime.checkpoint.plan import FilePlan, PlannedFile
 from vidgen.runtime.checkpoint.shares import Share
 from vidgen.runtime.memory import Lane, Ticket
 
@@ -15,7 +15,7 @@ class Snapshot:
     """Ordered before whatever is done to the tensors after it was made: what lies on the CPU has
     been copied by then, and the streams of a GPU wait for its copies."""
 
-    def __init__(self, plan: Plan, sources: Mapping[Share, Tensor]) -> None:
+    def __init__(self, plan: FilePlan, sources: Mapping[Share, Tensor]) -> None:
         self.plan = plan
         self._lease, self._image = staging.lend(plan.image)
         self._lanes: dict[torch.device, tuple[Lane, Ticket]] = {}

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from vidgen.runtime import native
 from vidgen.runtime.checkpoint import python_io
-from vidgen.runtime.checkpoint.jobs import Hook, OutputFile, Problem, Span, Statistics
+from vidgen.runtime.checkpoint.jobs import Hook, OutputFile, Problem, ReadSpan, Statistics
 from vidgen.runtime.checkpoint.layout import CHUNK
 
 _MIB = 1 << 20
 RING = {"threads": 2, "depth": 8, "block": _MIB}  # many small writes under way
 THREADS = {"threads": 4, "depth": 1, "block": 4 * _MIB}  # one large write a thread
 READ_BLOCK = 4 * _MIB
-TIMEOUT_S = 600.0  # for one system call
+TIMEOUT_S = 3600.0  # for one system call: slow storage is no failure
 
 hook: Hook | None = None  # tests put their faults here
 
@@ -75,7 +75,9 @@ def _probe(directory: Path) -> Method:
     return Method(True, not no_uring, not no_direct, said)
 
 
-def write_files(files: Sequence[OutputFile], how: Method) -> tuple[list[list[int]], Statistics]:
+def write_files(
+    files: Sequence[OutputFile], how: Method, timeout_s: float | None = None
+) -> tuple[list[list[int]], Statistics]:
     """Write new files and make their contents durable; the checksums of each one's parts.
 
     An OSError names the file, the offset and what was wrong.
@@ -88,7 +90,7 @@ def write_files(files: Sequence[OutputFile], how: Method) -> tuple[list[list[int
         jobs,
         direct=how.direct,
         uring=how.uring,
-        timeout_s=TIMEOUT_S,
+        timeout_s=timeout_s or TIMEOUT_S,
         hook=hook,
         **(RING if how.uring else THREADS),
     )
@@ -97,7 +99,7 @@ def write_files(files: Sequence[OutputFile], how: Method) -> tuple[list[list[int
 
 def read_spans(
     folder: Path,
-    spans: Sequence[Span],
+    spans: Sequence[ReadSpan],
     *,
     keep_going: bool = False,
     progress: Callable[[int], None] | None = None,
@@ -131,18 +133,18 @@ def read_spans(
     return [Problem(spans[index], *rest) for index, *rest in found], Statistics(**statistics)
 
 
-_lost: list[Sequence[Span]] = []  # whose memory a stuck read may still fill
+_lost: list[Sequence[ReadSpan]] = []  # whose memory a stuck read may still fill
 
 
-def _job(span: Span, file: int) -> tuple[object, ...]:
+def _job(span: ReadSpan, file: int) -> tuple[object, ...]:
     wanted, address = (0, 0) if span.out is None else (span.out.nbytes, span.out.data_ptr())
     return file, span.offset, span.size, span.crcs, span.begin, wanted, address
 
 
 @cache
 def _read_threads() -> int:
-    """More than cores: most of them wait for the disk."""
-    return min(16, max(4, 2 * len(os.sched_getaffinity(0))))
+    """More than cores: a disk needs this many requests under way to reach its speed."""
+    return min(16, max(8, 2 * len(os.sched_getaffinity(0))))
 
 
 def copy(pairs: Sequence[tuple[Tensor, Tensor]], threads: int) -> None:

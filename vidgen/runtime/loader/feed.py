@@ -241,8 +241,7 @@ class _Supervisor:
 
     def __init__(self, feed: Feed[Any, Any], workers: int, timeout_s: float, name: str) -> None:
         self._feed = feed
-        handle = feed._arena.share()
-        self._file, self._nbytes = handle.file, handle.nbytes
+        self._file, self._nbytes = feed._arena.share()
         self._workers, self._timeout_s, self._name = workers, timeout_s, name
         self._stopping = False
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,9 +12,6 @@ from torch import Tensor
 
 from vidgen.runtime import native
 from vidgen.runtime.memory.errors import ArenaTimeout
-
-if TYPE_CHECKING:
-    from vidgen.runtime.memory.shared import ArenaHandle
 
 
 class Event(Protocol):
@@ -97,14 +94,11 @@ class Arena:
             raise ValueError(f"{self.name}: a lease of {nbytes} bytes out of {self.nbytes}")
         return Lease(self._native.take(nbytes, align, timeout, what, _caller()))
 
-    def share(self) -> "ArenaHandle":
-        """What another process needs to see this memory; it can be pickled. `SharedArena.open`
-        takes it there."""
-        from vidgen.runtime.memory.shared import handle_of
-
+    def share(self) -> tuple[int, int]:
+        """The memory file's descriptor, for a child process to inherit, and the bytes to map."""
         if not self.shared:
-            raise ValueError(f"{self.name} is this process's own; make it with shared=True")
-        return handle_of(self._native.file, self._native.mapped_bytes)
+            raise ValueError(f"{self.name} is private to this process; make it with shared=True")
+        return self._native.file, self._native.mapped_bytes
 
     def tell(self, file: int | None) -> None:
         """An eventfd to add to whenever room is made by a view's going; None: no longer."""

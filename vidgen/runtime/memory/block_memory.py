@@ -107,7 +107,7 @@ class Choice:
         return self.again_s + self.late_s
 
 
-def choose(
+def choose_blocks(
     costs: Sequence[BlockCost],
     *,
     device_limit: float,

@@ -26,7 +26,6 @@ class Pending:
 
     def __init__(self, work: Any) -> None:
         self.native = work
-        self.asked = False  # whoever waited has been told what made it fail
 
     def done(self) -> bool:
         finished: bool = self.native.done()
@@ -34,7 +33,6 @@ class Pending:
 
     def wait(self) -> None:
         """Hold the calling thread until the copy is complete; raises what made it fail."""
-        self.asked = True
         self.native.wait()
 
     def wait_on(self, consumer: "torch.cuda.Stream | _Host") -> None:

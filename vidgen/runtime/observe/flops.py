@@ -4,7 +4,8 @@ Model FLOPs are those of the matrix products that a forward and a backward pass 
 and an add counting two. Each stream's tokens count through the weights they pass through, and
 modulation once a sample. Attention counts every query with every key it may see. Norms,
 activations, rotations and softmax count nothing, and neither does recompute: what is computed
-twice was needed once. MFU divides model FLOPs by the dense peak; HFU divides `executed_flops`.
+twice was needed once. MFU divides model FLOPs by the dense peak; HFU counts
+recompute too.
 
 A backward pass needs two products for each one forward (gradients of both factors). It counts
 double everywhere, though the very first projection needs no gradient of its input: that is
@@ -25,14 +26,3 @@ def attention_flops(q_len: int, kv_len: int, width: int) -> int:
 def training_flops(forward: int) -> int:
     """Model FLOPs of a forward and a backward pass, given those of the forward pass."""
     return 3 * forward
-
-
-def executed_flops(forward: int, *, recomputed: int = 0, fused_attention: int = 0) -> int:
-    """What the hardware really runs in a training step: model FLOPs plus what is done again.
-
-    `recomputed`: forward FLOPs of the blocks that the backward pass runs once more.
-    `fused_attention`: forward FLOPs of attention by a kernel that keeps no scores. Its backward
-    pass recomputes one of the two products of the forward pass, whether or not the block around
-    it is recomputed.
-    """
-    return training_flops(forward) + recomputed + fused_attention // 2

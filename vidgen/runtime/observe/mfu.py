@@ -1,36 +1,13 @@
 """Model and hardware FLOP utilisation, and the peak rates they are a fraction of."""
 
 import functools
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-# Dense tensor-core TFLOP/s from the makers' data sheets (sparsity figures halved), the first
-# match on the device's name counting. "tf32" is float32 where torch may use TF32 for products.
-_PEAKS: tuple[tuple[str, dict[str, float]], ...] = (
-    # A slice of a GPU has no data sheet.
-    (r"\bMIG\b", {}),
-    (r"\bA100\b", {"bfloat16": 312, "float16": 312, "tf32": 156, "float32": 19.5}),
-    (
-        r"\bH100 PCIe\b",
-        {"float8": 1513, "bfloat16": 756, "float16": 756, "tf32": 378, "float32": 51},
-    ),
-    (
-        r"\bH[12]00 NVL\b",
-        {"float8": 1671, "bfloat16": 835, "float16": 835, "tf32": 418, "float32": 60},
-    ),
-    (
-        r"\b(H100|H200)\b",
-        {"float8": 1979, "bfloat16": 989, "float16": 989, "tf32": 495, "float32": 67},
-    ),
-    (
-        r"\bB200\b",
-        {"float8": 4500, "bfloat16": 2250, "float16": 2250, "tf32": 1125, "float32": 75},
-    ),
-)
+from vidgen.runtime.observe import gpus
 
 
 @dataclass(frozen=True)
@@ -52,9 +29,9 @@ def mfu(model_flops: float, seconds: float, peak: Peak, devices: int = 1) -> flo
     return model_flops / (seconds * devices * peak.flops_per_s)
 
 
-def hfu(executed_flops: float, seconds: float, peak: Peak, devices: int = 1) -> float:
-    """The same with recompute counted: how busy the hardware was (`flops.executed_flops`)."""
-    return mfu(executed_flops, seconds, peak, devices)
+def hfu(hardware_flops: float, seconds: float, peak: Peak, devices: int = 1) -> float:
+    """The same with recompute counted: how busy the hardware was."""
+    return mfu(hardware_flops, seconds, peak, devices)
 
 
 def known_peak(device_name: str, dtype: torch.dtype) -> float | None:
@@ -62,10 +39,8 @@ def known_peak(device_name: str, dtype: torch.dtype) -> float | None:
     key = str(dtype).removeprefix("torch.").split("_")[0]
     if key == "float32" and torch.get_float32_matmul_precision() != "highest":
         key = "tf32"
-    for pattern, rates in _PEAKS:
-        if re.search(pattern, device_name):
-            return rates[key] * 1e12 if key in rates else None
-    return None
+    tflops = gpus.board_tflops(device_name).get(key)
+    return None if tflops is None else tflops * gpus.TERA
 
 
 @functools.cache

@@ -1,7 +1,9 @@
 """Named ranges for profilers (NVTX for nsys, record_function for torch), free while off."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from types import ModuleType
 
 import torch
 
@@ -27,13 +29,31 @@ def recording() -> Iterator[None]:
 
 @contextmanager
 def _marked(name: str) -> Iterator[None]:
-    # Asked at each range: CUDA must not be initialised for a run that does not use it.
-    nvtx = torch.cuda.is_initialized()
-    if nvtx:
-        torch.cuda.nvtx.range_push(name)
+    push, pop = _nvtx()
+    push(name)
     try:
         with torch.profiler.record_function(name):
             yield
     finally:
-        if nvtx:
-            torch.cuda.nvtx.range_pop()
+        pop()
+
+
+def _nvtx() -> tuple[Callable[[str], object], Callable[[], object]]:
+    """What begins and ends an NVTX range: the nvtx package's, which need no CUDA, or torch's.
+
+    torch's are only used once CUDA is initialised: they must not initialise it.
+    """
+    if (package := _package()) is not None:
+        return package.push_range, package.pop_range
+    if torch.cuda.is_initialized():
+        return torch.cuda.nvtx.range_push, torch.cuda.nvtx.range_pop
+    return (lambda name: None), (lambda: None)
+
+
+@cache
+def _package() -> ModuleType | None:
+    try:
+        import nvtx
+    except ImportError:
+        return None
+    return nvtx

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from vidgen import text_table
+from vidgen.runtime import files
 from vidgen.runtime.observe import hardware
 
 Row = Mapping[str, Any]
@@ -42,7 +44,6 @@ def write(
 ) -> Path:
     """Keep `rows` as profiles/results/<machine>/<suite>.json, or as `out`; returns where."""
     path = Path(out) if out else FOLDER / machine_name() / f"{suite}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     kept = {
         "suite": suite,
         "command": " ".join(["python", *map(_relative, sys.orig_argv[1:])]),
@@ -53,9 +54,7 @@ def write(
         "settings": dict(settings or {}),
         "rows": [dict(row) for row in rows],
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(kept, indent=1, default=str) + "\n")
-    os.replace(partial, path)
+    files.write_text(path, json.dumps(kept, indent=1, default=str) + "\n")
     return path
 
 
@@ -63,11 +62,8 @@ def table(rows: Iterable[Row]) -> str:
     """Rows under one heading of every key, numbers to three digits."""
     rows = [{key: _shown(value) for key, value in row.items()} for row in rows]
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    widths = {key: max(len(key), *(len(row.get(key, "")) for row in rows)) for key in keys}
-    lines = [{key: key for key in keys}, *rows]
-    return "\n".join(
-        "  ".join(line.get(key, "").ljust(widths[key]) for key in keys).rstrip() for line in lines
-    )
+    cells = [keys, *([row.get(key, "") for key in keys] for row in rows)]
+    return "\n".join(text_table.table(cells, numbers=False))
 
 
 def _shown(value: Any) -> str:

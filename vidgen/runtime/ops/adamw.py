@@ -121,7 +121,7 @@ def _step(
     numbers = torch.tensor(settings, dtype=torch.float32, device="cpu")
     signed = [word - (1 << 32) if word >> 31 else word for word in place]
     words = torch.tensor(signed, dtype=torch.int32, device="cpu")
-    kernels.run("adamw", "step", *rows, numbers, words)
+    kernels.run("adamw", "forward", *rows, numbers, words)
 
 
 def _nothing(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vidgen.runtime.ops import dispatch, kernels
+from vidgen.runtime.ops.copy_rows import launch as copy_rows
 from vidgen.runtime.ops.registry import define
 
 
@@ -16,16 +17,20 @@ def attention_mlp(attended_BLHD: Tensor, packed_BLP: Tensor, mlp_BLM: Tensor) ->
     `mlp_BLM` is what `qkv_mlp` promised of the same `packed_BLP`.
     """
     if dispatch.choose("attention_mlp", packed_BLP) == "reference":
-        return torch.cat((attended_BLHD.flatten(2), mlp_BLM), dim=-1)
+        return reference(attended_BLHD, mlp_BLM)
     out: Tensor = torch.ops.vidgen.attention_mlp(attended_BLHD, packed_BLP, mlp_BLM)
     return out
+
+
+def reference(attended_BLHD: Tensor, mlp_BLM: Tensor) -> Tensor:
+    return torch.cat((attended_BLHD.flatten(2), mlp_BLM), dim=-1)
 
 
 def _join(attended: Tensor, packed: Tensor, mlp: Tensor) -> Tensor:
     out = _empty_join(attended, packed, mlp)
     heads, width = attended.shape[2:]
     left, right = out.split((heads * width, mlp.shape[-1]), dim=-1)
-    kernels.copy_rows(attended, left.unflatten(-1, (heads, width)))
+    copy_rows(attended, left.unflatten(-1, (heads, width)))
     if right.numel():
         hidden = kernels.rows(packed)[..., 3 * heads * width :]
         kernels.run("gelu_tanh", "forward", hidden, right)

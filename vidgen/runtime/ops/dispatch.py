@@ -1,7 +1,7 @@
 """Which implementation of an op runs: one rule, visible in `table()`, never a silent change.
 
 VIDGEN_OPS=auto (the default) takes the compiled kernel where the device and type have one, else the
-reference; on a GPU where the op was measured and Triton was faster (`faster.json`), Triton.
+reference.
 VIDGEN_OPS=reference|compiled|triton takes that one or raises.
 """
 
@@ -17,21 +17,8 @@ from torch import Tensor
 
 from vidgen.errors import UserError
 from vidgen.runtime import native
-from vidgen.runtime.ops import faster
+from vidgen.runtime.ops.catalogue import OPS
 
-OPS = (
-    "modulate",
-    "gated_residual",
-    "gated_residual_modulate",
-    "qk_norm_rope",
-    "joint_qkv",
-    "split_streams",
-    "attention_mlp",
-    "gelu_tanh",
-    "video_to_input",
-    "merge",
-    "adamw",
-)
 IMPLEMENTATIONS = ("reference", "compiled", "triton")
 KERNEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -47,7 +34,7 @@ class Row:
     device: str
     implementation: str
     available: bool
-    reason: str  # why it is not available, or was chosen
+    reason: str  # why it is not available
     chosen: bool
 
 
@@ -66,7 +53,7 @@ def _decide(op: str, device: str, dtype: torch.dtype) -> str:
     wish = wished()
     chosen = wish
     if wish == "auto":
-        chosen, _ = _automatic(op, device, dtype)
+        chosen = _automatic(op, device, dtype)
     elif why := why_not(op, wish, device, dtype):
         raise UserError(
             f"VIDGEN_OPS={wish}, but {op} cannot run so: {why}; VIDGEN_OPS=auto picks what can"
@@ -75,14 +62,8 @@ def _decide(op: str, device: str, dtype: torch.dtype) -> str:
     return chosen
 
 
-def _automatic(op: str, device: str, dtype: torch.dtype) -> tuple[str, str]:
-    """What auto takes, and what speaks for it beyond its being there."""
-    measured = faster.on_this_gpu(op) if device == "cuda" else ""
-    if measured and not why_not(op, measured, device, dtype):
-        return measured, "measured to be the faster one on this GPU"
-    if why_not(op, "compiled", device, dtype):
-        return "reference", ""
-    return "compiled", "not measured beside Triton on this GPU" if device == "cuda" else ""
+def _automatic(op: str, device: str, dtype: torch.dtype) -> str:
+    return "reference" if why_not(op, "compiled", device, dtype) else "compiled"
 
 
 def wished() -> str:
@@ -112,11 +93,13 @@ def why_not(op: str, implementation: str, device: str, dtype: torch.dtype) -> st
     """Why an implementation cannot run; empty when it can."""
     if implementation == "reference":
         return ""
-    if dtype not in KERNEL_TYPES and not (op == "video_to_input" and dtype == torch.uint8):
+    if dtype != OPS[op].dtype and dtype not in KERNEL_TYPES:
         return f"it has no kernel for {str(dtype).removeprefix('torch.')}"
     if device not in ("cpu", "cuda"):
         return f"it has no kernel for the device {device}"
-    return _why_not_compiled(device) if implementation == "compiled" else _why_not_triton(device)
+    if implementation == "compiled":
+        return _why_not_compiled(device)
+    return _why_not_triton(device) if OPS[op].triton else "it has no Triton version"
 
 
 @cache
@@ -142,16 +125,14 @@ def table() -> list[Row]:
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     rows = []
     for device in devices:
-        for op in OPS:
-            dtype = torch.uint8 if op == "video_to_input" else torch.bfloat16
+        for op, entry in OPS.items():
+            dtype = entry.dtype or torch.bfloat16
             reasons = {name: why_not(op, name, device, dtype) for name in IMPLEMENTATIONS}
-            wish, because = wished(), ""
+            wish = wished()
             if wish == "auto":
-                wish, because = _automatic(op, device, dtype)
+                wish = _automatic(op, device, dtype)
             rows += [
-                Row(op, device, name, not why, why or because, True)
-                if name == wish and not why
-                else Row(op, device, name, not why, why, False)
+                Row(op, device, name, not why, why, name == wish and not why)
                 for name, why in reasons.items()
             ]
     return rows

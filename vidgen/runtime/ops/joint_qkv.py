@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vidgen.runtime.ops import dispatch, kernels
+from vidgen.runtime.ops.copy_rows import launch as copy_rows
 from vidgen.runtime.ops.gelu_tanh import reference as gelu_tanh
 from vidgen.runtime.ops.qk_norm_rope import reference as norm_rope
 from vidgen.runtime.ops.registry import define
@@ -119,7 +120,7 @@ def _forward(
         scales = kernels.rows(of_q), kernels.rows(of_k)
         tables = cos[here], sin[here]
         kernels.run("qk_norm_rope", "forward", q, k, *scales, *tables, q_out, k_out, eps)
-        kernels.copy_rows(v, v_out)
+        copy_rows(v, v_out)
     return outputs
 
 
@@ -170,7 +171,7 @@ def _backward(
             "qk_norm_rope", "backward",
             *of_out, q, k, *scales, *tables, of_q_in, of_k_in, *grad_scales, eps,
         )  # fmt: skip
-        kernels.copy_rows(grad_v[:, here], of_v_in)
+        copy_rows(grad_v[:, here], of_v_in)
         if x.shape[-1] > 3 * heads * width and x.numel():
             hidden, of_hidden = (t[..., 3 * heads * width :] for t in (x, grad_x))
             of_mlp = kernels.rows(grad_mlp)[:, here]

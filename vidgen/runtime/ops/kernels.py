@@ -54,8 +54,3 @@ def _view(tensor: Tensor) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
 def rows(tensor: Tensor) -> Tensor:
     """The tensor itself if its last dimension is contiguous, as the kernels need, else a copy."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
-
-
-def copy_rows(x_BLHD: Tensor, out_BLHD: Tensor) -> None:
-    """Numbers into a part of another tensor, at the speed of a copy whatever their strides."""
-    run("copy_rows", "forward", rows(x_BLHD), out_BLHD)

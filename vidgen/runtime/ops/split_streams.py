@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidgen.runtime.ops import dispatch, kernels
+from vidgen.runtime.ops import dispatch
+from vidgen.runtime.ops.copy_rows import launch as copy_rows
 from vidgen.runtime.ops.registry import define
 
 
@@ -15,10 +16,14 @@ def split_streams(joint_BLHD: Tensor, text: int) -> tuple[Tensor, Tensor]:
     Of one sample they are views. Their gradients are written side by side, without padding.
     """
     if dispatch.choose("split_streams", joint_BLHD) == "reference":
-        joint_BLC = joint_BLHD.flatten(2)
-        return joint_BLC[:, :text], joint_BLC[:, text:]
+        return reference(joint_BLHD, text)
     txt, img = _Streams.apply(joint_BLHD, text)
     return txt, img
+
+
+def reference(joint_BLHD: Tensor, text: int) -> tuple[Tensor, Tensor]:
+    joint_BLC = joint_BLHD.flatten(2)
+    return joint_BLC[:, :text], joint_BLC[:, text:]
 
 
 class _Streams(torch.autograd.Function):
@@ -41,7 +46,7 @@ class _Streams(torch.autograd.Function):
 def _streams(joint: Tensor, text: int) -> tuple[Tensor, ...]:
     outputs = _empty_streams(joint, text)
     for out, part in zip(outputs, joint.tensor_split((text,), dim=1), strict=True):
-        kernels.copy_rows(part, out.unflatten(-1, joint.shape[2:]))
+        copy_rows(part, out.unflatten(-1, joint.shape[2:]))
     return outputs
 
 
@@ -53,7 +58,7 @@ def _empty_streams(joint: Tensor, text: int) -> tuple[Tensor, ...]:
 def _join_streams(txt: Tensor, img: Tensor, heads: int) -> Tensor:
     joint = _empty_joint(txt, img, heads)
     for part, out in zip((txt, img), joint.tensor_split((txt.shape[1],), dim=1), strict=True):
-        kernels.copy_rows(part.unflatten(-1, out.shape[2:]), out)
+        copy_rows(part.unflatten(-1, out.shape[2:]), out)
     return joint
 
 

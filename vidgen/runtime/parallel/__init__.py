@@ -1,4 +1,4 @@
-"""Many processes as one: meshes, ZeRO through FSDP2, ring and Ulysses attention."""
+"""Parallelism over ranks: meshes, ZeRO through FSDP2, ring and Ulysses attention."""
 
 from vidgen.runtime.parallel.context import ContextGroup, split_tokens
 from vidgen.runtime.parallel.mesh import World, choose_device, start

@@ -1,5 +1,7 @@
 """Context parallelism: a group of ranks computes one sample, each a part of its tokens.
 
+Training and sampling split tokens here.
+
 Shapes: L tokens of the whole sequence, text first.
 """
 
@@ -12,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vidgen.errors import UserError
-from vidgen.runtime.parallel import flight
+from vidgen.runtime.parallel import flight_recorder
+from vidgen.runtime.parallel.p2p import as_bytes
 from vidgen.runtime.parallel.ring import ring_attention
 from vidgen.runtime.parallel.ulysses import (
     ring_of_ulysses_attention,
@@ -22,7 +25,7 @@ from vidgen.runtime.parallel.ulysses import (
 
 
 class RanksDisagree(UserError):
-    """Ranks that must do the same were about to do different things."""
+    """Ranks of a group were about to do different things."""
 
 
 TextPlan = Literal["sharded", "replicated"]
@@ -52,7 +55,7 @@ class Split:
 def split_tokens(text: int, video: int, ranks: int, plan: TextPlan = "sharded") -> Split:
     """Contiguous parts in the order of ranks, none longer than another by more than one token.
 
-    Sharded text lies with the first ranks, which hold the less video for it.
+    Sharded text lies with the first ranks, which hold less video.
     """
     if plan == "replicated":
         return Split((slice(0, text),) * ranks, _cut(shares(video, ranks), 0, video), text)
@@ -77,8 +80,8 @@ def _length(part: slice) -> int:
 class ContextGroup:
     """The ranks that compute one sample, and every way to arrange their attention.
 
-    A degree is how many neighbours exchange heads (Ulysses); groups of so many form a ring. Degree
-    1 is a ring of single ranks, the group's size is Ulysses alone.
+    A degree is how many neighbours exchange heads (Ulysses); groups of that size form a ring.
+    Degree 1 is a ring of single ranks, the group's size is Ulysses alone.
     """
 
     def __init__(
@@ -121,11 +124,11 @@ class ContextGroup:
         return attend
 
     def agree(self, what: str, value: Sequence[int]) -> None:
-        """Raise, naming ranks, if not all of the group say the same.
+        """Raise, naming ranks, unless all ranks of the group have the same value.
 
-        A collective of different shapes would hang or take bytes for what they are not.
+        A collective with different shapes would hang or misread bytes.
         """
-        flight.note(f"agreeing on {what}")
+        flight_recorder.note(f"agreeing on {what}")
         mine = torch.tensor(value, dtype=torch.int64)  # on the CPU: a GPU is not waited for
         everyone = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(everyone, mine, group=self.group)
@@ -134,13 +137,14 @@ class ContextGroup:
         if odd := [rank for rank, each in enumerate(said) if each != usual]:
             names = dist.get_process_group_ranks(self.group)
             different = "; ".join(f"rank {names[rank]} has {said[rank]}" for rank in odd)
+            step = flight_recorder.now().step
             raise RanksDisagree(
-                f"step {flight.now().step}: ranks of one context-parallel group differ in {what}: "
+                f"step {step}: ranks of one context-parallel group differ in {what}: "
                 f"{different}, the others {usual}; give them the same recipe, data and code"
             )
 
     def gather(self, part_BLD: Tensor, lengths: Sequence[int]) -> Tensor:
-        """All ranks' parts in one, for a loss that every rank then computes alike.
+        """All ranks' parts in one tensor, for a loss that every rank computes alike.
 
         Each rank's loss is the same function of what is gathered, and gradients are averaged over
         ranks: a part's gradient is therefore that of the sum of the group's losses.
@@ -150,12 +154,12 @@ class ContextGroup:
 
     def all_gather(self, part: Tensor, counts: Sequence[int]) -> Tensor:
         """Every rank's rows, `counts` of them each, in the order of ranks; no gradient."""
-        flight.note("gather in the context group")
+        flight_recorder.note("gather in the context group")
         most = max(counts)
         padded = part.new_zeros(most, *part.shape[1:])
         padded[: part.shape[0]] = part
         everyone = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(everyone, padded, group=self.group)
+        dist.all_gather([as_bytes(x) for x in everyone], as_bytes(padded), group=self.group)
         return torch.cat([rows[:count] for rows, count in zip(everyone, counts, strict=True)])
 
 

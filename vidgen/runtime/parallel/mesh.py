@@ -1,19 +1,18 @@
 """Where a process stands in a run: its rank, its device, the meshes that join it to others."""
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from vidgen.errors import UserError
 from vidgen.runtime.parallel.context import ContextGroup
-from vidgen.runtime.parallel.watch import Watch
 
 _LAUNCH = "torchrun --nproc-per-node=2 --no-python vidgen train ..."
 
@@ -28,14 +27,7 @@ class World:
     device: torch.device
     timeout_s: float = 600.0
     store: dist.Store | None = None  # what the ranks met at; None for a single process
-
-    def watch(
-        self, before_end: Callable[[str], None] | None = None
-    ) -> AbstractContextManager[object]:
-        """While open, a rank that is lost or stands still ends all with a line that names it."""
-        if self.store is None:
-            return nullcontext()
-        return Watch(self.store, self.rank, self.world, self.timeout_s, before_end=before_end)
+    collective_timeout_s: float | None = None  # of collectives, where it is not `timeout_s`
 
     def mesh(self, context: int = 1, tensor: int = 1) -> DeviceMesh:
         """Ranks as (data, context, tensor), neighbours last: `context` ranks share a sample's
@@ -61,7 +53,8 @@ class World:
             if context % degree:
                 raise UserError(
                     f"{degree} neighbours are to exchange heads in context-parallel groups of "
-                    f"{context}; set parallel.ulysses to one of {_listed(_divisors(context))}"
+                    f"{context}; set parallel.ulysses (or --ulysses) to one of "
+                    f"{_listed(_divisors(context))}"
                 )
             if 1 < degree < context:
                 grid = self._grid(
@@ -81,9 +74,15 @@ class World:
 
     def _grid(self, sizes: dict[str, int]) -> DeviceMesh:
         self._ensure_group()
-        return init_device_mesh(
+        mesh = init_device_mesh(
             self.device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes)
         )
+        if self.collective_timeout_s is not None:
+            # Groups of a mesh start with torch's default, 10 minutes for NCCL.
+            timeout = timedelta(seconds=self.collective_timeout_s)
+            for group in mesh.get_all_groups():
+                distributed_c10d._set_pg_timeout(timeout, group)
+        return mesh
 
     def _check_divides(self, size: int, what: str) -> None:
         if size < 1 or self.world % size:
@@ -122,11 +121,14 @@ class World:
             )
 
 
-def start(device: str = "auto", *, timeout_s: float = 600.0) -> World:
+def start(
+    device: str = "auto", *, timeout_s: float = 600.0, collective_timeout_s: float | None = None
+) -> World:
     """Join the run that torchrun describes in the environment, or be a run of one process.
 
     `device` is auto, cpu or cuda; auto takes a GPU if there is one. A rank that waits for the
-    others longer than `timeout_s`, now or in a later collective, ends with an error.
+    others longer than `timeout_s`, now or in a later collective (`collective_timeout_s` if given),
+    ends with an error.
     """
     rank, world, local_rank = (
         _environment(name, default)
@@ -148,11 +150,11 @@ def start(device: str = "auto", *, timeout_s: float = 600.0) -> World:
                 store=dist.PrefixStore("vidgen", store),
                 rank=rank,
                 world_size=world,
-                timeout=timeout,
+                timeout=timedelta(seconds=collective_timeout_s or timeout_s),
             )
         except (dist.DistNetworkError, dist.DistStoreError) as error:
             raise _unreachable(error, address, world, timeout_s) from error
-    return World(rank, world, local_rank, chosen, timeout_s, store)
+    return World(rank, world, local_rank, chosen, timeout_s, store, collective_timeout_s)
 
 
 def _backend(device: torch.device) -> str:

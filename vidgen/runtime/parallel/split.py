@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vidgen.runtime.parallel import flight
+from vidgen.runtime.parallel import flight_recorder
 
 
 def same_input(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -55,7 +55,7 @@ class _Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group, ctx.channels = group, x.shape[1]
-        flight.note("join channels in the tensor-parallel group")
+        flight_recorder.note("join channels in the tensor-parallel group")
         parts = [
             torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(group.size())
         ]
@@ -69,7 +69,7 @@ class _Join(torch.autograd.Function):
 
 
 def _summed(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    flight.note("sum in the tensor-parallel group")
+    flight_recorder.note("sum in the tensor-parallel group")
     total = x.contiguous().clone()
     if total.numel():  # a rank without tokens: none of the group has any
         dist.all_reduce(total, group=group)

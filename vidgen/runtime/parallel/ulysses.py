@@ -1,4 +1,4 @@
-"""Ulysses attention: trade a part of the sequence for a part of the heads, attend, trade back.
+"""Ulysses attention: exchange parts of the sequence for parts of the heads, attend, and back.
 
 Any number of heads and any lengths: the exchange is uneven where they do not divide by the ranks.
 Tokens that every rank holds (text, replicated) stand first: a rank attends with its own heads of
@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vidgen.runtime.attention import attention
-from vidgen.runtime.parallel import flight
-from vidgen.runtime.parallel.hops import gather_lengths
+from vidgen.runtime.parallel import flight_recorder
+from vidgen.runtime.parallel.p2p import gather_lengths
 from vidgen.runtime.parallel.ring import ring_attention
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -34,7 +34,7 @@ def ulysses_attention(
     """Attention of this rank's queries over the keys of all ranks in the group.
 
     The first `replicated` tokens are the same on every rank; `lengths` are the ranks' numbers of
-    tokens besides those; without them the ranks ask each other. `inner` attends with this rank's
+    tokens besides those; without them the ranks exchange them. `inner` attends with this rank's
     heads: over what the group holds, or in a ring of such groups over more.
     """
     if not q_BLHD.shape == k_BLHD.shape == v_BLHD.shape:
@@ -109,14 +109,14 @@ def ring_of_ulysses_attention(
 
 
 def shares(count: int, ranks: int) -> list[int]:
-    """How many of `count` things each rank takes: differing by one at most, the first take more."""
+    """How many of `count` items each rank takes: at most one apart, the first ranks take more."""
     return [count // ranks + (rank < count % ranks) for rank in range(ranks)]
 
 
 def _exchange(
     sent: list[Tensor], sizes: list[int], group: dist.ProcessGroup | None
 ) -> tuple[Tensor, ...]:
-    """Give each rank its piece and take one of a known size from each; differentiable."""
+    """Send each rank its piece and receive one of a known size from each; differentiable."""
     flat = _AllToAll.apply(torch.cat(sent), [x.numel() for x in sent], sizes, group)
     return flat.split(sizes)
 
@@ -142,9 +142,9 @@ class _AllToAll(torch.autograd.Function):
 def _all_to_all(
     sent: Tensor, sizes_out: list[int], sizes_in: list[int], group: dist.ProcessGroup | None
 ) -> Tensor:
-    flight.note(f"all-to-all of {sent.nbytes} bytes")
+    flight_recorder.note(f"all-to-all of {sent.nbytes} bytes")
     received = sent.new_empty(sum(sizes_in))
-    # As bytes: not every transport knows every dtype.
+    # As bytes: not every transport supports every dtype.
     dist.all_to_all_single(
         received.view(torch.uint8),
         sent.view(torch.uint8),

@@ -17,31 +17,31 @@ from torch import Tensor, nn
 from vidgen.data import open_loader
 from vidgen.data.loader import Batch, Loader
 from vidgen.errors import UserError
-from vidgen.models.autoencoder import latent_grid
+from vidgen.metrics.fidelity import psnr
+from vidgen.models.geometry import Geometry
 from vidgen.models.video_dcae import VideoDCAE, load_weights
 from vidgen.models.video_dcae.discriminator import PatchGAN3D
 from vidgen.models.video_dcae.losses import adaptive_weight, hinge, l1, perceptual_distance
 from vidgen.recipe.autoencoder import AutoencoderRecipe
 from vidgen.runtime.observe.flops import training_flops
-from vidgen.runtime.observe.quality import psnr
 from vidgen.train.autoencoder.validate import AutoencoderValidator, pixels_to_input
 from vidgen.train.loop import Tensors, TrainingLoop
 from vidgen.train.optim.optimizer import build_optimizer, set_learning_rate, state_tensors
 from vidgen.train.report.log import RunLog
-from vidgen.train.step_result import Learned
+from vidgen.train.step_result import StepResult
 
 # Where the losses of clips and of single frames are kept apart.
 CLIPS, FRAMES = 0.0, 0.5
 
 
 class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
-    SAME = ("autoencoder",)
-    SCORE = "l1_by_kind"
+    FIXED_ON_RESUME = ("autoencoder",)
+    LOSS_BY_BIN = "l1_by_kind"
     model: VideoDCAE
 
     # From a batch to its gradients ---------------------------------------------------------------
 
-    def learn(self, batch: Batch) -> Learned:
+    def forward_backward(self, batch: Batch) -> StepResult:
         accumulate, loss = self.recipe.train.accumulate, self.recipe.loss
         if batch.micro_step == 0:  # dropout
             torch.manual_seed(_step_seed(self.recipe.seed, self.step, self.world.rank))
@@ -57,18 +57,18 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
         reconstruction = reconstruction.detach().float()
         if adversarial:
             with self.phase("discriminator"):
-                losses["discriminator"] = self._judge_both(video, reconstruction)
+                losses["discriminator"] = self._discriminator_loss(video, reconstruction)
                 (losses["discriminator"] / accumulate).backward()
-        losses["psnr"] = psnr(video / 2, reconstruction / 2).mean().float()
+        losses["psnr"] = psnr(video, reconstruction, peak=2).mean().float()
         clips, shape = len(video), (video.shape[2], video.shape[3], video.shape[4])
         flops = clips * self._flops(shape)
-        return Learned(
+        return StepResult(
             batch,
             bin_B=torch.full((clips,), FRAMES if shape[0] == 1 else CLIPS, device=self.device),
             loss_B=(reconstruction - video).abs().mean(dim=(1, 2, 3, 4)),
-            tokens=clips * math.prod(latent_grid(self.model, *shape)),
+            tokens=clips * math.prod(Geometry.of(self.model).latent_grid(*shape)),
             model_flops=flops,
-            executed_flops=flops,
+            hardware_flops=flops,
             figures={name: value.detach() for name, value in losses.items()},
         )
 
@@ -100,14 +100,14 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
             loss = loss + weights.adversarial * balance * opinion
         return {"loss": loss, **found}
 
-    def _judge_both(self, video: Tensor, reconstruction: Tensor) -> Tensor:
+    def _discriminator_loss(self, video: Tensor, reconstruction: Tensor) -> Tensor:
         with self.autocast():
             return hinge(self.discriminator(video), self.discriminator(reconstruction))
 
     @lru_cache(maxsize=64)  # noqa: B019  there is one of it, as long as the run
     def _flops(self, shape: tuple[int, int, int]) -> int:
-        """Of one clip, forward and backward, counted on tensors without memory. Those of what it
-        is held to are not the model's."""
+        """Of one clip, forward and backward, counted on meta tensors. Those of LPIPS and the
+        discriminator are not the model's."""
         from torch.utils.flop_counter import FlopCounterMode
 
         with torch.device("meta"):
@@ -129,9 +129,8 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
             work.wait()
         torch._foreach_div_(grads, self.world.world)
 
-    def update(self) -> None:
-        super().update()
-        self.discriminator_optimizer.step()  # without gradients, nothing
+    def update_others(self, lr: float) -> None:
+        self.discriminator_optimizer.step()  # nothing happens without gradients
         self.discriminator_optimizer.zero_grad(set_to_none=True)
 
     def validate(self, log: RunLog) -> None:
@@ -154,9 +153,7 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
             world=self.world.world,
             device=self.device,
             accumulate=recipe.train.accumulate,
-            temporal_step=recipe.autoencoder.compression[0],
-            causal=VideoDCAE.causal,
-            spatial_multiple=recipe.autoencoder.compression[1],
+            geometry=Geometry.of(self.recipe.autoencoder),
         )
 
     def build_model(self, resuming: bool) -> VideoDCAE:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from vidgen.data import open_loader
 from vidgen.data.loader import Batch
-from vidgen.data.read.video import write_image, write_video
+from vidgen.data.read.video import write_image, write_video, written_suffix
 from vidgen.errors import UserError
+from vidgen.metrics.fidelity import psnr
+from vidgen.models.geometry import Geometry
 from vidgen.models.video_dcae import VideoDCAE
 from vidgen.recipe.autoencoder import AutoencoderRecipe
 from vidgen.runtime import ops, parallel
-from vidgen.runtime.observe.quality import psnr
 from vidgen.train.report.log import PSNR
 from vidgen.train.report.validation import Shown, Validation, ValidationPage, Video, step_folder
 
@@ -49,9 +50,7 @@ class AutoencoderValidator:
             rank=self._world.rank,
             world=self._world.world,
             device=self._world.device,
-            temporal_step=model.compression[0],
-            causal=model.causal,
-            spatial_multiple=model.compression[1],
+            geometry=Geometry.of(model),
         )
         sums: dict[str, Tensor] = {}  # by bucket: decibels, and how many frames they are of
         shown: list[Shown] = []
@@ -60,7 +59,7 @@ class AutoencoderValidator:
                 batch = next(loader)
                 video = pixels_to_input(batch)
                 again = model(video)[0].float().clamp(-1, 1)
-                decibels = psnr(video / 2, again / 2)
+                decibels = psnr(video, again, peak=2)
                 counted = torch.stack((decibels.sum(), decibels.new_tensor(decibels.numel())))
                 name = str(batch.bucket)
                 sums[name] = sums[name] + counted if name in sums else counted
@@ -88,7 +87,7 @@ class AutoencoderValidator:
             still = len(pixels) == 1
             number = begin + i
             path = step_folder(self._recipe.run_dir, step) / f"{number:04d}"
-            path = path.with_suffix(".png" if still else ".mp4")
+            path = path.with_suffix(written_suffix(len(pixels)))
             if still:
                 write_image(path, pixels[0])
             else:

@@ -5,14 +5,13 @@ features of the frames and the square of pixels behind the token. Latents of ano
 generator was trained on are understood sooner that way.
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.dinov2 import DINOv2
+from vidgen.models.geometry import Geometry
 from vidgen.models.mmdit import MMDiTConfig, Seams
 from vidgen.models.mmdit.capture import Capture
 from vidgen.recipe.schema import AlignmentConfig, OptimConfig
@@ -61,8 +60,8 @@ class Alignment:
         dtype: torch.dtype,
     ) -> None:
         assert config.path is not None
-        self._ae, self._config, self._clip = autoencoder, config, optim.clip
-        self.weight, self._begun_with = config.weight, "new"
+        self._geometry, self._config, self._clip = Geometry.of(autoencoder), config, optim.clip
+        self.weight, self._initial = config.weight, "new"
         self._features = DINOv2(config.path, device=device, dtype=dtype)
         self._capture = Capture(seams, config.layer)
         self.seams = self._capture.seams
@@ -75,17 +74,18 @@ class Alignment:
         self._named = dict(self.projection.named_parameters())
         self._optimizer = build_optimizer(self._named.values(), optim)
 
-    def begin_with(self, weights: Path) -> None:
-        """Go on with the projection of the run that these weights are of, if it has one."""
-        if (weights / "manifest.json").is_file() and GROUP in checkpoint.groups(weights):
-            checkpoint.load(weights, {GROUP: self.tensors()[GROUP]})
-            self._begun_with = f"from {weights}"
+    def load_projection(self, weights: str) -> None:
+        """From the checkpoint of the run these weights are from, if it has one."""
+        step = checkpoint.find_step(weights)
+        if step is not None and GROUP in checkpoint.groups(step):
+            checkpoint.load(step, {GROUP: self.tensors()[GROUP]})
+            self._initial = f"from {step}"
 
     def describe(self) -> str:
         config = self._config
         return (
             f"alignment: {config.weight:g} x minus the cosine of layer {config.layer} to the "
-            f"{self._features.width} features of {config.path}; projection {self._begun_with}"
+            f"{self._features.width} features of {config.path}; projection {self._initial}"
         )
 
     def losses(self, frames_BTHWC: Tensor, grid: tuple[int, int, int]) -> Tensor:
@@ -110,7 +110,8 @@ class Alignment:
                 len(frames_BTHWC), 0, self._features.width, device=frames_BTHWC.device
             )
         first, last = tokens.start // size, -(-tokens.stop // size)
-        spans = [frames_behind(self._ae, at, frames_BTHWC.shape[1]) for at in range(first, last)]
+        count = frames_BTHWC.shape[1]
+        spans = [self._geometry.frames_behind(at, count) for at in range(first, last)]
         begin = spans[0].start
         frames = frames_BTHWC[:, begin : spans[-1].stop]
         found = self._features(frames.flatten(0, 1), rows, columns)
@@ -133,13 +134,3 @@ class Alignment:
             GROUP: {name: p.detach() for name, p in self._named.items()},
             f"{GROUP}_optim": state_tensors(self._named, self._optimizer),
         }
-
-
-def frames_behind(ae: Autoencoder, latent: int, frames: int) -> slice:
-    """The pixel frames, of `frames`, that a latent frame stands for."""
-    step = ae.compression[0]
-    if frames == 1:
-        return slice(0, 1)
-    if not ae.causal:
-        return slice(latent * step, (latent + 1) * step)
-    return slice(max(0, (latent - 1) * step + 1), latent * step + 1)

@@ -1,4 +1,4 @@
-"""AdamW whose moments are kept in bfloat16, updated with the moving average in one pass."""
+"""AdamW with bfloat16 moments; updates weights, moments and EMA in one pass over memory."""
 
 import hashlib
 import math
@@ -15,8 +15,8 @@ from vidgen.runtime.ops.adamw import Place
 from vidgen.runtime.parallel.zero import local
 
 
-class Follower(Protocol):
-    """A moving average of the weights, as the optimizer updates it beside them."""
+class Average(Protocol):
+    """An EMA of the weights, as the optimizer updates it in the same pass."""
 
     def rate(self, step: int) -> float: ...
     def of(self, parameter: nn.Parameter) -> Tensor: ...
@@ -39,13 +39,11 @@ class AdamWBF16(torch.optim.Optimizer):
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
-        average: Follower | None = None,
     ) -> None:
         super().__init__(
             list(parameters),
             {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
         )
-        self._average = average
         self._places: dict[nn.Parameter, tuple[int, int]] = {}
         for group in self.param_groups:
             for p in group["params"]:
@@ -58,10 +56,15 @@ class AdamWBF16(torch.optim.Optimizer):
                     "exp_avg_sq": torch.zeros_like(p, dtype=torch.bfloat16),
                 }
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no loss is known
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # returns no loss
         if closure is not None:
             raise ValueError("this optimizer takes no closure")
+        self.step_with(None, 0)
+
+    @torch.no_grad()
+    def step_with(self, ema: Average | None, step: int) -> None:
+        """Update the weights, and `ema` towards them at its rate for `step`."""
+        rate = 0.0 if ema is None else ema.rate(step)
         number = 0
         for group in self.param_groups:
             with_gradient = [p for p in group["params"] if p.grad is not None]
@@ -70,16 +73,25 @@ class AdamWBF16(torch.optim.Optimizer):
                 torch._foreach_add_([self.state[p]["step"] for p in with_gradient], 1.0)
             # From the device at once: it has been waited for anyway, for the gradient's norm.
             counted = torch.stack(steps).tolist()
-            for p, step in zip(group["params"], counted, strict=True):
+            for p, updates in zip(group["params"], counted, strict=True):
+                average = None if ema is None else ema.of(p)
                 if p.grad is not None:
-                    self._update(p, int(step), number, group)
+                    key = _key(number, int(updates))
+                    self._update(p, group, int(updates), key, average, rate)
+                elif average is not None:
+                    average.lerp_(local(p.detach()), rate)
                 number += 1
 
-    def _update(self, p: nn.Parameter, step: int, number: int, group: dict[str, Any]) -> None:
+    def _update(
+        self,
+        p: nn.Parameter,
+        group: dict[str, Any],
+        step: int,
+        key: tuple[int, int],
+        average: Tensor | None,
+        rate: float,
+    ) -> None:
         assert p.grad is not None
-        follow, average = 0.0, None
-        if self._average is not None:
-            follow, average = self._average.rate(step), _rows(self._average.of(p))
         state = self.state[p]
         first, row = self._places[p]
         ops.adamw(
@@ -87,14 +99,14 @@ class AdamWBF16(torch.optim.Optimizer):
             _rows(local(p.grad)),
             _rows(local(state["exp_avg"])),
             _rows(local(state["exp_avg_sq"])),
-            average,
+            None if average is None else _rows(average),
             lr=group["lr"],
             betas=group["betas"],
             eps=group["eps"],
             weight_decay=group["weight_decay"],
             step=step,
-            place=Place(_key(number, step), first, row),
-            follow=follow,
+            place=Place(key, first, row),
+            follow=rate,
         )
 
 

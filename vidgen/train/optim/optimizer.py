@@ -1,4 +1,4 @@
-"""AdamW, its learning rate over a run, and the moving average of the weights."""
+"""AdamW, its learning rate over a run, the EMA of the weights, and the update of both."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -17,12 +17,9 @@ from vidgen.train.optim.adamw_bf16 import AdamWBF16
 
 
 def build_optimizer(
-    parameters: Iterable[nn.Parameter], config: OptimConfig, average: "EMA | None" = None
+    parameters: Iterable[nn.Parameter], config: OptimConfig
 ) -> torch.optim.Optimizer:
-    """With its state made at once: what a checkpoint fills must exist before it is read.
-
-    An optimizer that can updates the moving average in the pass that updates the weights.
-    """
+    """With its state allocated: what a checkpoint fills must exist before it is read."""
     settings: dict[str, Any] = {
         "lr": config.lr,
         "betas": config.betas,
@@ -31,9 +28,7 @@ def build_optimizer(
     }
     match config.states:
         case "bf16":
-            if average is not None:
-                average.by_optimizer = True
-            return AdamWBF16(parameters, **settings, average=average)
+            return AdamWBF16(parameters, **settings)
         case "8bit":
             return build_adamw_8bit(parameters, settings)
         case "fp32":
@@ -76,7 +71,7 @@ def check_states_fit(newest: Path, then: OptimConfig, now: OptimConfig) -> None:
     if then.states != now.states:
         raise UserError(
             f"{newest} holds moments of optim.states {then.states}, the recipe says {now.states}; "
-            f"set optim.states={then.states}, or pass --fresh to begin a new run beside it"
+            f"set optim.states={then.states}, or pass --fresh to start a new run beside it"
         )
 
 
@@ -103,30 +98,40 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
 
 
 class EMA:
-    """fp32 copies of the parameters, sharded as they are, following them at a rate of 1 - decay.
+    """fp32 copies of the parameters, sharded as they are, moving towards them by 1 - decay a step.
 
-    Early in a run the decay is held down, so that the average forgets the initial weights.
+    The decay is lower early in a run, so that the EMA forgets the initial weights.
     """
 
     def __init__(self, named: dict[str, nn.Parameter], decay: float) -> None:
         self.decay = decay
-        self.by_optimizer = False  # it is updated in the pass that updates the weights
         self.tensors: dict[str, Tensor] = {
             name: p.detach().clone().float() for name, p in named.items()
         }
         self._local = {p: local(self.tensors[name]) for name, p in named.items()}
 
     def rate(self, step: int) -> float:
-        """How far the average goes towards the weights of this step."""
+        """How far the EMA moves towards the weights after `step` completed steps."""
         return 1 - min(self.decay, (1 + step) / (10 + step))
 
     def of(self, parameter: nn.Parameter) -> Tensor:
-        """This rank's part of the average."""
+        """This rank's part of a parameter's EMA."""
         return self._local[parameter]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        if self.by_optimizer:
-            return
         weights = [local(p.detach()) for p in self._local]
         torch._foreach_lerp_(list(self._local.values()), weights, self.rate(step))
+
+
+def update_weights_and_ema(optimizer: torch.optim.Optimizer, ema: EMA | None, step: int) -> None:
+    """One optimizer step, after which `step` steps are complete; then the EMA follows the weights.
+
+    With bf16 moments both happen in one pass over memory.
+    """
+    if isinstance(optimizer, AdamWBF16):
+        optimizer.step_with(ema, step)
+        return
+    optimizer.step()
+    if ema is not None:
+        ema.update(step)

@@ -32,7 +32,7 @@ class Kind:
     form: str  # of their mean, on the console
     tag: str  # of each, in TensorBoard
 
-    def said(self, figures: Mapping[str, float]) -> str:
+    def summarise(self, figures: Mapping[str, float]) -> str:
         return self.form.format(sum(figures.values()) / len(figures))
 
 
@@ -104,7 +104,7 @@ class RunLog:
         record: Record = {"step": step, "time": round(time.time(), 3)}
         for name, value in metrics.items():
             if value is not None:
-                record[name] = _plain(value)
+                record[name] = _to_json(value)
         for name, score in self._scores.items():
             if name in record and (z := score.update(record[name])) is not None:
                 record[name + "_z"] = z
@@ -136,7 +136,7 @@ class RunLog:
         with (self._file.path.with_name("validation.jsonl")).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if figures:
-            self.line(f"validation at step {step}: {kind.name} {kind.said(figures)}")
+            self.line(f"validation at step {step}: {kind.name} {kind.summarise(figures)}")
         named = {f"validation/{kind.tag.format(of)}": figure for of, figure in figures.items()}
         if self._events is not None:
             for name, figure in named.items():
@@ -223,12 +223,12 @@ def _open_events(run_dir: Path, resume_step: int) -> Any:
     return SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge, flush_secs=20)
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     """A metric as JSON can hold it: text, a number, or a mapping of names to numbers."""
     if isinstance(value, str | int | float):
         return value
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _to_json(item) for key, item in value.items()}
     return float(value)
 
 

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from vidgen.errors import UserError
+from vidgen.runtime import files
 
 FILE_NAME = "metrics.jsonl"
 Record = dict[str, Any]
@@ -52,12 +52,7 @@ class MetricsFile:
         self.dropped = len(records) - len(self.kept)
         if not self.dropped and not torn:
             return
-        temporary = self.path.with_name(FILE_NAME + ".tmp")
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(_encode(record) for record in self.kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        files.write_text(self.path, "".join(map(_encode, self.kept)))
 
 
 class RunningZScore:

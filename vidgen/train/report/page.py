@@ -1,17 +1,13 @@
-"""report.html: what a run made and how it went, in one file that opens without a network."""
+"""report.html: what a training run made and how it went, in one page."""
 
-import base64
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
-from importlib import resources
 from pathlib import Path
 from statistics import fmean, median
-from string import Template
 from typing import Any
 
+from vidgen.page import kit
 from vidgen.page.charts import (
     Line,
     Mark,
@@ -20,10 +16,9 @@ from vidgen.page.charts import (
     smoothed,
     stacked_bars,
 )
+from vidgen.page.kit import NOTHING, Html
+from vidgen.page.videos import Comparison, VideoCard, comparisons, gallery
 from vidgen.train.report.metrics import Record, read_metrics
-from vidgen.version import __version__
-
-SHOWN_VIDEOS = 18  # the rest unfold
 
 
 @dataclass(frozen=True)
@@ -39,6 +34,11 @@ class VideoEntry:
     seen: Mapping[str, str | None] = field(default_factory=dict)
     tags: Sequence[str] = ()
     size: tuple[int, int] | None = None  # (height, width), for the page's layout
+
+    def card(self) -> VideoCard:
+        chips = [_chip(name, ok, self.seen.get(name)) for name, ok in self.verdict.items()]
+        chips += map(kit.chip, self.tags)
+        return VideoCard(self.path, self.prompt, kit.join(chips), self.size)
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def write_report(
     facts: Mapping[str, object],
     phases: Sequence[tuple[str, float]] = (),
     videos: Sequence[VideoEntry] = (),
+    compared: Sequence[Comparison] = (),
     adherence: Sequence[Adherence] = (),
     targets: Mapping[str, float] | None = None,
     environment: Mapping[str, Any],
@@ -68,169 +69,89 @@ def write_report(
     """Write `run_dir`/report.html from the run's metrics.jsonl and what is given here.
 
     `facts` are the figures at the top, `phases` the seconds of each part of the whole command,
-    `targets` the fraction each attribute should reach, `marks` steps to point out in the curves.
+    `compared` videos side by side, `targets` the fraction each attribute should reach, `marks`
+    steps to point out in the curves.
     """
     run_dir = Path(run_dir)
-    sections = [
-        _adherence_section(adherence, targets or {}),
-        _videos_section(videos),
-        _training_section(read_metrics(run_dir), marks),
-        _phases_section(phases),
-        _environment_section(environment, recipe),
-    ]
-    template = resources.files("vidgen.train.report").joinpath("report_template.html")
-    page = Template(template.read_text(encoding="utf-8")).substitute(
-        title=escape(title),
-        subtitle=escape(subtitle),
-        facts=_facts(facts),
-        sections="\n".join(filter(None, sections)),
-        footer=f"Written by vidgen {escape(__version__)}. This file needs no network.",
+    return kit.write_page(
+        run_dir / "report.html",
+        title=title,
+        subtitle=subtitle,
+        facts=facts,
+        sections=[
+            _adherence_section(adherence, targets or {}),
+            _videos_section(videos),
+            kit.section("Side by side", "", comparisons(compared)) if compared else NOTHING,
+            _training_section(read_metrics(run_dir), marks),
+            _phases_section(phases),
+            _environment_section(environment, recipe),
+        ],
     )
-    path = run_dir / "report.html"
-    temporary = path.with_suffix(".html.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
-    return path
 
 
-def _section(name: str, lead: str, body: str) -> str:
-    lead = f'<p class="lead">{lead}</p>' if lead else ""
-    return f"<section><h2>{escape(name)}</h2>{lead}{body}</section>"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _facts(facts: Mapping[str, object]) -> str:
-    tiles = (
-        f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>"
-        for name, value in facts.items()
-    )
-    return f'<dl class="facts card">{"".join(tiles)}</dl>' if facts else ""
-
-
-def _adherence_section(columns: Sequence[Adherence], targets: Mapping[str, float]) -> str:
+def _adherence_section(columns: Sequence[Adherence], targets: Mapping[str, float]) -> Html:
     if not columns:
-        return ""
+        return NOTHING
     names = list(dict.fromkeys(name for column in columns for name in column.scores))
-    head = "".join(
-        f'<th scope="col" class="{"control" if c.control else ""}">{escape(c.title)}'
-        f"<br>{_count(c.videos, 'video')}</th>"
-        for c in columns
-    )
+    head: list[object] = ["As asked"]
+    head += [kit.join((c.title, Html("<br>"), kit.counted(c.videos, "video"))) for c in columns]
+    rows: list[list[object]] = [
+        [name.capitalize(), *(kit.score(c.scores.get(name)) for c in columns)] for name in names
+    ]
     if targets:
-        head += '<th scope="col">Target</th>'
-    rows = []
-    for name in names:
-        cells = "".join(_score_cell(c.scores.get(name), c.control) for c in columns)
-        if targets:
-            cells += f"<td>{f'at least {targets[name]:.0%}' if name in targets else ''}</td>"
-        rows.append(f'<tr><th scope="row">{escape(name.capitalize())}</th>{cells}</tr>')
-    table = (
-        f'<div class="card scroll"><table><thead><tr><th scope="col">As asked</th>{head}</tr>'
-        f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
+        head.append("Target")
+        for row, name in zip(rows, names, strict=True):
+            row.append(f"at least {targets[name]:.0%}" if name in targets else "")
+    classes = ["", *("control" if c.control else "" for c in columns)]
     lead = "Fraction of sampled videos in which a judge that sees only pixels finds what was asked."
     if any(c.control for c in columns):
         lead += " The control is the same model without its text: what guessing scores."
-    return _section("Does it do what the prompt says?", lead, table)
+    body = kit.table(rows, head=head, classes=classes)
+    return kit.section("Does it do what the prompt says?", lead, body)
 
 
-def _score_cell(score: float | None, control: bool) -> str:
-    if score is None:
-        return "<td></td>"
-    kind = ' class="control"' if control else ""
-    return f'<td{kind}><div class="score"><b>{_percent(score)}</b>{_bar(score)}</div></td>'
-
-
-def _bar(fraction: float, colour: str = "") -> str:
-    width = 100 * min(max(fraction, 0.0), 1.0)
-    kind = f' class="{colour}"' if colour else ""
-    return f'<span class="bar"><i{kind} style="width:{width:.1f}%"></i></span>'
-
-
-def _percent(fraction: float) -> str:
-    # Rounding must not turn a near miss into a full score.
-    digits = 0 if fraction in (0, 1) or 0.005 <= fraction < 0.995 else 1
-    return f"{100 * fraction:.{digits}f}%"
-
-
-def _videos_section(videos: Sequence[VideoEntry]) -> str:
+def _videos_section(videos: Sequence[VideoEntry]) -> Html:
     if not videos:
-        return ""
+        return NOTHING
     judged = [v for v in videos if v.verdict]
     right = sum(all(v.verdict.values()) for v in judged)
-    lead = _count(len(videos), "video")
+    lead = kit.counted(len(videos), "video")
     if judged:
         lead += f", {right} of {len(judged)} right in everything judged"
-    cards = [_figure(video) for video in videos]
-    body = (
-        f'<div class="bar-top"><p class="lead">{lead}.</p>'
-        '<button class="play" type="button" hidden>Pause videos</button></div>'
-        f'<div class="videos">{"".join(cards[:SHOWN_VIDEOS])}</div>'
-    )
-    if rest := cards[SHOWN_VIDEOS:]:
-        body += (
-            f"<details><summary>Show the other {len(rest)}</summary>"
-            f'<div class="videos">{"".join(rest)}</div></details>'
-        )
-    return _section("Sampled videos", "", body)
+    return kit.section("Sampled videos", "", gallery([v.card() for v in videos], f"{lead}."))
 
 
-def _figure(video: VideoEntry) -> str:
-    data = base64.b64encode(video.path.read_bytes()).decode("ascii")
-    height, width = video.size or (1, 1)
-    # A few dozen pixels are blown up: as squares they show what is really there.
-    small = ' class="small"' if video.size and max(video.size) <= 128 else ""
-    chips = "".join(_chip(name, ok, video.seen.get(name)) for name, ok in video.verdict.items())
-    chips += "".join(f'<span class="chip">{escape(tag)}</span> ' for tag in video.tags)
-    return (
-        f'<figure class="card"><video{small} style="aspect-ratio:{width}/{height}" '
-        f'autoplay loop muted playsinline tabindex="0" aria-label="{escape(video.prompt)}" '
-        f'src="data:video/mp4;base64,{data}"></video>'
-        f"<figcaption><p>{escape(video.prompt)}</p>{chips}</figcaption></figure>"
-    )
-
-
-def _chip(name: str, right: bool, seen: str | None) -> str:
+def _chip(name: str, right: bool, seen: str | None) -> Html:
     kind, sign = ("good", "\u2713") if right else ("bad", "\u2717")
-    word = "right" if right else "wrong"
     instead = "" if right or seen is None else f": {seen}"
-    return (
-        f'<span class="chip {kind}" title="{escape(name)} is {word}{escape(instead)}">'
-        f"{sign} {escape(name)}{escape(instead)}</span> "
-    )
+    hint = f"{name} is {'right' if right else 'wrong'}{instead}"
+    return kit.chip(f"{sign} {name}{instead}", kind, hint)
 
 
-def _training_section(records: Sequence[Record], marks: Sequence[Mark]) -> str:
+def _training_section(records: Sequence[Record], marks: Sequence[Mark]) -> Html:
     if not records:
-        return _section("Training", "No step was recorded.", "")
+        return kit.section("Training", "No step was recorded.", NOTHING)
     cards = []
     if loss := _points(records, "loss"):
         lines = [Line("loss", loss, "raw"), Line("smoothed", smoothed(loss), "smooth")]
         note = "Every step, and smoothed." + _missing_note(records, "loss", len(loss))
-        cards.append(_card("Loss", line_chart("Loss", lines, marks=marks), note))
+        cards.append(kit.card("Loss", line_chart("Loss", lines, marks=marks), note))
     if bars := _breakdown(records):
         cards.append(bars)
     if norm := _points(records, "grad_norm"):
         lines = [Line("norm", norm, "raw"), Line("smoothed", smoothed(norm), "smooth")]
         note = "Before clipping." + _missing_note(records, "grad_norm", len(norm))
-        cards.append(_card("Gradient norm", line_chart("Gradient norm", lines, marks=marks), note))
+        chart = line_chart("Gradient norm", lines, marks=marks)
+        cards.append(kit.card("Gradient norm", chart, note))
     if lr := _points(records, "lr"):
         chart = line_chart("Learning rate", [Line("lr", lr, "plain")], from_zero=True)
-        cards.append(_card("Learning rate", chart))
+        cards.append(kit.card("Learning rate", chart))
     if wait := _data_wait(records):
         lines = [Line("wait", wait, "raw"), Line("smoothed", smoothed(wait), "smooth")]
         chart = line_chart("Waiting for data, percent of the step", lines, from_zero=True)
         note = f"Percent of the step's time; {fmean(y for _, y in wait):.1f} % on average."
-        cards.append(_card("Waiting for data", chart, note))
-    return _section("Training", _speed(records), f'<div class="grid">{"".join(cards)}</div>')
-
-
-def _card(name: str, body: str, note: str = "") -> str:
-    note = f'<p class="legend">{escape(note)}</p>' if note else ""
-    return f'<div class="card"><h3>{escape(name)}</h3>{body}{note}</div>'
+        cards.append(kit.card("Waiting for data", chart, note))
+    return kit.section("Training", _speed(records), kit.grid(cards))
 
 
 def _points(records: Sequence[Record], name: str) -> list[tuple[float, float]]:
@@ -239,7 +160,7 @@ def _points(records: Sequence[Record], name: str) -> list[tuple[float, float]]:
 
 def _missing_note(records: Sequence[Record], name: str, finite: int) -> str:
     lost = sum(name in r for r in records) - finite
-    return f" {_count(lost, 'step')} without a finite value." if lost else ""
+    return f" {kit.counted(lost, 'step')} without a finite value." if lost else ""
 
 
 def _data_wait(records: Sequence[Record]) -> list[tuple[float, float]]:
@@ -268,17 +189,17 @@ def _speed(records: Sequence[Record]) -> str:
     }
     said = [form(v) for name, form in forms.items() if (v := typical(name)) is not None]
     return (
-        f"{_count(len(records), 'step')}. Medians of the second half: {', '.join(said)}."
+        f"{kit.counted(len(records), 'step')}. Medians of the second half: {', '.join(said)}."
         if said
         else ""
     )
 
 
-def _breakdown(records: Sequence[Record]) -> str:
-    """Stacked bars of each phase's time by step, over a table of the means."""
+def _breakdown(records: Sequence[Record]) -> Html:
+    """Stacked bars of each phase's time by step, over a legend with the means."""
     timed = [r for r in records if r.get("phases")]
     if not timed:
-        return ""
+        return NOTHING
     names = list(dict.fromkeys(name for r in timed for name in r["phases"]))
     # "other" is drawn on top, as what the named phases leave.
     names.sort(key=lambda name: name == "other")
@@ -287,41 +208,32 @@ def _breakdown(records: Sequence[Record]) -> str:
     chart = stacked_bars(title, [r["step"] for r in timed], parts)
     means = {name: fmean(values) for name, values in parts.items()}
     total = sum(means.values()) or 1.0
-    legend = "".join(
-        f'<li><i class="{phase_class(name)}"></i>{escape(name)} '
-        f"{mean:.3g} ms, {100 * mean / total:.1f} %</li>"
+    entries = (
+        (phase_class(name), f"{name} {mean:.3g} ms, {100 * mean / total:.1f} %")
         for name, mean in means.items()
     )
-    legend = f'<ul class="legend"><li>Means over all steps:</li>{legend}</ul>'
-    return _card("Time of a step, ms", chart + legend)
+    legend = kit.legend("Means over all steps:", entries)
+    return kit.card("Time of a step, ms", kit.join((chart, legend)))
 
 
-def _phases_section(phases: Sequence[tuple[str, float]]) -> str:
+def _phases_section(phases: Sequence[tuple[str, float]]) -> Html:
     if not phases:
-        return ""
+        return NOTHING
     total = sum(seconds for _, seconds in phases) or 1.0
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td class="bar-cell">{_bar(seconds / total)}</td>'
-        f'<td class="number">{seconds:.1f} s</td>'
-        f'<td class="number">{100 * seconds / total:.0f}%</td></tr>'
+    rows = [
+        (name, kit.bar(seconds / total), f"{seconds:.1f} s", f"{100 * seconds / total:.0f}%")
         for name, seconds in phases
-    )
-    lead = f"{total:.0f} s of wall time in all."
-    return _section("Where the time went", lead, f'<div class="card"><table>{rows}</table></div>')
+    ]
+    body = kit.table(rows, classes=("", "bar-cell", "number", "number"))
+    return kit.section("Where the time went", f"{total:.0f} s of wall time in all.", body)
 
 
-def _environment_section(environment: Mapping[str, Any], recipe: str) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
-        for name, value in _flat(environment)
-    )
-    body = f'<div class="card"><table class="environment">{rows}</table></div>'
+def _environment_section(environment: Mapping[str, Any], recipe: str) -> Html:
+    body = kit.table(_flat(environment), kind="environment")
     if recipe:
-        body += (
-            '<details class="card" style="margin-top:16px"><summary>The recipe in full</summary>'
-            f"<pre>{escape(recipe)}</pre></details>"
-        )
-    return _section("Environment and recipe", "", body)
+        full = kit.unfold("The recipe in full", kit.preformatted(recipe), as_card=True)
+        body = kit.join((body, full))
+    return kit.section("Environment and recipe", "", body)
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vidgen.page.videos import Comparison
 from vidgen.recipe.autoencoder import AutoencoderRecipe
 from vidgen.recipe.reader import dump_yaml
 from vidgen.recipe.schema import Recipe
@@ -42,29 +43,37 @@ class ValidationPage:
         if self._rank:
             return
         self._first = self._first or (step, found)
-        both = [self._first] if self._first[0] == step else [self._first, (step, found)]
         facts: dict[str, object] = {"step": step}
         if found.figures:
-            facts[f"validation {found.kind.name}"] = found.kind.said(found.figures)
+            facts[f"validation {found.kind.name}"] = found.kind.summarise(found.figures)
+        at_first, first = self._first
+        newest = {each.title: each for each in found.shown}
+        pairs = [] if at_first == step else [x for x in first.shown if x.title in newest]
+        compared = [
+            Comparison(x.title, [_entry(x, at_first).card(), _entry(newest[x.title], step).card()])
+            for x in pairs
+            if _moves(x)
+        ]
+        apart = {x.title for x in pairs}
         write_report(
             self._recipe.run_dir,
             title=self._recipe.name,
             subtitle="Validation",
             facts=facts,
-            videos=[
-                VideoEntry(
-                    each.path,
-                    each.title,
-                    tags=(f"step {at}",),
-                    size=(each.video_THWC.shape[1], each.video_THWC.shape[2]),
-                )
-                for at, validation in both
-                for each in validation.shown
-                if len(each.video_THWC) > 1
-            ],
+            videos=[_entry(x, step) for x in found.shown if _moves(x) and x.title not in apart],
+            compared=compared,
             environment=hardware.versions(),
             recipe=dump_yaml(self._recipe),
         )
+
+
+def _entry(shown: Shown, step: int) -> VideoEntry:
+    size = shown.video_THWC.shape[1:3]
+    return VideoEntry(shown.path, shown.title, tags=(f"step {step}",), size=(size[0], size[1]))
+
+
+def _moves(shown: Shown) -> bool:
+    return len(shown.video_THWC) > 1
 
 
 def contact_sheet(video_THWC: Video, most: int = 8) -> Video:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vidgen.errors import UserError
+from vidgen.runtime.files import write_text
 
 _ID = "wandb-id.txt"
 
@@ -25,10 +26,9 @@ class WandbRun:
                 f"log.wandb is {project} and wandb is not installed: type "
                 '`pip install "vidgen[wandb]"`, or set log.wandb=null'
             ) from None
-        run_dir.mkdir(parents=True, exist_ok=True)
         kept = run_dir / _ID
         if not kept.exists():
-            kept.write_text(uuid.uuid4().hex + "\n")
+            write_text(kept, uuid.uuid4().hex + "\n")
         self._wandb = wandb
         self._run = wandb.init(
             project=project,

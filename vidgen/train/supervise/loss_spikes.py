@@ -1,7 +1,7 @@
-"""Whether the loss is what it usually is: per timestep, since most of its spread is the timestep's.
+"""How far a step's loss is from the usual one, by timestep: most of its spread is the timestep's.
 
-A batch with more noisy timesteps has another loss, and nothing is wrong. Each sample is therefore
-scored against the running mean and deviation of its timestep's bin.
+A batch with noisier timesteps has another loss without anything being wrong. Each sample is
+therefore scored against the running mean and deviation of its timestep's bin.
 """
 
 import math
@@ -65,20 +65,21 @@ class LossByTimestep:
 
 
 class Spikes:
-    """Steps whose score stays high: one alone passes by itself."""
+    """Counts consecutive steps with a high score; a single spike is ignored."""
 
     def __init__(self, config: RecoveryConfig) -> None:
         self._z, self._steps = config.spike_z, config.spike_steps
         self._high: deque[list[tuple[int, int]]] = deque(maxlen=config.spike_steps)
 
-    def seen(self, score: float | None, batches: list[tuple[int, int]]) -> bool:
-        """Whether this step is one too many; `batches` are the positions of its data."""
+    def sustained(self, score: float | None, positions: list[tuple[int, int]]) -> bool:
+        """Whether this is the last of `spike_steps` high scores; `positions` of its batches."""
         if self._z is None or score is None or score < self._z:
             self._high.clear()
             return False
-        self._high.append(batches)
+        self._high.append(positions)
         return len(self._high) == self._steps
 
     @property
-    def batches(self) -> list[tuple[int, int]]:
+    def positions(self) -> list[tuple[int, int]]:
+        """Of the batches of the steps counted."""
         return [position for step in self._high for position in step]

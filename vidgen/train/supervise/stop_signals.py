@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, say how to go on."""
+"""Ctrl-C and SIGTERM: finish the step, save, print how to resume."""
 
 import signal
 from types import FrameType, TracebackType
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class StopSignals:
-    """Within it, the first signal only sets `received`; the second one acts as it always does."""
+    """Within it, the first signal only sets `received`; the second one has its usual effect."""
 
     WATCHED = (signal.SIGINT, signal.SIGTERM)
 

@@ -1,97 +1,62 @@
-"""A process beside the ranks of a machine: sees that one hangs, is slow or gone, and ends them all.
+"""The watchdog: a process beside the ranks of a machine that sees them hang, slow down or end.
 
-It runs from its own file and imports nothing of the package: it starts in milliseconds, holds no
-GPU and no lock of the processes that it watches. They write where they are to a file in shared
-memory; it reads, judges, and leaves a report with the stack of every rank. The launcher then
-starts them anew.
+It runs from its own file and imports nothing of the package: it starts in milliseconds and holds no
+GPU and no lock of the processes it watches. Ranks write where they are to a board in shared memory
+(supervision.py), records of other machines included. The watchdog decides, names the first rank to
+fail, writes a report with every rank's stack, and ends all ranks of its machine.
 """
 
 import contextlib
 import json
-import mmap
 import os
 import signal
 import statistics
 import sys
 import time
 from collections import defaultdict, deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-RECORD = 4096  # bytes of a rank's record on the board
-POLL_S = 0.2
-GRACE_S = 5.0  # for ranks to end themselves once one has failed
-HISTORY = 64  # steps of a bucket that a slow one is told by
-AT_LEAST = 4  # of them, before any is called slow
-RECENT = 8  # steps a record tells of: small ones take less time than a poll
+if __name__ == "__main__":  # from this file's folder: importing the package takes seconds
+    sys.path.insert(0, str(Path(__file__).parent))
+    from board import Board, Processes, Record  # type: ignore[import-not-found]
+else:
+    from vidgen.train.supervise.board import Board, Processes, Record
 
-
-@dataclass(frozen=True)
-class Record:
-    """One rank's last word; times are time.monotonic(), one clock for a whole machine."""
-
-    rank: int
-    pid: int
-    step: int = 0  # the one under way
-    operation: str = "start"
-    count: int = 0
-    since: float = 0.0
-    done: int = 0  # steps completed here
-    recent: list[list[Any]] = field(default_factory=list)  # [bucket, ms] of the last ones
-    error: str = ""
-    left: bool = False
-
-    def __str__(self) -> str:
-        return f"rank {self.rank} (step {self.step}, {self.operation})"
+POLL_S = 0.1
+GRACE_S = 5.0  # for ranks to end themselves after the verdict
+SETTLE_S = 0.5  # after a failure, for an earlier one to become known
+HISTORY = 64  # steps of a bucket that give its median
+AT_LEAST = 4  # of them, before any counts as slow
+SILENT_BEATS = 5  # without a sign from another machine's rank, once a connection broke
 
 
 @dataclass(frozen=True)
 class Settings:
-    timeout_s: float
-    slow_factor: float | None
-    slow_steps: int
+    timeout_s: float  # without progress
+    storage_timeout_s: float = 3600.0  # while a rank waits for storage
+    beat_s: float = 2.0  # between the signs of life that ranks give
+    slow_factor: float | None = None
+    slow_steps: int = 5
 
 
-class Board:
-    """A file in shared memory with a record for each rank of this machine."""
+@dataclass(frozen=True)
+class Failure:
+    """One rank's end, as far as it is known here."""
 
-    def __init__(self, path: str | Path, ranks: int) -> None:
-        self.path, self.ranks = Path(path), ranks
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            os.ftruncate(handle, ranks * RECORD)
-            self._map = mmap.mmap(handle, ranks * RECORD)
-        finally:
-            os.close(handle)
-
-    def write(self, place: int, record: Record) -> None:
-        text = json.dumps(asdict(record)).encode()
-        if len(text) > RECORD:
-            raise ValueError(f"a record of {len(text)} bytes; there is room for {RECORD}")
-        self._map[place * RECORD : (place + 1) * RECORD] = text.ljust(RECORD)
-
-    def read(self) -> list[Record | None]:
-        """None for a rank that has not written yet, or is writing at this moment."""
-        found: list[Record | None] = []
-        for place in range(self.ranks):
-            text = self._map[place * RECORD : (place + 1) * RECORD]
-            try:
-                found.append(Record(**json.loads(text)))
-            except (ValueError, TypeError):
-                found.append(None)
-        return found
-
-    def close(self) -> None:
-        self._map.close()
+    rank: int
+    at: float  # time.monotonic()
+    line: str
+    consequence: bool = False  # a broken connection: another rank failed first
 
 
 @dataclass
 class Judge:
-    """What the records of a machine's ranks say, look by look."""
+    """Decides from the records and the ends of processes whether the run can go on."""
 
     settings: Settings
+    _settling: float | None = None  # when the first failure became known
     _times: defaultdict[str, deque[float]] = field(
         default_factory=lambda: defaultdict(lambda: deque(maxlen=HISTORY))
     )
@@ -100,30 +65,89 @@ class Judge:
     _slowest: str = ""
     _last: dict[int, int] = field(default_factory=lambda: defaultdict(int))
 
-    def look(self, records: list[Record], now: float) -> str | None:
-        """The line to end with, if this run cannot go on as it does."""
-        for record in records:
-            if record.error:
-                return record.error
+    def look(
+        self,
+        records: list[Record],
+        now: float,
+        ended: dict[int, tuple[float, str]] | None = None,
+        stopped: frozenset[int] = frozenset(),
+    ) -> str | None:
+        """Why the run ends, or None. `ended` has the time and status of processes by rank,
+        `stopped` the ranks whose process is stopped by a signal."""
+        found = self.failures(records, ended or {})
+        if found:
+            return self._first(found, records, now, stopped)
         here = [record for record in records if not record.left]
-        for record in here:
-            if not alive(record.pid):
-                return f"{record} has ended without a word"
         if not here:
             return None
-        return self._hang(here, now) or self._slowdown(here)
+        silent = [r for r in here if r.seen - r.heard > self.settings.timeout_s]
+        if silent:
+            return _silence(silent)
+        return self._hang(here, now, stopped) or self._slowdown(here)
 
-    def _hang(self, records: list[Record], now: float) -> str | None:
-        still = max(now - record.since for record in records)
-        if still < self.settings.timeout_s:
+    @staticmethod
+    def failures(records: list[Record], ended: dict[int, tuple[float, str]]) -> list[Failure]:
+        """In the order in which they happened."""
+        found = [
+            Failure(r.rank, r.failed_at, r.error, r.broken_connection) for r in records if r.error
+        ]
+        known = {record.rank: record for record in records}
+        for rank, (at, status) in ended.items():
+            record = known[rank]
+            if not record.left and not record.error:
+                found.append(Failure(rank, at, f"{record} {status}"))
+        return sorted(found, key=lambda failure: failure.at)
+
+    def _first(
+        self, found: list[Failure], records: list[Record], now: float, stopped: frozenset[int]
+    ) -> str | None:
+        """The first failure that no other explains; it may become known after its consequences."""
+        if self._settling is None:
+            self._settling = now
+        waited = now - self._settling
+        causes = [failure for failure in found if not failure.consequence]
+        if causes:
+            return causes[0].line if waited >= SETTLE_S else None
+        patience = SETTLE_S + SILENT_BEATS * self.settings.beat_s
+        silent = [r for r in records if not r.left and r.seen - r.heard > patience - SETTLE_S]
+        if silent:
+            return _silence(silent)
+        if waited < patience:
             return None
+        if held := [record for record in records if record.rank in stopped]:
+            return f"{_names(held)} is stopped by a signal; {found[0].line}"
+        return found[0].line
+
+    def _hang(self, records: list[Record], now: float, stopped: frozenset[int]) -> str | None:
         least = min(record.count for record in records)
         behind = [record for record in records if record.count == least]
-        names = " and ".join(str(record) for record in behind)
-        if len(behind) == len(records):
-            return f"{names}: no rank of this machine has moved for {still:.0f} s"
-        longest = max(now - record.since for record in behind)
-        return f"{names} has not moved for {longest:.0f} s; the others waited for it"
+        held = [record for record in records if record.rank in stopped]
+        storage = any(record.storage for record in behind)
+
+        def limit(record: Record) -> float:
+            """Whoever waits for a rank that waits for storage has that rank's limit; a process
+            that is stopped does not wait for storage."""
+            patient = (record.storage or storage) and not held
+            return self.settings.storage_timeout_s if patient else self.settings.timeout_s
+
+        if all(now - record.since < limit(record) for record in records):
+            return None
+        still = max(now - record.since for record in held or behind)
+        if held:
+            return f"{_names(held)} is stopped by a signal and has not moved for {still:.0f} s"
+        beats = SILENT_BEATS * self.settings.beat_s
+        if silent := [record for record in behind if record.seen - record.heard > beats]:
+            return _silence(silent)
+        what = "storage has not answered" if storage else "has not moved"
+        if len(behind) < len(records):
+            who = f"{_names(behind)}: {what}" if storage else f"{_names(behind)} {what}"
+            return f"{who} for {still:.0f} s; the others waited for it"
+        if storage:
+            return f"{_names(behind)}: {what} for {still:.0f} s"
+        return (
+            f"{_names(behind)}: no rank has moved for {still:.0f} s: the network, or data of "
+            "different shapes"
+        )
 
     def _slowdown(self, records: list[Record]) -> str | None:
         if len(records) > 1:
@@ -158,77 +182,102 @@ class Judge:
             self._slowest = f"{ms:.0f} ms, {ms / usual:.1f} times what {bucket} takes"
 
 
-def alive(pid: int) -> bool:
-    return state(pid) not in ("gone", "Z", "X")
+def _names(records: list[Record]) -> str:
+    return " and ".join(str(record) for record in records)
 
 
-def state(pid: int) -> str:
-    """R, S, D, T (stopped), Z (ended) as Linux names them; "gone"."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return "gone"
-    return text.rpartition(")")[2].split()[0]
+def _silence(records: list[Record]) -> str:
+    longest = max(record.seen - record.heard for record in records)
+    return f"{_names(records)} ended or froze: last heard from {longest:.0f} s ago"
 
 
 def stacks_file(folder: Path, rank: int) -> Path:
     return folder / f"stacks-rank{rank}.txt"
 
 
-def end_all(board: Board, folder: Path, line: str) -> Path:
-    """Every rank's stack into a report, then no rank is left."""
+def end_all(
+    board: Board, processes: Processes, folder: Path | None, line: str, grace_s: float = GRACE_S
+) -> Path | None:
+    """Write every rank's stack into a report, publish the verdict, and end this machine's ranks."""
     records = [record for record in board.read() if record is not None]
-    living = [record for record in records if not record.left and alive(record.pid)]
-    for record in living:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(record.pid, signal.SIGUSR1)  # faulthandler writes its stacks
-    time.sleep(1.0)  # it answers at once if it answers at all
-    report = _write(folder, line, records)
-    deadline = time.monotonic() + (GRACE_S if any(record.error for record in records) else 0)
-    while time.monotonic() < deadline and any(alive(record.pid) for record in living):
-        time.sleep(POLL_S)
-    for record in living:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(record.pid, signal.SIGKILL)
+    if folder is not None:
+        processes.signal(signal.SIGUSR1)  # faulthandler writes the stacks
+        time.sleep(1.0)  # it answers at once if it answers at all
+    processes.poll(0)
+    report = None if folder is None else _write(folder, line, records, processes)
+    where = "" if report is None else f"; report: {report}"
+    print(f"vidgen: {line}{where}", file=sys.stderr, flush=True)
+    board.publish(line)
+    deadline = time.monotonic() + grace_s
+    while time.monotonic() < deadline and processes.running:
+        processes.poll(POLL_S)
+    processes.signal(signal.SIGKILL)
     return report
 
 
-def _write(folder: Path, line: str, records: list[Record]) -> Path:
+def _write(folder: Path, line: str, records: list[Record], processes: Processes) -> Path:
     now, moment = time.monotonic(), datetime.now(UTC)
     parts = [f"{moment.isoformat(timespec='seconds')} {os.uname().nodename}", line, ""]
-    parts += [
-        f"{record}: for {now - record.since:.1f} s, {record.count} operations, process "
-        f"{record.pid} is {state(record.pid)}" + (f"; {record.error}" if record.error else "")
-        for record in records
-    ]
+    for failure in Judge.failures(records, processes.ended):
+        kind = "broken connection" if failure.consequence else "failure"
+        parts.append(f"{now - failure.at:.2f} s before: {kind}: {failure.line}")
     for record in records:
-        path = stacks_file(folder, record.rank)
-        text = path.read_text(errors="replace").strip() if path.exists() else ""
-        parts += ["", f"-- rank {record.rank}", text or "no stack: it did not answer"]
-    first = min(record.rank for record in records)
+        state = processes.describe(record.rank) if record.pid else "is on another machine"
+        parts.append(
+            f"{record}: for {now - record.since:.1f} s, {record.count} operations, process "
+            f"{record.pid or ''} {state}"
+        )
+    for record in records:
+        if record.pid:
+            path = stacks_file(folder, record.rank)
+            text = path.read_text(errors="replace").strip() if path.exists() else ""
+            parts += ["", f"-- rank {record.rank}", text or "no stack: it did not answer"]
+    first = min((record.rank for record in records if record.pid), default=0)
     report = folder / f"{moment:%Y%m%d-%H%M%S}-rank{first}.txt"
     report.write_text("\n".join(parts) + "\n")
     return report
 
 
-def main(arguments: list[str]) -> None:
-    path, ranks, folder, launcher, text = arguments
-    board, judge = Board(path, int(ranks)), Judge(Settings(**json.loads(text)))
+def watch(
+    board: Board, processes: Processes, folder: Path | None, settings: Settings, local: int
+) -> None:
+    """Until all of this machine's ranks have left, or the run cannot go on."""
+    judge = Judge(settings)
     latest: list[Record | None] = [None] * board.ranks
+    while True:
+        launcher = processes.poll(POLL_S)
+        latest = [new or old for new, old in zip(board.read(), latest, strict=True)]
+        known = [record for record in latest if record is not None]
+        own = [record for record in known if record.pid]
+        for record in own:
+            processes.adopt(record.rank, record.pid)
+        if len(own) == local and all(record.left for record in own):
+            return
+        if launcher is not None:
+            # A launcher may give up because of a rank before its failure has settled.
+            causes = [f for f in Judge.failures(known, processes.ended) if not f.consequence]
+            if causes or not all(r.left or r.rank in processes.ended for r in own):
+                own_line = f"the launcher {launcher}; its ranks end too"
+                end_all(board, processes, folder, causes[0].line if causes else own_line, 0.0)
+            return
+        line = board.verdict() or judge.look(
+            known, time.monotonic(), processes.ended, processes.stopped
+        )
+        if line is not None:
+            end_all(board, processes, folder, line)
+            return
+
+
+def main(arguments: list[str]) -> None:
+    name, ranks, local, folder, launcher, tied, text = arguments
+    board = Board.open(name, int(ranks))
+    processes = Processes(int(launcher), tied=tied == "tied")
     try:
-        while alive(int(launcher)):
-            latest = [new or old for new, old in zip(board.read(), latest, strict=True)]
-            known = [record for record in latest if record is not None]
-            if len(known) == board.ranks and all(record.left for record in known):
-                return
-            line = judge.look(known, time.monotonic())
-            if line is not None:
-                report = end_all(board, Path(folder), line)
-                print(f"vidgen: {line}; report: {report}", file=sys.stderr, flush=True)
-                return
-            time.sleep(POLL_S)
+        where = Path(folder) if folder else None
+        watch(board, processes, where, Settings(**json.loads(text)), int(local))
     finally:
-        board.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            board.remove()
 
 
 if __name__ == "__main__":

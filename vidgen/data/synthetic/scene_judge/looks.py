@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from vidgen.data.synthetic.scene_judge.segment import Mask
 from vidgen.data.synthetic.scenes.render import outline
-from vidgen.data.synthetic.scenes.world import SHAPES, SIZES
+from vidgen.data.synthetic.scenes.world import CLEAR, SHAPES
 
-SIZE_LIMITS = (6.5, 20.0)  # radius of the circle with the same area
+SIZE_LIMITS = (8.5, 25.0)  # radius of the circle with the same area
 MIN_OVERLAP = 0.70  # of the mask with the closest shape's template
 STRIPED = 0.13  # relative deviation of brightness from row to row
 
@@ -18,7 +18,7 @@ def size(radius: float) -> str | None:
     """The nearest named size, in ratio."""
     if not SIZE_LIMITS[0] <= radius <= SIZE_LIMITS[1]:
         return None
-    return min(SIZES, key=lambda name: abs(np.log(radius / SIZES[name])))
+    return min(CLEAR.radius, key=lambda name: abs(np.log(radius / CLEAR.radius[name])))
 
 
 def aligned(
@@ -126,11 +126,11 @@ def guessed(
     frames = np.argsort(-area, kind="stable")[:3]
     wrong = {
         (shape, size): sum(
-            hidden(masks_THW[t], others_THW[t], centre_T2[t], shape, SIZES[size]).wrong
+            hidden(masks_THW[t], others_THW[t], centre_T2[t], shape, CLEAR.radius[size]).wrong
             for t in frames
         )
         for shape in SHAPES
-        for size in SIZES
+        for size in CLEAR.radius
     }
     shape, size = min(wrong, key=lambda key: wrong[key])
-    return shape, SIZES[size]
+    return shape, CLEAR.radius[size]

@@ -16,6 +16,7 @@ from vidgen.data.synthetic.scenes.caption import caption
 from vidgen.data.synthetic.scenes.draw import draw_scene
 from vidgen.data.synthetic.scenes.place import Layout, place
 from vidgen.data.synthetic.scenes.render import render
+from vidgen.data.synthetic.scenes.world import CLEAR, Setting
 from vidgen.data.read.video import write_image, write_video
 
 FPS = 24.0
@@ -44,11 +45,13 @@ class Take:
         return render(self.layout)
 
 
-def take(seed: int, part: str, side: int, frames: int, number: int) -> Take:
-    """A clip depends on these five values alone."""
+def take(
+    seed: int, part: str, side: int, frames: int, number: int, setting: Setting = CLEAR
+) -> Take:
+    """A clip depends on these values alone."""
     rng = np.random.default_rng([seed, PARTS[part], side, frames, number])
-    scene = draw_scene(rng, held=part == "held_out")
-    layout = place(scene, frames, side, rng)
+    scene = draw_scene(rng, setting=setting, held=part == "held_out")
+    layout = place(scene, frames, side, rng, setting)
     short = rng if rng.random() < SHORT_CAPTIONS else None
     return Take(layout, caption(scene, moving=frames > 1, rng=short))
 
@@ -67,6 +70,7 @@ def write_scenes(
     *,
     seed: int,
     part: str = "train",
+    setting: Setting = CLEAR,
     progress: Callable[[], object] | None = None,
 ) -> Path:
     """Write clips and `manifest.parquet`, whose path is returned; `dataset.json` has their hash."""
@@ -75,7 +79,7 @@ def write_scenes(
     pixels = hashlib.sha256()
     for kind in kinds:
         for number in range(kind.count):
-            one = take(seed, part, kind.side, kind.frames, number)
+            one = take(seed, part, kind.side, kind.frames, number, setting)
             video = one.video()
             pixels.update(video.tobytes())
             name = f"{kind.side}x{kind.frames}/{number:05d}"
@@ -102,6 +106,7 @@ def write_scenes(
     facts = {
         "seed": seed,
         "part": part,
+        "setting": setting.name,
         "kinds": [[kind.side, kind.frames, kind.count] for kind in kinds],
         "pixels_sha256": pixels.hexdigest(),
     }

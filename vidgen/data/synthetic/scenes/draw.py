@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 
 from vidgen.data.synthetic.scenes.world import (
+    CLEAR,
     COLOURS,
     DIRECTIONS,
     SHAPES,
@@ -15,9 +16,9 @@ from vidgen.data.synthetic.scenes.world import (
     Body,
     Relation,
     Scene,
+    Setting,
 )
 
-COUNT_WEIGHTS = (0.55, 0.37, 0.08)  # of one, two and three objects
 RELATED = 0.5  # of the scenes with two objects, how many have one cross the other
 PANNED = 0.5
 MOTION_WEIGHTS = {"moves": 0.5, "hops": 0.15, "circles": 0.2, "stays": 0.15}
@@ -37,10 +38,16 @@ def held_out(scene: Scene) -> bool:
     return any((body.colour, body.shape, body.texture) in HELD_OUT for body in scene.bodies)
 
 
-def draw_scene(rng: np.random.Generator, *, held: bool = False, count: int | None = None) -> Scene:
+def draw_scene(
+    rng: np.random.Generator,
+    *,
+    setting: Setting = CLEAR,
+    held: bool = False,
+    count: int | None = None,
+) -> Scene:
     """A scene of trained combinations, or with `held` one whose first object is held out."""
     if count is None:
-        count = 1 + int(rng.choice(len(COUNT_WEIGHTS), p=COUNT_WEIGHTS))
+        count = 1 + int(rng.choice(3, p=setting.counts))
     relation: Relation | None = None
     if count == 2 and rng.random() < RELATED:
         relation = ("in front of", "behind")[int(rng.integers(2))]
@@ -50,12 +57,13 @@ def draw_scene(rng: np.random.Generator, *, held: bool = False, count: int | Non
         wanted = held and not looks
         if (look in HELD_OUT) == wanted and look[0] not in [colour for colour, _, _ in looks]:
             looks.append(look)
-    bodies = tuple(
-        Body(colour, shape, _one(rng, SIZES), texture, *_motion(rng, relation, number))
-        for number, (colour, shape, texture) in enumerate(looks)
-    )
+    bodies = []
+    for number, (colour, shape, texture) in enumerate(looks):
+        size = _one(rng, SIZES)
+        motion = _motion(rng, relation, number)
+        bodies.append(Body(colour, shape, size, texture, *motion, radius=setting.radius[size]))
     camera = _one(rng, DIRECTIONS) if rng.random() < PANNED else None
-    return Scene(bodies, relation, camera)
+    return Scene(tuple(bodies), relation, camera)
 
 
 def _motion(rng: np.random.Generator, relation: Relation | None, number: int) -> tuple:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidgen.data.synthetic.scenes.world import (
+    CLEAR,
     DIRECTIONS,
     HOP_FRAMES,
     ORBIT,
@@ -15,9 +16,9 @@ from vidgen.data.synthetic.scenes.world import (
     TURNS,
     Body,
     Scene,
+    Setting,
 )
 
-WAVES = 6  # of the background
 SURE_FRAMES = 10  # an object keeps its first heading at least so long before it bounces
 _TRIES = 60
 _CROSSING_TRIES = 5000
@@ -101,7 +102,9 @@ def edges(body: Body, side: int) -> tuple[NDArray[np.float64], NDArray[np.float6
     return np.array([left * r, up * r]), side - np.array([right * r, down * r])
 
 
-def place(scene: Scene, frames: int, side: int, rng: np.random.Generator) -> Layout:
+def place(
+    scene: Scene, frames: int, side: int, rng: np.random.Generator, setting: Setting = CLEAR
+) -> Layout:
     """Positions at random; objects without a relation keep apart where that is possible."""
     best: NDArray[np.float64] | None = None
     least = np.inf
@@ -123,7 +126,7 @@ def place(scene: Scene, frames: int, side: int, rng: np.random.Generator) -> Lay
     shift = np.zeros((frames, 2))
     if scene.camera is not None:
         shift = -PAN * np.arange(frames)[:, None] * np.array(DIRECTIONS[scene.camera])
-    return Layout(scene, side, best, _background(rng), shift)
+    return Layout(scene, side, best, _background(rng, setting), shift)
 
 
 def _free(
@@ -182,12 +185,13 @@ def _touching(scene: Scene, centres_NT2: NDArray[np.float64]) -> float:
     return total
 
 
-def _background(rng: np.random.Generator) -> Background:
+def _background(rng: np.random.Generator, setting: Setting) -> Background:
     grey = rng.uniform(0.22, 0.40)
     tint = grey + rng.uniform(-0.025, 0.025, 3)
-    angle, length = rng.uniform(0, 2 * np.pi, WAVES), rng.uniform(22, 56, WAVES)
+    waves = setting.waves
+    angle, length = rng.uniform(0, 2 * np.pi, waves), rng.uniform(*setting.wave_length, waves)
     wave = 2 * np.pi / length[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
-    height = rng.uniform(0.02, 0.05, WAVES)
-    phase = rng.uniform(0, 2 * np.pi, WAVES)
+    height = rng.uniform(0.02, 0.05, waves)
+    phase = rng.uniform(0, 2 * np.pi, waves)
     tint, wave, phase, height = (a.astype(np.float32) for a in (tint, wave, phase, height))
     return Background(tint, wave, phase, height)

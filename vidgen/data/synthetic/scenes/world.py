@@ -18,7 +18,7 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle")
 # Half a shape's width over the radius of the circle with the same area.
 REACH = {"circle": 1.0, "square": math.sqrt(math.pi) / 2, "triangle": math.sqrt(math.pi / 2)}
-SIZES = {"small": 9.5, "large": 15.5}  # radius in pixels of the circle with the same area
+SIZES = ("small", "large")
 TEXTURES = ("plain", "striped")
 STRIPE_PERIOD, STRIPE_DARK = 8.0, 0.45  # pixels; brightness of the dark half
 
@@ -34,6 +34,24 @@ Relation = Literal["in front of", "behind"]
 
 
 @dataclass(frozen=True)
+class Setting:
+    """How large objects are, how busy backgrounds, and how many objects scenes have."""
+
+    name: str
+    radius: dict[str, float]  # by size: pixels, of the circle with the same area
+    waves: int  # of the background
+    wave_length: tuple[float, float]  # pixels
+    counts: tuple[float, float, float]  # weights of one, two and three objects
+
+
+# What the autoencoder and the first steps of the generator learn from: small objects, busy
+# backgrounds. CLEAR is the world in which a model is judged.
+FINE = Setting("fine", {"small": 9.5, "large": 15.5}, 6, (22, 56), (0.55, 0.37, 0.08))
+CLEAR = Setting("clear", {"small": 12.5, "large": 19.5}, 3, (34, 72), (0.62, 0.34, 0.04))
+SETTINGS = {setting.name: setting for setting in (FINE, CLEAR)}
+
+
+@dataclass(frozen=True)
 class Body:
     """One object; `heading` is a direction or a turn, and None with `speed` when it stays."""
 
@@ -44,10 +62,7 @@ class Body:
     motion: Motion
     heading: str | None = None
     speed: str | None = None
-
-    @property
-    def radius(self) -> float:
-        return SIZES[self.size]
+    radius: float = 0.0  # pixels, of the circle with the same area
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def _step(
         tl.store(at, old + follow * (p - old), mask=inside)
 
 
-def step(
+def forward(
     param: Tensor,
     grad: Tensor,
     exp_avg: Tensor,
