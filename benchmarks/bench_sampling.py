@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidgen.diffusion.guidance import GuidanceConfig, plan
+from vidgen.diffusion.guidance import plan
 from vidgen.diffusion.solvers import passes_per_step
 from vidgen.models.hunyuan_vae.config import HunyuanVAEConfig
 from vidgen.models.mmdit import PRESETS, MMDiT, MMDiTConfig, ModulationTable, Seams
@@ -98,16 +98,8 @@ def settle(device: torch.device) -> None:
 
 
 def planned_passes(grid: tuple[int, int, int], has_image: bool) -> int:
-    said = SampleConfig()
-    config = GuidanceConfig(
-        said.guidance,
-        said.guidance_img,
-        said.oscillate_text,
-        said.oscillate_img,
-        said.oscillate_after,
-        said.dynamic_img,
-    )
-    return sum(passes_per_step(plan(config, STEPS, grid, has_image=has_image)))
+    branches = plan(SampleConfig().guidance_config(), STEPS, grid, has_image=has_image)
+    return sum(passes_per_step(branches))
 
 
 def row(

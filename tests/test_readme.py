@@ -3,6 +3,8 @@
 import ast
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +100,16 @@ def check_script(script: Path, arguments: list[str]) -> None:
         assert any(f'"{flag}"' in text for text in texts), f"{script.name} takes no {flag}"
 
 
+def check_pytest(target: str, options: list[str]) -> None:
+    """Every option is pytest's, pytest-benchmark's or the suite's own."""
+    own = ((ROOT / target) if (ROOT / target).is_dir() else (ROOT / target).parent) / "conftest.py"
+    known = subprocess.run(
+        [sys.executable, "-m", "pytest", "--help"], capture_output=True, text=True, check=True
+    ).stdout + own.read_text("utf-8")
+    for option in (word.partition("=")[0] for word in options if word.startswith("--")):
+        assert option in known, f"pytest {target} takes no {option}"
+
+
 @pytest.mark.parametrize("words", ALL_COMMANDS)
 def test_a_command_can_be_typed(words: list[str]) -> None:
     match words:
@@ -118,6 +130,12 @@ def test_a_command_can_be_typed(words: list[str]) -> None:
             check_pip(arguments)
         case ["python", script, *arguments]:
             check_script(ROOT / script, arguments)
+        case ["pytest", target, *options]:
+            assert (ROOT / target).exists(), f"there is no {target}"
+            check_pytest(target, options)
+        case ["pytest-benchmark", "compare", *_]:
+            declared = (ROOT / "pyproject.toml").read_text("utf-8")
+            assert "pytest-benchmark" in declared, "no extra installs pytest-benchmark"
         case _:
             pytest.fail(f"nothing here knows how to check {words[0]!r}")
 

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ import vidgen as package
 from vidgen.cli.quickstart import BELOW_TARGET, PRODUCTS, Quickstart
 from vidgen.data.synthetic.shapes import HELD_OUT, SCENES, TRAINED, Scene, render
 from vidgen.errors import UserError
+from vidgen.models.geometry import Geometry
 from vidgen.recipe.reader import read_recipe
 from vidgen.recipe.schema import Recipe
 from vidgen.sample import Pipeline, Request
@@ -89,10 +89,10 @@ class Painter:
     """A pipeline that draws exactly what it is asked; `paint` says what else it draws instead."""
 
     source, weights_hash = "painter", ""
-    autoencoder = SimpleNamespace(compression=(4, 8, 8), causal=True)
+    geometry = Geometry((4, 8, 8), causal=True, patch=2)
 
     def __init__(self, recipe: Recipe, paint: Callable[[Scene], Scene]) -> None:
-        self.system, self.paint = recipe, paint
+        self.recipe, self.paint = recipe, paint
 
     def generate(self, requests: list[Request], together: bool) -> Iterator[np.ndarray]:
         for request in requests:

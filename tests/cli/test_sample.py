@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
 import pytest
+import torch
 
 from vidgen.cli import sample
 from vidgen.cli.main import parse
@@ -124,6 +125,7 @@ def test_the_paths_of_the_videos_are_printed(
 
     class Pipeline:
         memory_report = "within 24 GB: all stays"
+        dtype = torch.float32
 
         def __init__(self, name: str) -> None:
             self.name = name

@@ -61,7 +61,7 @@ def test_the_readmes_lines_make_videos(vidgen: Command, in_a_clone: Path) -> Non
         (("--frames", "18"), "18 frames: this autoencoder takes 4k+1; the nearest are 17 and 21"),
         (("--height", "60", "--width", "64"), "height 60 is not a multiple of 16"),
         (("--resolution", "big"), '"big" is no resolution'),
-        (("--memory", "lots"), "--memory 'lots' is no size; expected e.g. 24GB"),
+        (("--memory", "lots"), "--memory 'lots' is not a valid size; expected e.g. 24GB"),
         (("--memory", "1GB"), "give a larger --memory"),
         (("--context", "2"), "1 ranks cannot be split into teams of 2"),
         (("--condition", "i2v_head", "--ref", "README.md"), "takes no image or video"),

@@ -16,7 +16,8 @@ namespace vidgen::test {
 
 inline int failures = 0;
 
-void test_io();  // in test_io.cpp
+void test_io();      // in test_io.cpp
+void test_crc32c();  // in test_crc32c.cpp
 
 inline void expect(bool condition, const std::string& what) {
   if (condition) return;

@@ -1,5 +1,7 @@
 """What a video is given: captions' ends, masks, latents, and how long it must be."""
 
+import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import get_args
 
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from vidgen.diffusion.conditions import (
     caption,
+    choose_condition,
     clip_frames,
     condition_channels,
     cut_pieces,
@@ -140,3 +143,34 @@ def test_captions_end_as_in_training() -> None:
 def test_condition_weights_must_choose_something() -> None:
     with pytest.raises(ValueError, match="condition weights are all zero"):
         ConditionConfig(weights={"t2v": 0.0})
+
+
+def chosen(config: ConditionConfig, frames: int, causal: bool = True) -> dict[str, float]:
+    rng, draws = random.Random(3), 4000
+    ae = Means(causal)
+    found = Counter(choose_condition(config, frames, ae, rng) for _ in range(draws))
+    return {name: count / draws for name, count in found.items()}
+
+
+@pytest.mark.parametrize("frames", [5, 9, 33, 129])
+def test_image_dropout_is_the_same_for_all_clips_that_can_be_given_frames(frames: int) -> None:
+    """In the public code the two conditions that fit 5 frames leave t2v 1/7, not 1/8."""
+    config = ConditionConfig(
+        weights={"i2v_head": 5, "i2v_loop": 1, "i2v_tail": 1}, drop_image=0.125
+    )
+    found = chosen(config, frames)
+    assert found["t2v"] == pytest.approx(0.125, abs=0.02)
+    fits = 7 if frames > 5 else 6
+    assert found["i2v_head"] == pytest.approx(0.875 * 5 / fits, abs=0.03)
+    assert chosen(config, 1) == {"t2v": 1.0}
+
+
+def test_without_a_dropout_the_weights_decide() -> None:
+    config = ConditionConfig(weights={"t2v": 1, "i2v_head": 5, "i2v_loop": 1, "i2v_tail": 1})
+    assert chosen(config, 5)["t2v"] == pytest.approx(1 / 7, abs=0.02)
+    assert chosen(config, 129)["t2v"] == pytest.approx(1 / 8, abs=0.02)
+
+
+def test_two_ways_to_say_the_dropout_are_refused() -> None:
+    with pytest.raises(ValueError, match="remove t2v from weights or set drop_image to null"):
+        ConditionConfig(weights={"t2v": 1, "i2v_head": 7}, drop_image=0.125)

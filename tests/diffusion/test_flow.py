@@ -28,6 +28,21 @@ def test_shift_of_the_published_sizes(grid: tuple[int, int, int], alpha: float) 
     assert flow.shift_alpha(CONFIG, grid) == pytest.approx(line * math.sqrt(frames), rel=1e-12)
 
 
+def test_the_reports_shift_is_proportional_to_the_latents_volume() -> None:
+    config = FlowConfig(shift="proportional")
+    short, long = (flow.shift_alpha(config, (33, *size)) for size in ((24, 42), (72, 128)))
+    assert long / short == pytest.approx(72 * 128 / (24 * 42))  # x9.1, the public rule's x2.07
+    assert flow.shift_alpha(config, (11, 24, 42)) == pytest.approx(short / 3)
+    # Where the two rules meet by default.
+    assert short == pytest.approx(flow.shift_alpha(FlowConfig(), (33, 24, 42)), rel=1e-3)
+    chosen = FlowConfig(shift="proportional", shift_reference=(1, 2, 3), shift_at_reference=0.5)
+    assert flow.shift_alpha(chosen, (2, 4, 6)) == pytest.approx(4.0)
+
+
+def test_recipes_written_before_the_rules_had_names_mean_the_public_one() -> None:
+    assert FlowConfig(shift=None).shift == "public"  # type: ignore[arg-type]
+
+
 def test_a_fixed_shift_and_another_line() -> None:
     assert flow.shift_alpha(FlowConfig(shift=2.5), (33, 24, 42)) == 2.5
     line = FlowConfig(shift_low=(100, 2.0), shift_high=(200, 4.0))

@@ -76,7 +76,8 @@ def test_schedules_are_the_reports() -> None:
     one, two, three = map(read, STAGES)
     assert [recipe.train.steps for recipe in (one, two, three)] == [85_000, 13_000, 13_000]
     assert (one.optim.lr, one.optim.drops) == (5e-5, {40_000: 3e-5})
-    assert (two.optim.drops, three.optim.lr, three.optim.drops) == ({}, 1e-5, {})
+    assert (two.optim.lr, two.optim.drops) == (5e-5, {})
+    assert (three.optim.lr, three.optim.drops) == (1e-5, {})
     for recipe in (one, two, three):
         optim = recipe.optim
         assert (optim.betas, optim.eps, optim.weight_decay) == ((0.9, 0.999), 1e-15, 0)
@@ -86,9 +87,23 @@ def test_schedules_are_the_reports() -> None:
 
 def test_one_clip_in_eight_loses_its_image() -> None:
     assert set(read("stage1").conditions.weights) == {"t2v"}
-    for stage in ("stage2", "stage3"):
-        weights = read(stage).conditions.weights
-        assert weights["t2v"] / sum(weights.values()) == 0.125
+    for stage in ("stage2", "stage3", *ADAPTATION):
+        assert read(stage).conditions.drop_image == 0.125
+    published = read("opensora_v2").conditions
+    assert published.drop_image is None
+    assert published.weights["t2v"] / sum(published.weights.values()) == 0.125
+
+
+def test_the_stages_follow_the_report_and_the_published_weights_their_code() -> None:
+    for stage in (*STAGES, *ADAPTATION):
+        recipe = read(stage)
+        assert recipe.flow.shift == "proportional"
+        assert not recipe.sample.oscillate_text
+        assert recipe.sample.dynamic_rule == "report"
+    published = read("opensora_v2")
+    assert published.flow.shift == "public"
+    assert published.sample.oscillate_text
+    assert published.sample.dynamic_rule == "public"
 
 
 def test_models_are_the_published_ones() -> None:
@@ -107,7 +122,7 @@ def test_adaptation_is_the_reports() -> None:
         assert recipe.model == PRESETS["opensora_v2_dcae"]
         assert recipe.autoencoder.kind == "video_dcae"
         assert recipe.autoencoder.tiling
-        assert recipe.conditions.weights == {"t2v": 1, "i2v_head": 7}
+        assert recipe.conditions.weights == {"i2v_head": 1}
         assert (recipe.alignment.layer, recipe.alignment.weight) == (3, 0.5)
         assert recipe.optim.drops == {}
     assert max(frames_of(first)) == 32

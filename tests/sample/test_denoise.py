@@ -59,7 +59,8 @@ def test_the_published_trajectory(
         oscillate_text=oscillate,
         oscillate_image=oscillate,
         oscillate_after=10,
-        dynamic_image=oscillate,
+        dynamic_image="both" if oscillate else "none",
+        dynamic_rule="public",
     )
     shown = patchify(condition_channels(given["mask"], given["reference"]), 2)
     cond = {"text": shown, "image": shown, "none": torch.zeros_like(shown)}

@@ -148,16 +148,23 @@ def test_planned_guidance_equals_the_full(make_pipeline: Make, files: Any, name:
         assert apart(full, other) > 1
 
 
-def test_the_defaults_run_80_and_110_branches_in_50_steps(make_pipeline: Make, files: Any) -> None:
-    defaults = SampleConfig()
-    pipeline = make_pipeline(sample={"oscillate_after": defaults.oscillate_after})
+@pytest.mark.parametrize(
+    ("rule", "text", "image"),
+    [({}, 100, 130), ({"oscillate_text": True, "dynamic_rule": "public"}, 80, 110)],
+    ids=["report", "public"],
+)
+def test_branches_run_in_50_steps(
+    make_pipeline: Make, files: Any, rule: dict[str, Any], text: int, image: int
+) -> None:
+    defaults = SampleConfig(**rule)
+    pipeline = make_pipeline(sample={"oscillate_after": defaults.oscillate_after, **rule})
     assert replace(pipeline.recipe.sample, steps=50) == defaults
     default = replace(
         ONE, steps=50, guidance=defaults.guidance, guidance_img=defaults.guidance_img, frames=5
     )
     called: list[int] = []
     pipeline.model.register_forward_hook(lambda *_: called.append(1))
-    for name, expected in (("t2v", 80), ("i2v_head", 110)):
+    for name, expected in (("t2v", text), ("i2v_head", image)):
         called.clear()
         request = replace(default, condition=name, ref=references(name, files))  # type: ignore[arg-type]
         assert sum(pipeline.check(request).passes) == expected

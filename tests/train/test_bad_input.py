@@ -156,14 +156,14 @@ def test_a_port_in_use(
 def test_a_full_disk_leaves_the_older_checkpoint(
     refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, saved = os.write, tmp_path / "run" / "checkpoints"
+    fsync, saved = os.fsync, tmp_path / "run" / "checkpoints"
 
-    def full(fd: int, data: bytes) -> int:
+    def full(fd: int) -> None:
         if "step-000000004" in os.readlink(f"/proc/self/fd/{fd}"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return write(fd, data)
+        fsync(fd)
 
-    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, "fsync", full)
     message = refused("train.steps=4", "checkpoint.every=2")
     assert "step 4 was not saved" in message
     assert "the disk is full" in message

@@ -3,12 +3,13 @@
 A condition is a mask channel, 1 on the latent frames that are given, and the latents there.
 """
 
+import random
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from vidgen.diffusion.config import ConditionName
+from vidgen.diffusion.config import ConditionConfig, ConditionName
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.geometry import Geometry
 
@@ -41,6 +42,24 @@ def frames_needed(name: ConditionName, ae: Autoencoder) -> int:
     images = name.startswith("i2v")
     given = len(given_parts(name, ae)) if images else CLIP_LATENTS + geometry.first
     return geometry.pixel_frames(given + 1)
+
+
+def choose_condition(
+    config: ConditionConfig, frames: int, ae: Autoencoder, rng: random.Random
+) -> ConditionName:
+    """One of the conditions that a clip of so many frames is long enough for, by weight."""
+    fitting = {
+        name: weight
+        for name, weight in config.weights.items()
+        if weight and frames >= frames_needed(name, ae)
+    }
+    if not fitting:
+        return "t2v"
+    if config.drop_image is not None:
+        given = sum(fitting.values())
+        fitting = {name: (1 - config.drop_image) * w / given for name, w in fitting.items()}
+        fitting["t2v"] = config.drop_image
+    return rng.choices(list(fitting), list(fitting.values()))[0]
 
 
 def given_parts(name: ConditionName, ae: Autoencoder) -> list[Piece]:

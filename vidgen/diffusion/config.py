@@ -1,8 +1,8 @@
 """The flow-matching objective and the mix of conditions trained on."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
 from vidgen.config import config
 
@@ -11,12 +11,25 @@ ConditionName = Literal["t2v", "i2v_head", "i2v_tail", "i2v_loop", "v2v_head", "
 
 @config
 class FlowConfig:
-    """alpha shifts timesteps towards noise: linear in tokens a frame, times sqrt(latent frames)."""
+    """How timesteps are shifted towards noise: t -> alpha t / (1 + (alpha - 1) t)."""
 
     sigma_min: Annotated[float, Field(ge=0, lt=1)] = 1e-5
-    shift: PositiveFloat | None = None  # a fixed alpha instead of the rule below
-    shift_low: tuple[PositiveFloat, PositiveFloat] = (256, 1.0)  # (tokens a frame, alpha)
+    shift: Literal["public", "proportional"] | PositiveFloat = "public"
+    """How alpha follows from the latent's shape. "public": the rule of Open-Sora's public code,
+    linear in tokens per frame times sqrt(latent frames). "proportional": the report's, proportional
+    to latent frames x rows x columns. A number: that alpha for every shape."""
+    shift_low: tuple[PositiveFloat, PositiveFloat] = (256, 1.0)  # public: (tokens a frame, alpha)
     shift_high: tuple[PositiveFloat, PositiveFloat] = (4096, 3.0)
+    shift_reference: tuple[PositiveInt, PositiveInt, PositiveInt] = (33, 24, 42)
+    """Proportional: the latent (frames, rows, columns) with alpha `shift_at_reference`. Ours, since
+    the report gives none: stage 1's longest clips, 129 frames at 256px 16:9."""
+    shift_at_reference: PositiveFloat = 5.73
+    """Ours: the public rule's alpha at the default reference, where both rules then agree."""
+
+    @field_validator("shift", mode="before")
+    @classmethod
+    def _null_is_public(cls, value: Any) -> Any:
+        return "public" if value is None else value  # as recipes before version 0.2 say it
 
     def __post_init__(self) -> None:
         if not (self.shift_low[0] < self.shift_high[0] and self.shift_low[1] <= self.shift_high[1]):
@@ -35,6 +48,10 @@ class ConditionConfig:
     """Weights of the conditions a training clip is given, and how often text is dropped."""
 
     weights: dict[ConditionName, NonNegativeFloat] = Field(default_factory=_text_only)
+    drop_image: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The report's image-condition dropout: the fraction of clips that are given no frames, of
+    those long enough to be given any. null: t2v's weight decides, as in the public code, where
+    the fraction grows as conditions stop fitting short clips."""
     suffix: bool = True  # frame rate and motion score at the end of every caption
     drop_tokens: Annotated[float, Field(ge=0, le=1)] = 0.31622777  # text tokens (T5)
     drop_pooled: Annotated[float, Field(ge=0, le=1)] = 0.31622777  # pooled text (CLIP)
@@ -45,3 +62,8 @@ class ConditionConfig:
     def __post_init__(self) -> None:
         if not sum(self.weights.values()) > 0:
             raise ValueError("condition weights are all zero: give at least one a weight above 0")
+        if self.drop_image is not None and self.weights.get("t2v", 0) > 0:
+            raise ValueError(
+                f"drop_image is {self.drop_image:g} and weights gives t2v a weight: both say how "
+                "many clips are given no frames; remove t2v from weights or set drop_image to null"
+            )

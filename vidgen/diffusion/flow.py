@@ -11,10 +11,12 @@ LatentGrid = tuple[int, int, int]  # latent frames, rows, columns, before patchi
 
 
 def shift_alpha(config: FlowConfig, grid: LatentGrid) -> float:
-    """How far timesteps are pushed towards noise: more for larger and longer videos."""
-    if config.shift is not None:
+    """How far timesteps are shifted towards noise: more for larger and longer videos."""
+    if isinstance(config.shift, float):
         return config.shift
     frames, rows, columns = grid
+    if config.shift == "proportional":
+        return config.shift_at_reference * math.prod(grid) / math.prod(config.shift_reference)
     (x0, y0), (x1, y1) = config.shift_low, config.shift_high
     # The published rule counts latent positions in 2 x 2 patches whatever the model's patch is.
     spatial = y0 + (rows * columns // 4 - x0) * (y1 - y0) / (x1 - x0)

@@ -11,6 +11,7 @@ fewer of them and gives the same result to rounding.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,8 +25,10 @@ class GuidanceConfig:
     image: float
     oscillate_text: bool
     oscillate_image: bool
-    oscillate_after: int
-    dynamic_image: bool
+    oscillate_after: int | float  # steps, or the fraction of all steps
+    dynamic_image: Literal["none", "frames", "steps", "both"]
+    dynamic_curve: Literal["linear", "quadratic"] = "linear"
+    dynamic_rule: Literal["report", "public"] = "report"
 
 
 @dataclass(frozen=True)
@@ -76,15 +79,13 @@ def _step(
     has_image: bool,
     full: bool,
 ) -> Branches:
-    rest = i >= config.oscillate_after and i % 2 == 1
+    after = config.oscillate_after
+    rest = i >= (round(after * steps) if isinstance(after, float) else after) and i % 2 == 1
     g_txt = 1.0 if rest and config.oscillate_text else config.text
     g_img = 1.0 if rest and config.oscillate_image else config.image
     image: float | Tensor = g_img
-    if config.dynamic_image and has_image and g_img > 1:
-        # Rising over latent frames from 1 to an upper end that falls to 1 over steps.
-        upper = g_img + (1.0 - g_img) * i / steps
-        per_frame = torch.linspace(1.0, upper, grid[0], dtype=torch.float64)
-        image = per_frame.repeat_interleave(grid[1] * grid[2])
+    if config.dynamic_image != "none" and has_image and g_img > 1:
+        image = _dynamic_scale(config, g_img, i, steps, grid)
     weights: dict[str, float | Tensor] = {
         "text": g_txt,
         "image": image - g_txt,
@@ -95,6 +96,21 @@ def _step(
     if not has_image:  # without an image the last two branches have the same inputs
         weights = {"text": g_txt, "none": 1.0 - g_txt}
     return Branches({name: w for name, w in weights.items() if not _zero(w)})
+
+
+def _dynamic_scale(
+    config: GuidanceConfig, scale: float, i: int, steps: int, grid: tuple[int, int, int]
+) -> float | Tensor:
+    """The image scale of step `i`, per token where it rises over latent frames."""
+    power = 1 if config.dynamic_curve == "linear" else 2
+    upper = scale
+    if config.dynamic_image in ("steps", "both"):
+        done = i / (steps if config.dynamic_rule == "public" else max(steps - 1, 1))
+        upper = 1.0 + (scale - 1.0) * (1.0 - done) ** power
+    if config.dynamic_image == "steps":
+        return upper
+    rise = torch.linspace(0.0, 1.0, grid[0], dtype=torch.float64) ** power
+    return (1.0 + (upper - 1.0) * rise).repeat_interleave(grid[1] * grid[2])
 
 
 def _zero(weight: float | Tensor) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vidgen.diffusion.conditions import frames_needed
-from vidgen.diffusion.guidance import Branches, GuidanceConfig, plan
+from vidgen.diffusion.guidance import Branches, plan
 from vidgen.diffusion.solvers import SOLVERS, passes_per_step
 from vidgen.errors import UserError
 from vidgen.models.autoencoder import Autoencoder
@@ -76,15 +76,11 @@ def guidance_branches(
     """Which guidance branches each step runs; `full` runs all of them at every step."""
     if recipe.model.guidance_embed:  # a distilled model reads the scale as an input
         return [Branches({"text": 1.0})] * request.steps
-    sample = recipe.sample
-    config = GuidanceConfig(
-        text=request.guidance,
-        image=request.guidance_img,
-        oscillate_text=sample.oscillate_text,
-        oscillate_image=sample.oscillate_img,
-        oscillate_after=sample.oscillate_after,
+    config = recipe.sample.guidance_config(
+        request.guidance,
+        request.guidance_img,
         # As published: for a given image, not for a given clip
-        dynamic_image=sample.dynamic_img and request.condition.startswith("i2v"),
+        dynamic=request.condition.startswith("i2v"),
     )
     has_image = request.condition != "t2v"
     return plan(config, request.steps, tokens, has_image=has_image, full=full)

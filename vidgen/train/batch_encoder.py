@@ -15,15 +15,15 @@ from torch import Tensor
 from vidgen.data.loader import Batch
 from vidgen.diffusion.conditions import (
     caption,
+    choose_condition,
     condition_channels,
     cut_pieces,
-    frames_needed,
     given_latents,
     given_parts,
     piece_name,
     place_latents,
 )
-from vidgen.diffusion.config import ConditionConfig, ConditionName
+from vidgen.diffusion.config import ConditionConfig
 from vidgen.models.text.encoder import TextFeatures
 from vidgen.runtime.parallel import ContextGroup, shares
 from vidgen.train.encoders import Encoders
@@ -116,8 +116,8 @@ class BatchEncoder:
 
         `video_BCTHW` is None where the latent cache holds the pieces encoded.
         """
-        names = [self._draw_condition(batch.bucket.frames, draw.random) for draw in draws]
-        ae = self.autoencoder
+        ae, frames = self.autoencoder, batch.bucket.frames
+        names = [choose_condition(self._conditions, frames, ae, draw.random) for draw in draws]
 
         def given(sample: int) -> tuple[Tensor, Tensor]:
             name = names[sample]
@@ -141,17 +141,6 @@ class BatchEncoder:
         # Shares in reverse: with fewer samples than ranks, those without a clip take conditions
         shape = (1 + ae.latent_channels, *grid)
         return self._share(len(draws), channels, shape, reverse=True)
-
-    def _draw_condition(self, frames: int, rng: random.Random) -> ConditionName:
-        """By weight, among the conditions this clip is long enough for."""
-        fitting = {
-            name: weight
-            for name, weight in self._conditions.weights.items()
-            if weight and frames >= frames_needed(name, self.autoencoder)
-        }
-        if not fitting:
-            return "t2v"
-        return rng.choices(list(fitting), list(fitting.values()))[0]
 
     def loss_weights(self, cond_BVD: Tensor) -> Tensor | None:
         """Of each token, from the mask in the first channel: whole frames, so whole tokens."""

@@ -1,11 +1,17 @@
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from vidgen.recipe.schema import OptimConfig
-from vidgen.train.optim.optimizer import EMA, build_optimizer, learning_rate
+from vidgen.train.optim.optimizer import (
+    EMA,
+    build_optimizer,
+    learning_rate,
+    update_weights_and_ema,
+)
 
 
 def rates(config: OptimConfig, steps: int) -> list[float]:
@@ -95,3 +101,15 @@ def test_the_average_of_bf16_weights_is_kept_in_fp32() -> None:
     p = nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
     ema = EMA({"p": p}, 0.5)
     assert ema.tensors["p"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("states", ["fp32", "bf16"])
+def test_weights_and_ema_are_updated_in_one_call(states: Any) -> None:
+    p = nn.Parameter(torch.ones(4, 4))
+    ema = EMA({"p": p}, 0.5)
+    optimizer = build_optimizer([p], OptimConfig(states=states, lr=0.1, weight_decay=0.0))
+    p.grad = torch.ones_like(p)
+    update_weights_and_ema(optimizer, ema, 1)
+    assert (p < 1).all()
+    expected = 1 + ema.rate(1) * (p.detach() - 1)
+    torch.testing.assert_close(ema.tensors["p"], expected)

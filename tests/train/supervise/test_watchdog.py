@@ -1,5 +1,6 @@
 """What the watchdog concludes from the ranks' records and the ends of their processes."""
 
+import contextlib
 import json
 import os
 import signal
@@ -203,6 +204,19 @@ def watching(board: Board, folder: Path, launcher: int, tied: str) -> "subproces
     )
 
 
+def until_held(process: "subprocess.Popen[str]", count: int) -> None:
+    """Until the watchdog holds `count` processes by pidfd."""
+    folder = f"/proc/{process.pid}/fd"
+    held: list[str] = []
+    deadline = time.monotonic() + 60
+    while len(held) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+        with contextlib.suppress(OSError):
+            links = [os.readlink(f"{folder}/{name}") for name in os.listdir(folder)]
+            held = [link for link in links if "pidfd" in link]
+
+
 def test_the_process_names_the_killed_rank_and_ends_the_other(
     tmp_path: Path, board: Board, start: Start
 ) -> None:
@@ -211,7 +225,7 @@ def test_the_process_names_the_killed_rank_and_ends_the_other(
     for number, child in enumerate(children):
         board.write(rank(number, pid=child.pid))
     process = watching(board, tmp_path, os.getpid(), "untied")
-    time.sleep(1.5)
+    until_held(process, 2)
     children[1].kill()
     _, said = process.communicate(timeout=30)
     assert "rank 1 (step 3, forward) was killed by SIGKILL" in said
@@ -259,7 +273,7 @@ def test_ranks_end_with_their_launcher(
     for number, pid in enumerate(ranks):
         board.write(rank(number, pid=pid))
     process = watching(board, tmp_path, launcher.pid, "tied")
-    time.sleep(1.5)
+    until_held(process, 3)
     if killed:
         launcher.kill()
     else:
