@@ -19,6 +19,8 @@ from vidgen.version import __version__
 
 COMMANDS = {
     "quickstart": "make a small data set, train on it, sample, judge, write a report",
+    "demo": "train the shipped demo model again, from its data to its weights",
+    "prove": "sample a fixed set of prompts, judge the videos, print a table with intervals",
     "manifest": "list the clips of a folder or a table for training",
     "train": "train, or go on training, what a recipe describes",
     "sample": "make videos from a trained model",

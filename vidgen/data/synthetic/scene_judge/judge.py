@@ -29,6 +29,7 @@ class Seen:
     speed: str | None = None
     path_error: float = float("nan")  # pixels from the motion asked for
     start: tuple[float, float] = (float("nan"), float("nan"))  # centre in the first frame
+    end: tuple[float, float] = (float("nan"), float("nan"))  # and in the last
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def _look(
         speed=best.speed,
         path_error=asked.error,
         start=(float(best.path[0, 0]), float(best.path[0, 1])),
+        end=(float(best.path[-1, 0]), float(best.path[-1, 1])),
     )
     return seen, best.path
 
