@@ -5,7 +5,6 @@ Every phase is skipped where its product exists, so an interrupted run continues
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,8 @@ from vidgen.runtime.checkpoint import GroupReader
 FIRST_STEPS = 3000  # of demo_first.yaml before demo.yaml takes its weights
 START_CLIPS = 200  # that the autoencoder's linear start is fitted to
 SCALE_CLIPS = 64  # that the latents' scale is measured on
+
+LOGGED = ("step", "loss", "grad_norm", "lr", "psnr")  # of metrics.jsonl
 
 # Folder under the run's data/, part, setting and clips (side, frames, count) of each data set.
 DATA: tuple[tuple[str, str, Setting, tuple[Kind, ...]], ...] = (
@@ -118,7 +119,9 @@ def write_record(
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     for name, recipe in recipes.items():
-        shutil.copyfile(Path(recipe.run_dir) / "metrics.jsonl", logs / f"{name}.jsonl")
+        lines = (Path(recipe.run_dir) / "metrics.jsonl").read_text().splitlines()
+        kept = ({k: v for k, v in json.loads(line).items() if k in LOGGED} for line in lines)
+        files.write_text(logs / f"{name}.jsonl", "".join(json.dumps(k) + "\n" for k in kept if k))
     data = {
         path.parent.name: json.loads(path.read_text()) for path in sorted(root.glob("*/dataset.json"))
     }

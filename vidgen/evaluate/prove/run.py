@@ -13,8 +13,10 @@ from vidgen.evaluate.prove.methods import Method, applied
 from vidgen.evaluate.prove.suite import FRAMES, SIDE, Item, measure
 from vidgen.runtime import work
 from vidgen.runtime.work import Counts, FailureLimit, JsonResults, Outcome, Outcomes, content_key
-from vidgen.sample import Pipeline, Request, Video, make_requests
+from vidgen.sample import Pipeline, make_requests
 from vidgen.sample.output import write_sample
+from vidgen.sample.pipeline import Video
+from vidgen.sample.request import Request
 
 GROUP = 16  # videos made in common passes
 SHOWN = 8  # videos a method keeps for the page
@@ -88,6 +90,7 @@ class Prover:
                     yield Outcome.COMPUTED if i in missing else Outcome.CACHED
 
         failures = FailureLimit(0, "prove", "prompts", lambda item: item.prompt)
+        _ = self.pipeline.weights_hash  # of the whole model, before a method damages it
         with applied(method, self.pipeline):
             return work.run(
                 self.items, process, failures=failures, rank=rank, world=world, progress=progress

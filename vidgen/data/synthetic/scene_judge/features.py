@@ -37,4 +37,4 @@ def features(frames_THWC: NDArray[np.uint8]) -> NDArray[np.float64]:
         spread,
         *background,
     ]
-    return np.array(row, dtype=np.float64)
+    return np.nan_to_num(np.array(row, dtype=np.float64))

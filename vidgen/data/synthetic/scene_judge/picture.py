@@ -94,3 +94,9 @@ def flicker(video: Video, objects: Mask) -> float:
     bend = np.abs(grey[2:] - 2 * grey[1:-1] + grey[:-2])
     seen = outside[2:] & outside[1:-1] & outside[:-2]
     return float(bend[seen].mean()) if seen.any() else 0.0
+
+
+def agreement(frames_NHWC: NDArray[np.uint8], given_NHWC: NDArray[np.uint8]) -> float:
+    """PSNR in decibels of frames that were given with what the video shows in their place."""
+    error = np.square((frames_NHWC.astype(np.float64) - given_NHWC) / 255).mean()
+    return float(-10 * np.log10(max(error, 1e-10)))
