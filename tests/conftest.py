@@ -29,9 +29,13 @@ from hypothesis import settings
 
 LONG = (
     "tests/cpp/test_native_kernels.py",
-    "tests/train/supervise/test_recovery.py",
     "tests/cuda_emulator/",
+    "tests/train/supervise/test_recovery.py",
     "tests/cpp/test_native_memory.py",
+    "tests/models/mmdit/test_golden.py",
+    "tests/runtime/ops/test_triton.py",
+    "tests/train/test_trainer_ranks.py",
+    "tests/sample/test_parallel.py",
 )
 NOT_RUN = pytest.StashKey[dict[str, int]]()  # tests of each reason
 # What starts several processes or compiles much.

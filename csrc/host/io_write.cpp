@@ -133,10 +133,8 @@ class WriteJob : public Crew {
   }
 
   void finish(std::size_t i) {
-    if (--left_[i] != 0) {
-      start_writeback(i);
-      return;
-    }
+    start_writeback(i);  // before the count: whoever brings it to zero closes the file
+    if (--left_[i] != 0) return;
     const std::string& path = files_[i].path;
     const int descriptor = open_[i].get();
     if (length(i) != files_[i].bytes && !must("truncate", path, [&] {

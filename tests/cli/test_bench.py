@@ -122,7 +122,7 @@ def test_step_adds_up(vidgen: Any, recipe: Path) -> None:
     assert all(parts[name] > 0 for name in ("matmul", "attention", "fused ops"))
 
 
-def test_dcae_latents_are_a_quarter_of_the_tokens(
+def test_dcae_latents_are_a_quarter_of_the_tokens_or_less(
     vidgen: Any, recipe: Path, tmp_path: Path
 ) -> None:
     """A recipe's generator as it is (8 x 8 pixels a latent, patch 2), and with DC-AE latents."""
@@ -133,20 +133,21 @@ def test_dcae_latents_are_a_quarter_of_the_tokens(
     own, ours = json.loads(out.read_text())["rows"]
     assert (own["latents"], ours["latents"]) == ("block_dct", "Video DC-AE")
     assert own["bucket"] == ours["bucket"] == "64px x 17"  # the longest
-    assert own["video_tokens"] == 4 * ours["video_tokens"] == 5 * 4 * 4
+    # The DC-AE takes 16 of the 17 frames, in latents of 4; a causal autoencoder's first is alone.
+    assert (own["video_tokens"], ours["video_tokens"]) == (5 * 4 * 4, 4 * 2 * 2)
     for row in (own, ours):
         assert row["training_ms"] > row["sampling_ms"] > 0
         assert row["videos_per_s"] > 0
     assert ours["training_speed_up"] == own["training_ms"] / ours["training_ms"]
     assert ours["sampling_speed_up"] == own["sampling_ms"] / ours["sampling_ms"]
     # Text and what is done once a sample cost the same, so it is less than the tokens' ratio here.
-    assert 1 < ours["sampling_flops_ratio"] < 4
+    assert 1 < ours["sampling_flops_ratio"] < 5
     assert ours["report_training_speed_up"] is None
     assert f"{ours['sampling_speed_up']:.3g}x" in shown
 
 
 def test_dcae_at_the_reports_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """76k tokens against 19k, attention and all: training and sampling run at the report's shape on
+    """76k tokens against 18k, attention and all: training and sampling run at the report's shape on
     tensors without data, through a tenth of the blocks."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -177,13 +178,13 @@ def test_dcae_at_the_reports_shape(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.device("cpu"), torch.float32, recipe, ["768px x 129"], batch=1, repeats=1
         )
     own, ours = found["rows"]
-    assert (own["video_tokens"], ours["video_tokens"]) == (76_032, 19_008)
+    assert (own["video_tokens"], ours["video_tokens"]) == (76_032, 18_432)
     # Two steps of one of four ranks, then two sampling passes of the whole.
     assert passes == [
         *[(1, 76_032 // 4, 64)] * 2,
         *[(1, 76_032, 64)] * 2,
-        *[(1, 19_008 // 4, 128)] * 2,
-        *[(1, 19_008, 128)] * 2,
+        *[(1, 18_432 // 4, 128)] * 2,
+        *[(1, 18_432, 128)] * 2,
     ]
     assert all(row["training_ms"] > 0 and row["sampling_ms"] > 0 for row in found["rows"])
     assert ours["training_speed_up"] == own["training_ms"] / ours["training_ms"]

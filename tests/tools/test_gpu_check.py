@@ -62,13 +62,15 @@ def test_all_parts_pass_and_their_times_are_shown(clone: Path) -> None:
         assert re.search(rf"^{re.escape(name)[:40]}.* ok$", done.stdout, flags=re.M), name
 
 
+@pytest.mark.slow
 def test_what_runs_out_of_time_is_cut_and_said_so(clone: Path) -> None:
-    done = check(clone, SLOW="20", VIDGEN_GPU_CHECK_SECONDS="3")
+    # The parts before the slow one take no time, but a busy machine starts their processes slowly.
+    done = check(clone, SLOW="60", VIDGEN_GPU_CHECK_SECONDS="12")
     assert done.returncode == 3
     assert (
         "nothing failed, but these were cut and say nothing: copies through lanes;" in done.stderr
     )
-    assert re.search(r"^copies through lanes .*cut after \d s$", done.stdout, flags=re.M)
+    assert re.search(r"^copies through lanes .*cut after \d+ s$", done.stdout, flags=re.M)
     assert re.search(r"^loading clips .*cut: no time was left$", done.stdout, flags=re.M)
 
 
@@ -109,8 +111,8 @@ def test_every_part_can_be_typed() -> None:
 
 def test_buckets_are_the_recipes() -> None:
     for _, _, _, *arguments in commands():
-        if arguments[:3] != ["-m", "vidgen", "bench"]:
-            continue
+        if arguments[:3] != ["-m", "vidgen", "bench"] or arguments[3] == "ops":
+            continue  # the ops are measured without a recipe
         recipe = read_recipe(ROOT / arguments[4], [], Recipe)
         names = {bucket.name for bucket in workload_of(recipe).buckets}
         asked = [arguments[i + 1] for i, word in enumerate(arguments) if word == "--bucket"]

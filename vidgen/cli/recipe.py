@@ -10,9 +10,17 @@ EXAMPLE = """\
   vidgen recipe copy stage1 mine.yaml
   vidgen recipe validate mine.yaml
   vidgen recipe diff stage1 stage2
+  vidgen recipe explain stage1
 """
 
-TAKES = {"list": 0, "show": 1, "copy": 2, "diff": 2, "validate": None}  # None: one or more
+TAKES = {
+    "list": 0,
+    "show": 1,
+    "copy": 2,
+    "diff": 2,
+    "explain": 1,
+    "validate": None,
+}  # None: one or more
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "action",
         choices=tuple(TAKES),
         help="list: the recipes that come with vidgen; show: every value, defaults included; copy: "
-        "one of vidgen's to a new file; validate: check; diff: what differs",
+        "one of vidgen's to a new file; validate: check; diff: what differs; explain: the "
+        "section or table of the report that each value comes from",
     )
     parser.add_argument(
         "recipes",
@@ -31,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from vidgen.recipe import diff, dump_yaml, library, read_any
+    from vidgen.recipe import diff, dump_yaml, explain, library, read_any
+    from vidgen.text_table import table
 
     paths = [text for text in args.recipes if "=" not in text]
     overrides = [text for text in args.recipes if "=" in text]
@@ -51,6 +61,11 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "copy":
         library.copy(*paths)
         print(f"{paths[0]} -> {paths[1]}")
+        return 0
+    if args.action == "explain":
+        rows = [["key", "value", "source", "note"]]
+        rows += [[r.key, str(r.value), r.source, r.note] for r in explain(paths[0], overrides)]
+        print("\n".join(table(rows, numbers=False)))
         return 0
     recipes = [read_any(path, overrides) for path in paths]
     if args.action == "show":

@@ -29,13 +29,19 @@ def read_recipe(source: Source, overrides: Sequence[str] = (), cls: type[Any] = 
     """Read a recipe (a YAML file, the name of one of vidgen's, or a mapping), apply `key=value`
     overrides, check it all."""
     reader = _Reader(cls)
-    if isinstance(source, Mapping):
-        data = reader.merge({}, _plain(source), cls, ())
-    else:
-        data = reader.read_file(library.find(source), ())
-    for override in overrides:
-        data = reader.override(data, override)
-    return reader.validate(data)
+    return reader.validate(reader.assemble(source, overrides))
+
+
+def read_origins(
+    source: Source, overrides: Sequence[str], cls: type[Any]
+) -> dict[Keys, tuple[Any, str]]:
+    """What a recipe states, defaults left out: each value, and the file and line it comes from."""
+    reader = _Reader(cls)
+    data = reader.assemble(source, overrides)
+    reader.validate(data)
+    return {
+        keys: (value, reader.where(keys).removesuffix(": ")) for keys, value in _leaves(data, ())
+    }
 
 
 def peek(path: str | Path, key: str) -> Any:
@@ -153,6 +159,16 @@ class _Reader:
     def __init__(self, cls: Any) -> None:
         self.cls = cls
         self.origin: dict[Keys, str] = {}
+
+    def assemble(self, source: Source, overrides: Sequence[str]) -> Any:
+        """The recipe, its bases and the overrides as one mapping, unchecked."""
+        if isinstance(source, Mapping):
+            data = self.merge({}, _plain(source), self.cls, ())
+        else:
+            data = self.read_file(library.find(source), ())
+        for override in overrides:
+            data = self.override(data, override)
+        return data
 
     def read_file(self, path: Path, inside: tuple[Path, ...]) -> dict[str, Any]:
         path_now = path.resolve()

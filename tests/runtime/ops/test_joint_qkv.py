@@ -6,6 +6,7 @@ from vidgen.runtime import ops
 
 # batch, tokens of each stream, heads, head width
 SHAPES = [(1, (1, 1), 1, 2), (2, (5, 14), 3, 32), (1, (37, 3), 24, 128), (2, (4, 5), 2, 256)]
+SMALL = (2, (2, 5), 2, 16)  # where the interpreter of Triton would take long
 HIDDEN = [0, 1, 40]
 
 
@@ -135,12 +136,12 @@ def test_threads(kernel_laws, dtype):
 
 
 def test_compile(laws, dtype):
-    for op, _, inputs in (dual(SHAPES[1], dtype), single(SHAPES[1], 40, dtype)):
+    for op, _, inputs in (dual(SMALL, dtype), single(SMALL, 40, dtype)):
         laws.compiles_without_a_break(op, inputs)
 
 
 def test_checkpoint(laws):
-    for op, _, inputs in (dual(SHAPES[1], torch.bfloat16), single(SHAPES[1], 40, torch.bfloat16)):
+    for op, _, inputs in (dual(SMALL, torch.bfloat16), single(SMALL, 40, torch.bfloat16)):
         laws.recomputes_the_same_bits(op, inputs)
 
 

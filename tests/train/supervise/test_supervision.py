@@ -88,14 +88,22 @@ def all_troubles(rank: int, world: int, folder: Path, ports: list[int]) -> list[
     return results
 
 
-def test_all_end_and_say_who_and_where(ranks: Any) -> None:
-    sockets = [socket.socket() for _ in TROUBLES]
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
         each.close()
-    everyone = ranks(all_troubles, WORLD, ports, timeout=120)
+    return ports
+
+
+def test_all_end_and_say_who_and_where(ranks: Any) -> None:
+    for _ in range(3):
+        everyone = ranks(all_troubles, WORLD, free_ports(len(TROUBLES)), timeout=120)
+        # Another process may take a port between its choice and its use.
+        if not any("is in use" in said for results in everyone for _, _, said in results):
+            break
     for number, trouble in enumerate(TROUBLES):
         for rank, results in enumerate(everyone):
             status, seconds, said = results[number]
