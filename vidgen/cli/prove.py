@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidgen.cli.arguments import count
-from vidgen.errors import UserError
 
 if TYPE_CHECKING:
     from vidgen.evaluate.prove.report import Proved
@@ -25,14 +24,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="CHECKPOINT", help="a run, one step of it, or demo: the shipped model")
     add("--against", metavar="REF", help="another checkpoint, sampled by the first method")
-    add("--methods", nargs="+", metavar="METHOD", default=["euler:50"], help="the first is the "
+    add(
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        default=["euler:50"],
+        help="the first is the "
         "reference: euler:4, heun:10, guidance:7, bits:4, drop:3, mask:0.5, captions:shuffled, "
-        "joined by +; ladder: all of the kept table")
+        "joined by +; ladder: all of the kept table",
+    )
     add("--prompts", metavar="N", type=count, default=96)
     add("--seeds", metavar="N", type=count, default=1, help="samples a prompt")
     add("--first-seed", metavar="N", type=int, default=0)
-    add("--part", choices=("report", "tune"), default="report",
-        help="prompts to report on, or to choose settings on; they share no scene")
+    add(
+        "--part",
+        choices=("report", "tune"),
+        default="report",
+        help="prompts to report on, or to choose settings on; they share no scene",
+    )
     add("--device", default="auto")
     add("--out", metavar="DIR", default="prove", help="results, JSON and page (default: prove/)")
 
@@ -51,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(args.out)
     proved: list[Proved] = []
     with parallel.start(args.device) as world:
+
         def prove(source: str, chosen: list[Any], label: str) -> Pipeline:
             pipeline = open_source(source, world.device)
             prover = Prover(pipeline, folder, items)
@@ -73,7 +83,9 @@ def run(args: argparse.Namespace) -> None:
         if world.rank:
             return
         real, other = real_rows(items, 2)
-        ceiling = real_rows(items[: min(48, len(items))], 1, lambda v: reconstructed(pipeline, v))[0]
+        ceiling = real_rows(items[: min(48, len(items))], 1, lambda v: reconstructed(pipeline, v))[
+            0
+        ]
         summary = report.summarise(proved, real, other, ceiling)
         summary["command"] = " ".join(["vidgen", "prove", *sys.argv[2:]])
         folder.mkdir(parents=True, exist_ok=True)

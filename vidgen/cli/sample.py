@@ -36,7 +36,11 @@ def crf(text: str) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="a run, one step of it, published weights, or demo: the shipped model")
+    add(
+        "source",
+        metavar="SOURCE",
+        help="a run, one step of it, published weights, or demo: the shipped model",
+    )
     add("--recipe", metavar="RECIPE", help="for published weights: names the parts around them")
     what = parser.add_argument_group("what to show")
     what.add_argument("--prompt", action="append", default=[], help="may be given several times")

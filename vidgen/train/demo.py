@@ -37,8 +37,18 @@ LOGGED = ("step", "loss", "grad_norm", "lr", "psnr")  # of metrics.jsonl
 DATA: tuple[tuple[str, str, Setting, tuple[Kind, ...]], ...] = (
     ("valid", "valid", FINE, (Kind(64, 16, 24),)),
     ("autoencoder", "train", FINE, (Kind(64, 16, 1200),)),
-    ("fine", "train", FINE, (Kind(96, 16, 6000), Kind(96, 32, 1200), Kind(96, 1, 800), Kind(128, 128, 48))),
-    ("clear", "train", CLEAR, (Kind(96, 16, 5000), Kind(96, 32, 700), Kind(96, 1, 320), Kind(128, 128, 32))),
+    (
+        "fine",
+        "train",
+        FINE,
+        (Kind(96, 16, 6000), Kind(96, 32, 1200), Kind(96, 1, 800), Kind(128, 128, 48)),
+    ),
+    (
+        "clear",
+        "train",
+        CLEAR,
+        (Kind(96, 16, 5000), Kind(96, 32, 700), Kind(96, 1, 320), Kind(128, 128, 32)),
+    ),
 )
 
 
@@ -55,7 +65,9 @@ def write_data(
 def clips(seed: int, side: int, count: int, part: str = "train", setting: Setting = FINE) -> Tensor:
     """Rendered clips of 16 frames in [-1, 1], (B, 3, T, H, W)."""
     videos = [take(seed, part, side, 16, n, setting).video() for n in range(count)]
-    return torch.stack([torch.from_numpy(v).permute(3, 0, 1, 2).float() / 127.5 - 1 for v in videos])
+    return torch.stack(
+        [torch.from_numpy(v).permute(3, 0, 1, 2).float() / 127.5 - 1 for v in videos]
+    )
 
 
 def write_start(recipe: AutoencoderRecipe) -> None:
@@ -123,7 +135,8 @@ def write_record(
         kept = ({k: v for k, v in json.loads(line).items() if k in LOGGED} for line in lines)
         files.write_text(logs / f"{name}.jsonl", "".join(json.dumps(k) + "\n" for k in kept if k))
     data = {
-        path.parent.name: json.loads(path.read_text()) for path in sorted(root.glob("*/dataset.json"))
+        path.parent.name: json.loads(path.read_text())
+        for path in sorted(root.glob("*/dataset.json"))
     }
     record = {
         "command": command,

@@ -95,7 +95,9 @@ def test_frozen_motion_is_caught():
 
 
 def test_a_dropped_and_an_added_object_are_caught():
-    two = Scene((single().bodies[0], Body("blue", "circle", "small", "plain", "stays", radius=12.5)))
+    two = Scene(
+        (single().bodies[0], Body("blue", "circle", "small", "plain", "stays", radius=12.5))
+    )
     assert judge(drawn(two), two).right["count"] == 1
     assert judge(drawn(single()), two).right["count"] == 0
     assert judge(drawn(two), single()).right["count"] == 0

@@ -85,6 +85,8 @@ def test_a_token_with_context_carries_the_words_before_it():
 def test_an_ordered_pooled_vector_tells_who_does_what():
     words = ["red circle blue square", "blue circle red square"]
     bag = BuiltinText(TextConfig(length=8, pooled_width=64)).encode(words).pooled_BD
-    ordered = BuiltinText(TextConfig(length=8, pooled_width=64, ordered=True)).encode(words).pooled_BD
+    ordered = (
+        BuiltinText(TextConfig(length=8, pooled_width=64, ordered=True)).encode(words).pooled_BD
+    )
     assert torch.allclose(bag[0], bag[1], atol=1e-6)
     assert not torch.allclose(ordered[0], ordered[1], atol=0.1)

@@ -31,7 +31,9 @@ def small(**changed):
 def smooth_clips(count=6):
     """Waves that move: far from noise, as real videos are."""
     generator = torch.Generator().manual_seed(1)
-    t, y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in (8, 32, 32)), indexing="ij")
+    t, y, x = torch.meshgrid(
+        *(torch.arange(n, dtype=torch.float32) for n in (8, 32, 32)), indexing="ij"
+    )
     clips = []
     for _ in range(count):
         a, b, c, d = torch.rand(4, generator=generator)
@@ -45,9 +47,17 @@ def smooth_clips(count=6):
     [
         ({}, (4, 8, 8)),
         ({"pixel_patch": 1}, (4, 4, 4)),
-        ({"pixel_patch": 1, "widths": (8, 16, 32, 64), "latent_channels": 16,
-          "encoder_depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1, 1), "head_dim": 16},
-         (4, 8, 8)),
+        (
+            {
+                "pixel_patch": 1,
+                "widths": (8, 16, 32, 64),
+                "latent_channels": 16,
+                "encoder_depths": (1, 1, 1, 1),
+                "decoder_depths": (1, 1, 1, 1),
+                "head_dim": 16,
+            },
+            (4, 8, 8),
+        ),
     ],
 )
 def test_stages_and_pixel_patch_decide_the_compression(changed, compression):
@@ -68,7 +78,9 @@ def test_depths_must_match_the_widths():
 def test_pixels_and_channels_are_inverse():
     x = torch.rand(2, 3, 4, 6, 8)
     assert torch.equal(channels_to_pixels(pixels_to_channels(x, 2), 2), x)
-    assert pixels_to_channels(x, 2)[0, :4, 0, 0, 0].tolist() == x[0, 0, 0, :2, :2].flatten().tolist()
+    assert (
+        pixels_to_channels(x, 2)[0, :4, 0, 0, 0].tolist() == x[0, 0, 0, :2, :2].flatten().tolist()
+    )
 
 
 def test_a_linear_start_reconstructs_what_random_weights_cannot():
@@ -119,4 +131,6 @@ def test_small_weights_go_to_a_file_and_back(tmp_path):
             p.add_(0.01)
     save_weights(model, tmp_path / "ae.safetensors")
     load_weights(other, tmp_path / "ae.safetensors")
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
+    )

@@ -75,9 +75,7 @@ def as_text(summary: dict[str, Any]) -> str:
         lines.append(f"{name:<{width}} {_cells(summary[name], {})}")
     for name, row in summary["methods"].items():
         cells = _cells(row["figures"], row["difference"])
-        lines.append(
-            f"{name:<{width}} {cells} {row['seconds_a_video']:>8.2f} {row['passes']:>6}"
-        )
+        lines.append(f"{name:<{width}} {cells} {row['seconds_a_video']:>8.2f} {row['passes']:>6}")
     return "\n".join(lines)
 
 

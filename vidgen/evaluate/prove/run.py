@@ -78,9 +78,7 @@ class Prover:
             for start in range(0, len(share), GROUP):
                 group = share[start : start + GROUP]
                 keys = [self.key(method, item) for item in group]
-                missing = [
-                    i for i, key in enumerate(keys) if results.get(key) is None
-                ]
+                missing = [i for i, key in enumerate(keys) if results.get(key) is None]
                 if missing:
                     for i, value in zip(
                         missing, self._measure(method, [group[i] for i in missing]), strict=True

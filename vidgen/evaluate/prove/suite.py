@@ -34,7 +34,9 @@ class Item:
         return held_out(self.scene)
 
 
-def items(prompts: int = 96, seeds: int = 1, *, part: str = "report", first_seed: int = 0) -> list[Item]:
+def items(
+    prompts: int = 96, seeds: int = 1, *, part: str = "report", first_seed: int = 0
+) -> list[Item]:
     """The first `prompts` of a part, each with `seeds` seeds; more extend what fewer gave."""
     return [
         Item(number, first_seed + repeat * 1000 + number, _scene(part, number))

@@ -157,7 +157,8 @@ class VideoDCAE(nn.Module):
         return self.encoder.project_in.weight.dtype
 
     def _in_tiles(
-        self, run: Callable[[Tensor], Tensor], x: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+        self, run: Callable[[Tensor], Tensor], x: Tensor, shape: tuple[int, int, int, int]
+    ) -> Tensor:
         c = self.config
         if not c.tiling:
             return run(x)

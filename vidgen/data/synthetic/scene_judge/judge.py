@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from vidgen.data.synthetic.scene_judge import looks, picture, segment, tracks
 from vidgen.data.synthetic.scene_judge.segment import Mask
 from vidgen.data.synthetic.scenes.render import outline
-from vidgen.data.synthetic.scenes.world import Body, Scene
+from vidgen.data.synthetic.scenes.world import CLEAR, Body, Scene
 
 PRESENT = 0.6  # of the frames in which an object must be seen
 SCATTERED = 2.2  # spread of a colour that is more than one object
@@ -114,10 +114,13 @@ def _look(
     if not known.any():
         return Seen(size=looks.size(radius), shape=shape), track
     texture = looks.texture(video, np.where(known[:, None], place, np.nan), radius, mask)
-    found = tracks.fits(place, video.shape[1], body.shape, body.radius)
+    size = looks.size(radius)
+    # Where it bounces depends on what it is, which may not be what was asked for.
+    reach = body.radius if size is None else CLEAR.radius[size]
+    found = tracks.fits(place, video.shape[1], shape or body.shape, reach)
     best, asked = found[0], tracks.fit_of(found, body)
     seen = Seen(
-        size=looks.size(radius),
+        size=size,
         shape=shape,
         texture=texture,
         motion=best.motion,

@@ -118,9 +118,7 @@ def hidden(
     return best
 
 
-def guessed(
-    masks_THW: Mask, others_THW: Mask, centre_T2: NDArray[np.float64]
-) -> tuple[str, float]:
+def guessed(masks_THW: Mask, others_THW: Mask, centre_T2: NDArray[np.float64]) -> tuple[str, float]:
     """Shape and radius of an object that is never seen whole: those that explain most of it."""
     area = masks_THW.sum((1, 2))
     frames = np.argsort(-area, kind="stable")[:3]

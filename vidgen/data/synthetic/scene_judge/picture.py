@@ -52,9 +52,11 @@ def background_motion(video: Video, objects: Mask) -> tuple[float, float]:
     early_all, late_all = grey[:-ahead:every], grey[ahead::every]
     early_free, late_free = outside[:-ahead:every], outside[ahead::every]
     best, least = (0.0, 0.0), np.inf
-    shifts = {(0, 0)} | {(s, 0) for s in range(-REACH, REACH + 1)} | {
-        (0, s) for s in range(-REACH, REACH + 1)
-    }
+    shifts = (
+        {(0, 0)}
+        | {(s, 0) for s in range(-REACH, REACH + 1)}
+        | {(0, s) for s in range(-REACH, REACH + 1)}
+    )
     for dx, dy in sorted(shifts, key=lambda s: abs(s[0]) + abs(s[1])):
         early, late = _overlap(early_all, dx, dy), _overlap(late_all, -dx, -dy)
         seen = _overlap(early_free, dx, dy) & _overlap(late_free, -dx, -dy)
@@ -81,7 +83,8 @@ def camera(motion: tuple[float, float]) -> str | None:
     return next(
         name
         for name, (dx, dy) in DIRECTIONS.items()
-        if (dx, dy) == (-np.sign(x) if abs(x) > abs(y) else 0, -np.sign(y) if abs(y) > abs(x) else 0)
+        if (dx, dy)
+        == (-np.sign(x) if abs(x) > abs(y) else 0, -np.sign(y) if abs(y) > abs(x) else 0)
     )
 
 

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-
 from vidgen.data.index.manifest import write_manifest
+from vidgen.data.read.video import write_image, write_video
 from vidgen.data.synthetic.scenes.caption import caption
 from vidgen.data.synthetic.scenes.draw import draw_scene
 from vidgen.data.synthetic.scenes.place import Layout, place
 from vidgen.data.synthetic.scenes.render import render
 from vidgen.data.synthetic.scenes.world import CLEAR, Setting
-from vidgen.data.read.video import write_image, write_video
 
 FPS = 24.0
 CRF = 10  # little is lost: what training compares with is the file

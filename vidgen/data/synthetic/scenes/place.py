@@ -26,7 +26,11 @@ _CROSSING_TRIES = 5000
 EXTENT = {
     "circle": (1.0, 1.0, 1.0, 1.0),
     "square": (REACH["square"],) * 4,
-    "triangle": (REACH["triangle"], REACH["triangle"], *(REACH["triangle"] * f for f in (4 / 3, 2 / 3))),
+    "triangle": (
+        REACH["triangle"],
+        REACH["triangle"],
+        *(REACH["triangle"] * f for f in (4 / 3, 2 / 3)),
+    ),
 }
 
 
@@ -129,15 +133,11 @@ def place(
     return Layout(scene, side, best, _background(rng, setting), shift)
 
 
-def _free(
-    scene: Scene, frames: int, side: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
+def _free(scene: Scene, frames: int, side: int, rng: np.random.Generator) -> NDArray[np.float64]:
     return np.stack([_one_path(body, frames, side, rng) for body in scene.bodies])
 
 
-def _one_path(
-    body: Body, frames: int, side: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
+def _one_path(body: Body, frames: int, side: int, rng: np.random.Generator) -> NDArray[np.float64]:
     low, high = edges(body, side)
     phase = float(rng.uniform(0, 2 * HOP_FRAMES))
     if body.motion == "circles":

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from vidgen.data.synthetic.scenes.place import Layout
 from vidgen.data.synthetic.scenes.world import COLOURS, REACH, STRIPE_DARK, STRIPE_PERIOD, Body
 
+
 def outline(shape: str, x: NDArray, y: NDArray, radius: float) -> NDArray:
     """Coverage in [0, 1] of points at (x, y) from the centroid; about two pixels of soft edge."""
     reach = radius * REACH[shape]
@@ -53,9 +54,7 @@ def _background(layout: Layout) -> NDArray[np.float32]:
     frames = len(layout.shift_T2)
     grid = np.arange(side, dtype=np.float32)
     grey = np.zeros((frames, side, side), dtype=np.float32)
-    for (kx, ky), phase, height in zip(
-        found.wave_W2, found.phase_W, found.height_W, strict=True
-    ):
+    for (kx, ky), phase, height in zip(found.wave_W2, found.phase_W, found.height_W, strict=True):
         begin = phase - layout.shift_T2 @ np.array([kx, ky])  # (T,)
         row = (begin[:, None] + kx * grid).astype(np.float32)[:, None, :]
         column = (ky * grid)[None, :, None]
