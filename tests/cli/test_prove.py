@@ -1,4 +1,4 @@
-"""`vidgen prove` on the shipped model: a table, JSON and a page, and a second run that computes nothing."""
+"""`vidgen prove` on the shipped model: a table, JSON, a page, and results that are kept."""
 
 import json
 

@@ -75,7 +75,7 @@ def test_a_folder_named_demo_comes_first(tmp_path, monkeypatch):
 
 
 def test_missing_weights_are_named(tmp_path):
-    with pytest.raises(UserError, match="generator.safetensors is missing"):
+    with pytest.raises(UserError, match=r"generator\.safetensors is missing"):
         open_demo("cpu", folder=tmp_path)
 
 

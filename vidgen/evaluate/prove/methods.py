@@ -32,8 +32,8 @@ class Method:
     captions: str = "own"
 
 
-# What must be worse than the reference, in this order within each group. Damage is done at 20 steps,
-# and compared with euler:20.
+# What must be worse than the reference, in this order within each group. Damage is done at 20
+# steps, and compared with euler:20.
 LADDER = (
     *("euler:50", "euler:20", "euler:10", "euler:6", "euler:4", "euler:2", "euler:1"),
     *("captions:shuffled+euler:20", "captions:none+euler:20"),

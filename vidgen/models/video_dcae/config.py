@@ -46,7 +46,7 @@ class VideoDCAEConfig:
             depths = getattr(self, name)
             if len(depths) != self.stages:
                 raise ValueError(
-                    f"{name} {list(depths)}: expected one depth for each of the {self.stages} widths"
+                    f"{name} {list(depths)}: expected {self.stages}, one for each width"
                 )
         pixels = self.compression[1]
         # A tile of one latent frame would be taken for an image.

@@ -66,7 +66,8 @@ def start_linear(model: VideoDCAE, video_BCTHW: Tensor) -> None:
         shortcut = repeat_channels(_unit(weight.shape[1]), weight.shape[0])[..., 0, 0, 0].T
         _centre(up.conv, weight - shortcut)
     first = model.decoder.stages[0].up
-    assert isinstance(first, ShuffleUpsample) and first.conv.bias is not None
+    assert isinstance(first, ShuffleUpsample)
+    assert first.conv.bias is not None
     steady = first.conv.bias.view(config.widths[0], 8)
     steady[-1] = STEADY
     norm, width = model.decoder.norm_out, config.widths[0]
@@ -111,7 +112,7 @@ def _project(layer: Project, weight: Tensor) -> None:
 
 
 def _gather(layer: Downsample, weight: Tensor) -> None:
-    """`weight` (outputs, inputs * 8) of what `space_to_channels` gathers: the kernel's taps 1, 2."""
+    """`weight` (outputs, inputs * 8) of what `space_to_channels` gathers: taps 1 and 2."""
     shortcut = average_channels(_unit(weight.shape[1]), layer.outputs)[..., 0, 0, 0].T
     taps = (weight - shortcut).view(layer.outputs, -1, 2, 2, 2)
     layer.conv.weight[:, :, 1:, 1:, 1:] = taps

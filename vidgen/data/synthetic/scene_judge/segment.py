@@ -29,7 +29,10 @@ def hue(video_THWC: NDArray[np.float32]) -> NDArray[np.float32]:
     return (60 * sixth).astype(np.float32)
 
 
-HUES = {name: float(hue(np.array(rgb, np.float32)[None] / 255)[0]) for name, rgb in COLOURS.items()}
+HUES = {
+    name: float(hue(np.array([rgb], np.float32) / np.float32(255))[0])
+    for name, rgb in COLOURS.items()
+}
 
 
 def masks(video_THWC: NDArray[np.float32]) -> dict[str, Mask]:

@@ -1,6 +1,7 @@
 """Drawing scenes at random, and which combinations training never shows."""
 
 import itertools
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from vidgen.data.synthetic.scenes.world import (
     TEXTURES,
     TURNS,
     Body,
+    Motion,
     Relation,
     Scene,
     Setting,
@@ -21,7 +23,7 @@ from vidgen.data.synthetic.scenes.world import (
 
 RELATED = 0.5  # of the scenes with two objects, how many have one cross the other
 PANNED = 0.5
-MOTION_WEIGHTS = {"moves": 0.5, "hops": 0.15, "circles": 0.2, "stays": 0.15}
+MOTION_WEIGHTS: dict[Motion, float] = {"moves": 0.5, "hops": 0.15, "circles": 0.2, "stays": 0.15}
 
 # Never shown in training, though each pair of their words is.
 HELD_OUT = frozenset(
@@ -60,13 +62,16 @@ def draw_scene(
     bodies = []
     for number, (colour, shape, texture) in enumerate(looks):
         size = _one(rng, SIZES)
-        motion = _motion(rng, relation, number)
-        bodies.append(Body(colour, shape, size, texture, *motion, radius=setting.radius[size]))
+        motion, heading, speed = _motion(rng, relation, number)
+        radius = setting.radius[size]
+        bodies.append(Body(colour, shape, size, texture, motion, heading, speed, radius))
     camera = _one(rng, DIRECTIONS) if rng.random() < PANNED else None
     return Scene(tuple(bodies), relation, camera)
 
 
-def _motion(rng: np.random.Generator, relation: Relation | None, number: int) -> tuple:
+def _motion(
+    rng: np.random.Generator, relation: Relation | None, number: int
+) -> tuple[Motion, str | None, str | None]:
     """The crossing object moves quickly; the crossed one stays or moves slowly."""
     if relation is not None:
         if number == 0:
@@ -75,12 +80,12 @@ def _motion(rng: np.random.Generator, relation: Relation | None, number: int) ->
             return "stays", None, None
         return "moves", _one(rng, DIRECTIONS), "slowly"
     weights = list(MOTION_WEIGHTS.values())
-    motion = list(MOTION_WEIGHTS)[int(rng.choice(len(weights), p=weights))]
+    motion: Motion = list(MOTION_WEIGHTS)[int(rng.choice(len(weights), p=weights))]
     if motion == "stays":
         return motion, None, None
     return motion, _one(rng, TURNS if motion == "circles" else DIRECTIONS), _one(rng, SPEEDS)
 
 
-def _one(rng: np.random.Generator, names) -> str:
-    names = list(names)
-    return names[int(rng.integers(len(names)))]
+def _one(rng: np.random.Generator, names: Iterable[str]) -> str:
+    choices = list(names)
+    return choices[int(rng.integers(len(choices)))]

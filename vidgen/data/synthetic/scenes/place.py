@@ -193,5 +193,4 @@ def _background(rng: np.random.Generator, setting: Setting) -> Background:
     wave = 2 * np.pi / length[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
     height = rng.uniform(0.02, 0.05, waves)
     phase = rng.uniform(0, 2 * np.pi, waves)
-    tint, wave, phase, height = (a.astype(np.float32) for a in (tint, wave, phase, height))
-    return Background(tint, wave, phase, height)
+    return Background(*(a.astype(np.float32) for a in (tint, wave, phase, height)))
