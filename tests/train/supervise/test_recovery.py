@@ -143,7 +143,10 @@ def test_ranks_end_with_their_launcher(recipe_file: Path, tmp_path: Path) -> Non
     time.sleep(1)
     assert metrics.read_text().count("\n") == steps
     (report,) = (run_dir / "failures").glob("2*.txt")
-    assert "was killed by SIGKILL; its ranks end too" in report.read_text()
+    # Who reaps the launcher first, this test or the watchdog, decides whether its status is known.
+    line = report.read_text().splitlines()[1]
+    assert line.startswith("the launcher ")
+    assert line.endswith("; its ranks end too")
 
 
 def command_line(pid: int) -> bytes:
