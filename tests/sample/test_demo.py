@@ -79,6 +79,11 @@ def test_missing_weights_are_named(tmp_path):
         open_demo("cpu", folder=tmp_path)
 
 
+def test_a_request_without_a_size_has_the_usual_one(pipeline):
+    (request,) = make_requests(pipeline, ["a red circle"])
+    assert (request.frames, request.height, request.width) == (16, 96, 96)
+
+
 def test_the_pipeline_is_an_ordinary_one(pipeline):
     assert isinstance(pipeline, Pipeline)
     assert pipeline.recipe.name == "demo"

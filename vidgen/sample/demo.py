@@ -10,6 +10,8 @@ from vidgen.recipe import library, read_recipe
 from vidgen.sample.pipeline import Pipeline
 
 NAME = "demo"
+# The bucket trained on most, whose size a request has that names none.
+USUAL = '{"96px_ar1:1": {"16": {"batch": 16}}}'
 
 
 def is_demo(source: str) -> bool:
@@ -25,7 +27,8 @@ def open_demo(
     for path in (weights, autoencoder):
         if not path.is_file():
             raise UserError(f"{path} is missing from this installation: reinstall vidgen")
-    recipe = read_recipe(library.folder() / "demo.yaml", [f"autoencoder.path={autoencoder}"])
+    overrides = [f"autoencoder.path={autoencoder}", f"data.buckets={USUAL}"]
+    recipe = read_recipe(library.folder() / "demo.yaml", overrides)
     return Pipeline.from_weights(weights, recipe, device, memory=memory)
 
 
