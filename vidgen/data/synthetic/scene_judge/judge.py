@@ -11,7 +11,7 @@ from vidgen.data.synthetic.scene_judge.segment import Mask
 from vidgen.data.synthetic.scenes.render import outline
 from vidgen.data.synthetic.scenes.world import CLEAR, Body, Scene
 
-PRESENT = 0.6  # of the frames in which an object must be seen
+PRESENT = 0.4  # of the frames in which an object must be seen: a larger one may hide it
 SCATTERED = 2.2  # spread of a colour that is more than one object
 MAX_WRONG = 0.35  # of its area: the most that may disagree with where a hidden object is laid
 MIN_OVERLAP = 25  # pixels, over all frames, that tell which of two objects is in front
