@@ -47,8 +47,8 @@ wheel: ## build dist/*.whl for this Python and any supported torch; VIDGEN_CUDA_
 	@tools/bootstrap.sh dev
 	@PY="$(PY)" tools/wheel.sh
 
-gpu-check: ## on a GPU machine: build for CUDA, run the GPU tests and short benchmarks
-	@tools/gpu_check.sh
+gpu-check: ## on a GPU machine: CUDA build, GPU tests, benchmarks; ONLY=mfu,ops RESUME=1; DRY=1 on a CPU
+	@tools/gpu_check.sh $(if $(DRY),--dry) $(if $(RESUME),--resume) $(if $(ONLY),--only "$(ONLY)")
 
 clean: ## remove what was built and installed; runs/ stays
 	rm -rf .venv build dist *.egg-info vidgen/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

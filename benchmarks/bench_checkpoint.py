@@ -277,15 +277,20 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(dir=args.dir, prefix="vidgen-bench-") as name:
         folder = Path(name)
-        rows = measure(args, folder, device)
-        rows += measure_steps(folder, device, int(args.gb * 1e9 / 8), args.steps)
         settings = {"method": str(transfer.method(folder)), "rounds": args.rounds}
+        rows = results.Kept("checkpoint", settings, args.out)
+        measure(args, folder, device, rows)
+        for row in measure_steps(folder, device, int(args.gb * 1e9 / 8), args.steps):
+            rows.add(row)
     print(results.table(rows))
-    print(results.write("checkpoint", rows, settings=settings, out=args.out))
+    print(rows.save())
     return rows
 
 
-def measure(args: argparse.Namespace, folder: Path, device: torch.device) -> list[results.Row]:
+def measure(
+    args: argparse.Namespace, folder: Path, device: torch.device, rows: results.Kept
+) -> None:
+    """`rows` holds the medians of the rounds so far."""
     groups = make_state(int(args.gb * 1e9), device)
     nbytes = bytes_of(groups)
     rulers = Rulers(nbytes, folder, device)
@@ -301,6 +306,10 @@ def measure(args: argparse.Namespace, folder: Path, device: torch.device) -> lis
         shutil.rmtree(folder / "ours")
         if not args.no_peers:
             measure_peers(groups, folder, peers)
+        rows.replace(summary(samples, peers, nbytes))
+
+
+def summary(samples: Samples, peers: dict[str, Samples], nbytes: int) -> list[results.Row]:
     median = {name: statistics.median(values) for name, values in samples.items()}
 
     def row(what: str, seconds: float, ruler: str | None = None, **more: float) -> results.Row:

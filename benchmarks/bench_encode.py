@@ -162,7 +162,12 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     autoencoder = VideoDCAE(CONFIG).to(DEVICE).eval().requires_grad_(False)
-    rows: list[dict[str, Any]] = []
+    settings = {
+        "device": DEVICE,
+        "clips": args.clips,
+        "clip": f"{FRAMES} of {FILE_FRAMES} frames, {RESOLUTION}",
+    }
+    rows = results.Kept("encode", settings, args.out)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         manifest = make_clips(folder, args.clips)
@@ -173,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
             begun = time.perf_counter()
             way(run)
             seconds = time.perf_counter() - begun
-            rows.append(
+            rows.add(
                 {
                     "what": what,
                     "clips_per_s": args.clips / seconds,
@@ -188,12 +193,7 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
         row["times_one_after_the_other"] = row["clips_per_s"] / before
         row["of_slower_ruler"] = row["clips_per_s"] / slower
     print(results.table(rows))
-    settings = {
-        "device": DEVICE,
-        "clips": args.clips,
-        "clip": f"{FRAMES} of {FILE_FRAMES} frames, {RESOLUTION}",
-    }
-    print(results.write("encode", rows, settings=settings, out=args.out))
+    print(rows.save())
     return rows
 
 

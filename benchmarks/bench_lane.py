@@ -10,7 +10,7 @@ output is measured by bench_checkpoint.py.
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ def alternate(calls: dict[str, Callable[[], Any]], device: torch.device, rounds:
     return {name: statistics.median(seconds[1:]) for name, seconds in taken.items()}
 
 
-def copies(device: torch.device, size: int, rounds: int) -> list[dict[str, Any]]:
+def copies(device: torch.device, size: int, rounds: int) -> Iterator[dict[str, Any]]:
     arena = Arena(size, name="bench")
     lane = Lane(device)
     lease = arena.lease(size)
@@ -53,7 +53,6 @@ def copies(device: torch.device, size: int, rounds: int) -> list[dict[str, Any]]
     def by_lane(src: torch.Tensor, dst: torch.Tensor) -> None:
         lane.copy(src, dst, producer=current(device), lease=lease).wait_on(current(device))
 
-    rows = []
     for way in ("to the device", "to the host"):
         to_device = way == "to the device"
         pairs = [(memory, there) if to_device else (there, memory) for memory in (ours, plain)]
@@ -74,10 +73,9 @@ def copies(device: torch.device, size: int, rounds: int) -> list[dict[str, Any]]
         }
         if device.type == "cuda":
             row |= overlap(lane, lease, pairs[0], device, rounds)
-        rows.append(row)
+        yield row
     lease.give_back()
     arena.close()
-    return rows
 
 
 def overlap(lane: Any, lease: Any, pair: Any, device: torch.device, rounds: int) -> dict[str, Any]:
@@ -123,12 +121,12 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     device = torch.device(args.device)
     size = (args.mib or (16 if args.short else 512 if device.type == "cuda" else 128)) << 20
     rounds = 3 if args.short else args.rounds
-    rows = [
-        *copies(device, size, rounds),
-        leases(200 if args.short else 20_000),
-    ]
+    rows = results.Kept("lane", {"device": str(device)}, args.out)
+    for row in copies(device, size, rounds):
+        rows.add(row)
+    rows.add(leases(200 if args.short else 20_000))
     print(results.table(rows))
-    print(results.write("lane", rows, settings={"device": str(device)}, out=args.out))
+    print(rows.save())
     return rows
 
 

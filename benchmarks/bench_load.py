@@ -171,13 +171,26 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
             "safetensors load_file": lambda: load_file_peer(folder, config, device),
         }
         taken: dict[str, list[tuple[float, float]]] = {what: [] for what in calls}
+        settings = {"depth": depth, "depth_single_blocks": single, "device": str(device)}
+        rows = results.Kept("load", settings, args.out)
         for _ in range(1 if args.short else args.rounds):
             for what, call in calls.items():
                 taken[what].append(measure(call, folder))
-    kept_on_host = size if device.type == "cpu" else 0
+                rows.replace(summary(taken, size, size if device.type == "cpu" else 0))
+    print(results.table(rows))
+    print(rows.save())
+    return rows
+
+
+def summary(
+    taken: dict[str, list[tuple[float, float]]], size: int, kept_on_host: int
+) -> list[results.Row]:
+    """Of the rounds so far; the first call of all is the ruler."""
     ruler = statistics.median(s for s, _ in taken["ruler: read, keep nothing"])
-    rows = []
+    rows: list[results.Row] = []
     for what, figures in taken.items():
+        if not figures:
+            continue
         seconds = statistics.median(s for s, _ in figures)
         beyond = max(peak for _, peak in figures)
         rows.append(
@@ -191,9 +204,6 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
                 / 2**30,
             }
         )
-    print(results.table(rows))
-    settings = {"depth": depth, "depth_single_blocks": single, "device": str(device)}
-    print(results.write("load", rows, settings=settings, out=args.out))
     return rows
 
 

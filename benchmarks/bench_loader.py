@@ -360,26 +360,29 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     if args.one:
         print(json.dumps(measure(args.manifest, args.one, args.frames[0])))
         return []
-    rows: list[dict[str, Any]] = []
     missing = missing_peers()
     peers = [peer for peer in args.peers if peer not in missing]
-    with tempfile.TemporaryDirectory() as folder:
-        manifest = make_files(Path(folder))
-        for frames in args.frames:
-            ruler = decode_alone(manifest, frames)
-            here = {p: measured_apart(args.launcher, manifest, p, frames) for p in peers}
-            for row in here.values():
-                row["decode_alone_cpu_s"] = ruler
-                if "DataLoader" in here:
-                    row["times_dataloader"] = row["clips_per_s"] / here["DataLoader"]["clips_per_s"]
-            rows += here.values()
-    print(results.table(rows))
     settings = {"device": DEVICE, "workers": WORKERS, "batch": BATCH, "av": av.__version__}
     settings |= {f"{peer} does not load": why for peer, why in missing.items()}
     for name in ("torchcodec", "spdl_io"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             settings[name] = metadata.version(name)
-    print(results.write("loader", rows, settings=settings, out=args.out))
+    rows = results.Kept("loader", settings, args.out)
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = make_files(Path(folder))
+        for frames in args.frames:
+            ruler = decode_alone(manifest, frames)
+            here: list[dict[str, Any]] = []
+            for peer in peers:
+                found = measured_apart(args.launcher, manifest, peer, frames)
+                rows.add({**found, "decode_alone_cpu_s": ruler})
+                here.append(rows[-1])
+            base = next((row for row in here if row["loader"] == "DataLoader"), None)
+            for row in here if base else ():
+                row["times_dataloader"] = row["clips_per_s"] / base["clips_per_s"]
+            rows.save()
+    print(results.table(rows))
+    print(rows.save())
     return rows
 
 

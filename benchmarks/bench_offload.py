@@ -236,13 +236,16 @@ def copy_bytes_per_s(device: torch.device) -> float:
 # What is compared -------------------------------------------------------------------------------
 
 
-def compare(problem: Problem, rounds: int) -> list[dict[str, Any]]:
+def compare(
+    problem: Problem, rounds: int, tell: Callable[[list[dict[str, Any]]], None]
+) -> list[dict[str, Any]]:
+    """A row a policy; `tell` is given all rows whenever there is one more."""
     count = problem.dual + problem.single
     kinds = [cost_of(problem, 0), cost_of(problem, problem.dual)]
     costs = [kinds[index >= problem.dual] for index in range(count)]
     everything = sum(cost.all_bytes for cost in costs)
     rate = copy_bytes_per_s(problem.device)
-    rows = []
+    rows: list[dict[str, Any]] = []
 
     def add(what: str, run: Runner, around: Any = nullcontext, **more: Any) -> None:
         gc.collect()
@@ -255,6 +258,7 @@ def compare(problem: Problem, rounds: int) -> list[dict[str, Any]]:
         if "held_gb" in rows[-1]:
             rows[-1]["saved"] = 1 - rows[-1]["held_gb"] / rows[0]["held_gb"]
         print(results.table([rows[-1]]), flush=True)
+        tell(rows)
 
     add("keep", plainly, all_gb=everything / 1e9, copy_gb_per_s=rate / 1e9)
     for how in (BlockMemory.RECOMPUTE, BlockMemory.PRODUCTS):
@@ -272,6 +276,7 @@ def compare(problem: Problem, rounds: int) -> list[dict[str, Any]]:
         stats = offloader.stats
         steps = rounds + 2 + (problem.device.type == "cuda")
         rows[-1] |= {"moved_gb": stats.moved_bytes / steps / 1e9, "late": stats.late}
+        tell(rows)
         offloader.close()
     arena.close()
     pin = problem.device.type == "cuda"
@@ -303,15 +308,20 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
         config = replace(config, hidden_size=256, num_heads=2)
     sizes = args.tokens or ([8960, 19136] if cuda else [1024])
     dual, single = (2, 4) if args.short or not cuda else (args.dual, args.single)
-    rows = []
+    settings = {"device": str(device), "width": config.hidden_size, "dual": dual, "single": single}
+    rows = results.Kept("offload", settings, args.out)
     for tokens in sizes[:1] if args.short else sizes:
         dtype = torch.bfloat16 if cuda else torch.float32
         problem = Problem(config, dual, single, tokens, device, dtype)
-        rows += compare(problem, 2 if args.short else args.rounds)
+        before = list(rows)
+        compare(
+            problem,
+            2 if args.short else args.rounds,
+            lambda found, before=before: rows.replace([*before, *found]),
+        )
         del problem
     print(results.table(rows))
-    settings = {"device": str(device), "width": config.hidden_size, "dual": dual, "single": single}
-    print(results.write("offload", rows, settings=settings, out=args.out))
+    print(rows.save())
     return rows
 
 

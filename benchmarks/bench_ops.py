@@ -91,7 +91,7 @@ def test_op(
     row = {**where, "implementation": implementation}
     row |= {"ms": taken * 1e3, "gb_per_s": moved / taken / 1e9}
     if implementation != ops.RULER:
-        row |= of_ruler(rows.rows, where, row["gb_per_s"])
+        row |= of_ruler(rows, where, row["gb_per_s"])
     benchmark.extra_info.update(row)
     rows.add(row)
 

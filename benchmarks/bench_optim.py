@@ -97,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     millions = options.millions or (200 if device.type == "cuda" else 16)
     elements = int(millions * 1e6)
 
-    rows: list[dict[str, Any]] = []
+    chosen = next(row for row in ops.table() if row.op == "adamw" and row.chosen)
+    rows = results.Kept("optim", {"adamw": chosen.implementation}, options.out)
     rate = copy_rate(elements, device, options.rounds)
     in_place = in_place_rate(elements, device, options.rounds)
     cases: list[tuple[str, bool, Callable[[], tuple[Callable[[], None], int]]]] = [
@@ -112,10 +113,10 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
         try:
             call, moved = make()
         except UserError as missing:
-            rows.append({"states": name, "moving_average": average, "skipped": str(missing)})
+            rows.add({"states": name, "moving_average": average, "skipped": str(missing)})
             continue
         seconds = median_seconds(call, device, options.rounds)
-        rows.append(
+        rows.add(
             {
                 "states": name,
                 "moving_average": average,
@@ -130,10 +131,8 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
             }
         )
         del call
-    chosen = next(row for row in ops.table() if row.op == "adamw" and row.chosen)
     print(results.table(rows))
-    path = results.write("optim", rows, settings={"adamw": chosen.implementation}, out=options.out)
-    print(f"kept in {path}")
+    print(f"kept in {rows.save()}")
     return rows
 
 

@@ -156,13 +156,14 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     shapes = args.shapes or (["tiny"] if tiny else ["256px", "768px"])
     ruler = measure_matmul(device, dtype)
 
-    rows = []
+    settings = {"model": args.model, "steps": STEPS, "text": TEXT, "matmul_tflops": ruler / 1e12}
+    rows = results.Kept("sampling", settings, args.out)
     model, _ = built(config, device, dtype, streamed=False)
     for name in shapes:
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         taken = passes(device, model, call_block, SHAPES[name][1], args.rounds)
-        rows.append(row(name, "all on the device", config, device, dtype, taken, ruler))
+        rows.add(row(name, "all on the device", config, device, dtype, taken, ruler))
     del model
     if cuda:
         torch.cuda.empty_cache()
@@ -204,18 +205,12 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
         found["estimated_activations_gb"] = (
             activation_bytes(config, grid, TEXT, dtype.itemsize) / 1e9
         )
-        rows.append(found)
+        rows.add(found)
         stream.release()
     stream.close()
 
     print(results.table(rows))
-    path = results.write(
-        "sampling",
-        rows,
-        settings={"model": args.model, "steps": STEPS, "text": TEXT, "matmul_tflops": ruler / 1e12},
-        out=args.out,
-    )
-    print(json.dumps({"kept": str(path)}))
+    print(json.dumps({"kept": str(rows.save())}))
     return rows
 
 

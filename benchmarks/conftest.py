@@ -29,25 +29,13 @@ def quick(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--quick"))
 
 
-class Kept:
-    """The rows of a suite, written to profiles/results/<machine>/<suite>.json one by one."""
-
-    def __init__(self, suite: str, settings: dict[str, Any], out: Path | None) -> None:
-        self.suite, self.settings, self.out = suite, settings, out
-        self.rows: list[results.Row] = []
-
-    def add(self, row: results.Row) -> None:
-        self.rows.append(row)
-        results.write(self.suite, self.rows, settings=self.settings, out=self.out)
-
-
 @pytest.fixture(scope="module")
 def kept(
     quick: bool, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, dict[str, Any]], Kept]:
-    def keep(suite: str, settings: dict[str, Any]) -> Kept:
+) -> Callable[[str, dict[str, Any]], results.Kept]:
+    def keep(suite: str, settings: dict[str, Any]) -> results.Kept:
         out = tmp_path_factory.mktemp("results") / f"{suite}.json" if quick else None
-        return Kept(suite, settings, out)
+        return results.Kept(suite, settings, out)
 
     return keep
 

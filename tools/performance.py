@@ -1,8 +1,9 @@
 """Writes README's performance section from profiles/results/*/*.json, between its two marks.
 
-python tools/performance.py [--check | FOLDER]
+python tools/performance.py [--check | FOLDER | --table RESULTS]
 
-A folder of results is printed as well, a table a file.
+A folder of results is printed as well, a table a file. --table prints the section that
+RESULTS/<machine>/*.json make, and writes nothing.
 """
 
 import json
@@ -25,14 +26,14 @@ WANTED = {
 }
 
 
-def kept() -> Iterator[tuple[str, str, dict[str, Any]]]:
+def kept(folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(machine, suite, its file) of every result."""
-    for path in sorted((ROOT / "profiles/results").glob("*/*.json")):
+    for path in sorted(folder.glob("*/*.json")):
         yield path.parent.name, path.stem, json.loads(path.read_text())
 
 
-def section() -> str:
-    results = list(kept())
+def section(folder: Path = ROOT / "profiles/results") -> str:
+    results = list(kept(folder))
     lines = ["| machine | suite | measured |", "|---|---|---|"]
     for machine, suite, found in results:
         path = f"profiles/results/{machine}/{suite}.json"
@@ -55,19 +56,36 @@ def _summary(suite: str, found: dict[str, Any]) -> str:
     rows = [row for row in found.get("rows", []) if isinstance(row, dict)]
     for name, says in HEADLINES.items():
         if suite.startswith(name):
-            return "<br>".join(says(rows))
+            return "<br>".join(_said(says, rows))
     return ""
+
+
+def _said(says: Callable[[list[Row]], Iterator[str]], rows: list[Row]) -> Iterator[str]:
+    """What failed on the machine in a row of its own: it has none of the figures."""
+    yield from says([row for row in rows if "failed" not in row and "skipped" not in row])
+    for row in rows:
+        if "failed" in row:
+            named = (str(row[key]) for key in NAMES if key in row)
+            yield f"{' '.join(named)}: {row['failed']}"
 
 
 def _mfu(rows: list[Row]) -> Iterator[str]:
     for row in rows:
+        if "videos_per_s" not in row:
+            continue
         beside = f", {row['ratio']:.2f} times the report's" if row.get("ratio") else ""
-        yield f"{row['bucket']}: {row['videos_per_s']:.3g} videos/s, MFU {row['mfu']:.1%}{beside}"
+        fewer = (
+            f" (batch {row['batch']}, the largest that fits)" if "in_place_of_batch" in row else ""
+        )
+        yield (
+            f"{row['bucket']}{fewer}: {row['videos_per_s']:.3g} videos/s, "
+            f"MFU {row['mfu']:.1%}{beside}"
+        )
 
 
 def _ops(rows: list[Row]) -> Iterator[str]:
-    # Rows about the host's part of a call have neither.
-    ours = [r for r in rows if r["implementation"] == "compiled" and "fraction_of_copy" in r]
+    # Rows about the host's part of a call have no fraction and no dtype.
+    ours = [r for r in rows if r.get("implementation") == "compiled" and "fraction_of_copy" in r]
     for dtype in dict.fromkeys(row["dtype"] for row in ours):
         parts = sorted(row["fraction_of_copy"] for row in ours if row["dtype"] == dtype)
         yield (
@@ -104,6 +122,8 @@ def _of_ruler(rows: list[Row]) -> Iterator[str]:
 
 def _loader(rows: list[Row]) -> Iterator[str]:
     for row in rows:
+        if "clips_per_s" not in row:
+            continue
         yield (
             f"{row['loader']}, {row['clip'].partition(' ')[0]}: {row['clips_per_s']:.3g} clips/s, "
             f"{row['memory_mb']:.0f} MB"
@@ -112,6 +132,8 @@ def _loader(rows: list[Row]) -> Iterator[str]:
 
 def _encode(rows: list[Row]) -> Iterator[str]:
     for row in rows:
+        if "times_one_after_the_other" not in row:
+            continue
         yield (
             f"{row['what']}: {row['clips_per_s']:.3g} clips/s, "
             f"{row['times_one_after_the_other']:.3g} times one after the other"
@@ -120,6 +142,8 @@ def _encode(rows: list[Row]) -> Iterator[str]:
 
 def _ring(rows: list[Row]) -> Iterator[str]:
     for row in rows:
+        if "total_over_kernel" not in row:
+            continue
         yield (
             f"{row['tokens']} tokens in {row['parts']} parts: {row['total_over_kernel']:.3g} times "
             "the whole kernel's time"
@@ -128,11 +152,15 @@ def _ring(rows: list[Row]) -> Iterator[str]:
 
 def _step(rows: list[Row]) -> Iterator[str]:
     for row in rows:
+        if "share" not in row:
+            continue
         yield f"{row['part']} {row['share']:.0%}"
 
 
 def _sampling(rows: list[Row]) -> Iterator[str]:
     for row in rows:
+        if "s_per_pass" not in row:
+            continue
         if row.get("blocks_streamed") == 0:  # a model too small to be streamed
             continue
         yield (
@@ -174,6 +202,9 @@ def _speedup(rows: list[Row]) -> Iterator[str]:
                 )
 
 
+# What names a row that has no figures.
+NAMES = ("what", "bucket", "backend", "loader", "shape", "states", "tokens", "dtype", "length")
+
 HEADLINES: dict[str, Callable[[list[Row]], Iterator[str]]] = {
     "mfu": _mfu,
     "step": _step,
@@ -201,6 +232,9 @@ def rewritten(text: str) -> str:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--table"]:
+        print(section(Path(sys.argv[2])))
+        return
     readme = ROOT / "README.md"
     text = readme.read_text()
     new = rewritten(text)
@@ -218,8 +252,8 @@ def show(folder: Path) -> None:
 
     for path in sorted(folder.glob("*.json")):
         rows = json.loads(path.read_text()).get("rows")
-        if isinstance(rows, list):
-            print(f"\n{path}\n{results.table(rows)}")
+        if isinstance(rows, list) and rows:
+            print(f"\n{path}\n{results.table(row for row in rows if isinstance(row, dict))}")
 
 
 if __name__ == "__main__":

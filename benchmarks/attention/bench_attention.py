@@ -134,13 +134,14 @@ def measure(
     return row
 
 
-def rows_of(device: str, dtype: torch.dtype, length: int) -> list[dict[str, Any]]:
+def rows_of(device: str, dtype: torch.dtype, length: int, kept: results.Kept) -> None:
+    """A row a backend; of several lengths and dtypes, `kept` holds all."""
     rates = {
         f"matmul_{name}_tflop_per_s": matmul_rate(device, matmul) / 1e12
         for name, matmul in (("bf16", torch.bfloat16), ("fp32", torch.float32))
     }
     ruler = max(rates.values()) * 1e12
-    rows = []
+    rows: list[dict[str, Any]] = []
     for backend in TABLE:
         sampling = Needs(device, dtype, HEAD_DIM, False, False, frozenset())
         training = Needs(device, dtype, HEAD_DIM, True, False, frozenset())
@@ -150,16 +151,29 @@ def rows_of(device: str, dtype: torch.dtype, length: int) -> list[dict[str, Any]
             print(f"{backend.name} is left out: {why}")
             continue
         backward = backend.refusal(training) is None and not fault(backend, training)
-        rows.append(measure(backend.name, device, dtype, length, ruler, backward) | rates)
+        try:
+            found = measure(backend.name, device, dtype, length, ruler, backward) | rates
+        except torch.OutOfMemoryError:
+            found = {
+                "device": device,
+                "dtype": str(dtype).removeprefix("torch."),
+                "length": length,
+                "backend": backend.name,
+                "failed": "out of memory",
+            }
+        kept.add(found)
+        rows.append(kept[-1])
     shape = (1, length, length, HEADS)
     for gradient, figure in ((False, "forward_ms"), (True, "both_ms")):
         chosen = choose(Needs(device, dtype, HEAD_DIM, gradient, False, frozenset()), shape=shape)
         able = [row for row in rows if figure in row and row["backend"] != "sage"]
+        if not able:
+            continue
         best = min(row[figure] for row in able)
         for row in able:
             if row["backend"] == chosen.name:
                 row["auto_" + figure.replace("_ms", "_over_best")] = row[figure] / best
-    return rows
+    kept.save()
 
 
 def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
@@ -170,13 +184,13 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     args = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lengths = args.lengths or LENGTHS[device][: 2 if args.short else None]
-    rows = []
+    settings = {"batch": 1, "heads": HEADS, "head_dim": HEAD_DIM}
+    rows = results.Kept("attention", settings, args.out)
     for dtype in DTYPES[device]:
         for length in lengths:
-            rows += rows_of(device, dtype, length)
+            rows_of(device, dtype, length, rows)
     print(results.table(rows))
-    settings = {"batch": 1, "heads": HEADS, "head_dim": HEAD_DIM}
-    print("kept as", results.write("attention", rows, settings=settings, out=args.out))
+    print("kept as", rows.save())
     return rows
 
 

@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     parser.add_argument("--out", help="where the results go (default: the machine's folder)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
+    rows = results.Kept("parallel_matrix", out=args.out)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         made = write_dataset(root, scenes=TRAINED[:8], clips=((1, 1), (9, 1)), side=32, seed=1)
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
                 tensor=tensor,
             )
             loss, norm = difference(found, alone[accumulate])
-            rows.append(
+            rows.add(
                 {
                     "zero": zero,
                     "context": context,
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
             )
             print(results.table(rows[-1:]), flush=True)
     print(results.table(rows))
-    print(results.write("parallel_matrix", rows, out=args.out))
+    print(rows.save())
     return rows
 
 

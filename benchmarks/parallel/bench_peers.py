@@ -178,17 +178,18 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
         *("vidgen ring", "vidgen Ulysses", "torch context_parallel"),
         *("yunchang ring", "yunchang Ulysses", "ring-flash-attention"),
     )
-    rows = [
-        run(args.ranks, name, heads, kind) for heads, kind in HEADS_AND_LENGTHS for name in names
-    ]
+    rows = results.Kept("parallel_peers", {"tokens": TOKENS}, args.out)
+    for heads, kind in HEADS_AND_LENGTHS:
+        for name in names:
+            rows.add(run(args.ranks, name, heads, kind))
     torch.set_num_threads(1)
     q = torch.randn(BATCH, TOKENS // args.ranks, 4, DIM, requires_grad=True)
     k = torch.randn(BATCH, TOKENS, 4, DIM, requires_grad=True)
     start = time.perf_counter()
     both_ways(exact, [q, k, k.detach().requires_grad_()], torch.ones_like(q))
     print(results.table(rows))
-    settings = {"tokens": TOKENS, "ruler_ms": (time.perf_counter() - start) * 1e3}
-    print(results.write("parallel_peers", rows, settings=settings, out=args.out))
+    rows.settings["ruler_ms"] = (time.perf_counter() - start) * 1e3
+    print(rows.save())
     return rows
 
 

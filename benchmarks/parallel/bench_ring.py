@@ -128,12 +128,11 @@ def main(argv: Sequence[str] | None = None) -> Sequence[results.Row]:
     parser.add_argument("--out", help="where the results go (default: the machine's folder)")
     args = parser.parse_args(argv)
     device = torch.device("cuda" if gpu else "cpu")
-    rows = [
-        measure(args.tokens, parts, args.heads, args.head_dim, device, args.rounds)
-        for parts in args.parts
-    ]
+    rows = results.Kept("parallel_ring", out=args.out)
+    for parts in args.parts:
+        rows.add(measure(args.tokens, parts, args.heads, args.head_dim, device, args.rounds))
     print(results.table(rows))
-    print(results.write("parallel_ring", rows, out=args.out))
+    print(rows.save())
     return rows
 
 

@@ -67,9 +67,10 @@ def dcae(folder: Path) -> VideoDCAEConfig:
 @pytest.mark.parametrize(
     ("make", "frames", "compression", "info", "token", "causal"),
     [
+        # D_token is D times the square of the patch: 1 on the Video DC-AE's latents, else 2.
         (dcae, 8, "4x32x32", 3 * 4096 / 16, 4096, "no"),
-        (hunyuan, 9, "4x8x8", 3 * 256 / 4, 256, "yes"),
-        (flux, 5, "1x8x8", 3 * 64 / 4, 64, "no"),
+        (hunyuan, 9, "4x8x8", 3 * 256 / 4, 1024, "yes"),
+        (flux, 5, "1x8x8", 3 * 64 / 4, 256, "no"),
     ],
 )
 def test_a_row_of_table_1(
@@ -93,6 +94,8 @@ def test_a_row_of_table_1(
     assert status == 0, err
     row = json.loads(out)
     assert (row["T x H x W"], row["D_info"], row["D_token"]) == (compression, info, token)
+    patch = 1 if make is dcae else 2
+    assert (row["D"], row["patch"]) == (token // patch**2, patch)
     assert (row["causal"], row["videos"], row["frames"]) == (causal, 2, frames)
     assert 0 < row["PSNR"] < 60
     assert -1 < row["SSIM"] < 1
@@ -107,8 +110,8 @@ def test_published_shapes_give_the_reports_ratios(tmp_path: Path) -> None:
         config = published("video_dcae", str(path))
         assert config.latent_channels == channels
         (row,) = beside(
-            {"T x H x W": "4x32x32", "channels": channels, "D_info": info, "D_token": 4096,
-             "causal": "no"}
+            {"T x H x W": "4x32x32", "channels": channels, "D_info": info, "D": 4096, "patch": 1,
+             "D_token": 4096, "causal": "no"}
         )  # fmt: skip
         assert row["autoencoder"] == "report: Video DC-AE"
     assert row["PSNR"] == 30.777

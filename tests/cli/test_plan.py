@@ -1,5 +1,6 @@
 import itertools
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,3 +120,15 @@ def test_plan_says_what_blocks_keep_and_what_would_be_better(vidgen: Any) -> Non
     said = json.loads(vidgen("plan", stage1, "--gpus", "224", "--json")[1])
     assert auto["rows"][0]["keeps"] == said["rows"][0]["best"]
     assert auto["days"] < said["days"]
+
+
+def test_roofline_prints_parts_levers_and_assumptions(vidgen: Any) -> None:
+    status, out, err = vidgen("plan", "stage1", "--roofline", "--gpu", "h200")
+    assert status == 0, err
+    assert out.startswith("stage1, 256px x 129, batch 3, on h200: a prediction\n")
+    assert re.search(r"^matmuls +1\.91 +51% +tensor cores, 70% of the peak$", out, flags=re.M)
+    assert re.search(r"^products kept, ops at 80% +2\.8\d +1\.0\d$", out, flags=re.M)
+    assert "assumed of h200: 989 TFLOP/s" in out
+    found = json.loads(vidgen("plan", "stage1", "--roofline", "--json")[1])
+    assert found["bucket"] == "256px x 129"
+    assert found["predictions"][0]["what"] == "as the recipe is"

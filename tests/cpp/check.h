@@ -109,12 +109,15 @@ inline double stored_as(DType dtype, double value) {
   return dtype == DType::f32 ? narrow : bfloat16_to_float(float_to_bfloat16(narrow));
 }
 
-// The error rule: max|found - exact| <= 2 max|plain - exact| + tiny, where `exact` is the
+// The error rule: max|found - exact| <= factor max|plain - exact| + tiny, where `exact` is the
 // definition in double and `plain` the same one in float, rounded to the type of `found`. `tiny` is
-// one rounding to that type and a few in float on the way. Of few numbers luck decides whose error
-// is larger, so there the factor is 6.
+// one rounding to that type and a few in float on the way. The factor is 4, twice that of the
+// Python tests: `plain` has the C library's exp and log, which are about twice as exact as those of
+// the vector code that the Python tests compare with. Of few numbers, or sums of few `terms`,
+// chance decides whose error is larger: there it is 6.
 inline void expect_by_rule(const Tensor& found, const std::vector<double>& exact,
-                           const std::vector<double>& plain, const std::string& what) {
+                           const std::vector<double>& plain, const std::string& what,
+                           int64_t terms = 32) {
   const DType dtype = found.view().dtype;
   double error = 0, plain_error = 0, largest = 0;
   int64_t worst = 0;
@@ -130,7 +133,7 @@ inline void expect_by_rule(const Tensor& found, const std::vector<double>& exact
     }
   }
   const double float_unit = 0x1p-23, unit = dtype == DType::f32 ? float_unit : 0x1p-7;
-  const double factor = found.elements() >= 32 ? 2 : 6;
+  const double factor = found.elements() >= 32 && terms >= 32 ? 4 : 6;
   const double allowed = factor * plain_error + (unit / 2 + 3 * float_unit) * largest + 1e-30;
   expect(error <= allowed, what + ": element " + std::to_string(worst) + " is off by " +
                                std::to_string(error / allowed) + " times what is allowed, " +

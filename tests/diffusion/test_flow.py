@@ -39,6 +39,14 @@ def test_the_reports_shift_is_proportional_to_the_latents_volume() -> None:
     assert flow.shift_alpha(chosen, (2, 4, 6)) == pytest.approx(4.0)
 
 
+def test_flux_shift_is_its_own_rule_for_images() -> None:
+    flux = FlowConfig(shift="flux")
+    assert flow.shift_alpha(flux, (1, 72, 128)) == pytest.approx(2.332, abs=1e-3)  # 768px 16:9
+    assert flow.shift_alpha(flux, (1, 32, 32)) == pytest.approx(math.exp(0.5))
+    assert flow.shift_alpha(flux, (1, 128, 128)) == pytest.approx(math.exp(1.15))
+    assert flow.shift_alpha(flux, (33, 72, 128)) == flow.shift_alpha(flux, (1, 72, 128))
+
+
 def test_recipes_written_before_the_rules_had_names_mean_the_public_one() -> None:
     assert FlowConfig(shift=None).shift == "public"  # type: ignore[arg-type]
 

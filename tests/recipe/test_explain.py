@@ -7,7 +7,8 @@ import pytest
 from vidgen.recipe import explain, library, read_recipe
 from vidgen.recipe.reader import Recipe
 
-STAGES = ("stage1", "stage2", "stage3", "opensora_v2", "dcae_adapt", "dcae_adapt_long", "dcae")
+STAGES = ("stage1", "stage2", "stage3", "opensora_v2", "opensora_v2_dcae", "dcae_adapt",
+          "dcae_adapt_long", "dcae")  # fmt: skip
 
 
 @pytest.fixture

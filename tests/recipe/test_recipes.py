@@ -7,6 +7,7 @@ import pytest
 from vidgen.data.index.buckets import BucketTable
 from vidgen.models.geometry import Geometry
 from vidgen.models.mmdit.config import OPENSORA_V2, PRESETS
+from vidgen.models.video_dcae import VideoDCAEConfig
 from vidgen.plan import plan
 from vidgen.recipe.autoencoder import read_any
 from vidgen.recipe.reader import read_recipe
@@ -100,10 +101,12 @@ def test_the_stages_follow_the_report_and_the_published_weights_their_code() -> 
         assert recipe.flow.shift == "proportional"
         assert not recipe.sample.oscillate_text
         assert recipe.sample.dynamic_rule == "report"
+        assert (recipe.flow.round_t, recipe.sample.keep_given) == ("none", "all")
     published = read("opensora_v2")
     assert published.flow.shift == "public"
     assert published.sample.oscillate_text
     assert published.sample.dynamic_rule == "public"
+    assert (published.flow.round_t, published.sample.keep_given) == ("bf16", "images")
 
 
 def test_models_are_the_published_ones() -> None:
@@ -131,6 +134,21 @@ def test_adaptation_is_the_reports() -> None:
     # The second goes on from the first's last step, with everything it has learnt.
     assert second.train.reinitialise == ()
     assert second.train.init_from == f"{first.run_dir}/checkpoints/step-{first.train.steps:09d}"
+
+
+def test_the_published_dcae_generator_gets_raw_latents_in_public_tiles() -> None:
+    recipe = read("opensora_v2_dcae")
+    assert isinstance(recipe.autoencoder, VideoDCAEConfig)
+    assert recipe.autoencoder.std == 1.0
+    assert recipe.autoencoder.tiling_rule == "public"
+    assert recipe.model == PRESETS["opensora_v2_dcae"]
+    assert recipe.flow.shift == "public"
+    assert recipe.sample == read("opensora_v2").sample
+    assert recipe.conditions.weights == {"t2v": 1, "i2v_head": 7}
+    assert max(frames_of(recipe)) == 128
+    ours = read("dcae_adapt").autoencoder
+    assert isinstance(ours, VideoDCAEConfig)
+    assert (ours.std, ours.tiling_rule) == (0.493, "whole")
 
 
 def frames_of(recipe: Recipe) -> set[int]:

@@ -16,7 +16,7 @@ def test_a_recipe_survives_being_written(tiny: MakeRecipe, tmp_path: object) -> 
     recipe = tiny(
         "optim.drops={40_000: 3e-5, 2: 1e-4}",
         "optim.eps=1e-15",
-        "conditions.weights={i2v_head: 2}",
+        'conditions.weights={i2v_head: 2, "frames@0,0.5,-1": 1, clip@0:33: 1}',
         "train.ema_decay=null",
         "checkpoint.keep_every=10",
         "flow.shift=2.5",
@@ -50,7 +50,10 @@ def test_a_recipe_survives_being_written(tiny: MakeRecipe, tmp_path: object) -> 
         ("recompute.dual=-1", "recompute.dual"),
         ("seed=-1", "seed"),
         ("conditions.weights={t2v: 0}", "conditions.*all zero"),
-        ("conditions.weights={i2v: 1}", "i2v"),
+        (
+            "conditions.weights={i2v: 1}",
+            "conditions.weights.i2v: 'i2v' is no condition",
+        ),
         ("model.hidden_size=33", "hidden_size 33"),
     ],
 )

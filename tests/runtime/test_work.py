@@ -12,6 +12,7 @@ import pytest
 
 from vidgen.errors import UserError
 from vidgen.runtime import work
+from vidgen.runtime.content_key import content_key
 from vidgen.runtime.work import Counts, Failed, FailureLimit, JsonResults, Outcome, Progress
 
 SETTINGS = {"scorer": {"name": "length", "version": 1}}
@@ -20,7 +21,7 @@ WORDS = ["one", "three", "seven", "eleven", "twelve", "thirteen", "twenty"]
 
 
 def key(word: str) -> str:
-    return work.content_key({"word": word})
+    return content_key({"word": word})
 
 
 def score(

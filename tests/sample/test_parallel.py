@@ -15,6 +15,7 @@ import torch
 from vidgen.data.read.video import read_clip
 from vidgen.errors import UserError
 from vidgen.models.mmdit.model import Stream
+from vidgen.recipe.image_model import ImageModelConfig
 from vidgen.runtime import parallel
 from vidgen.runtime.parallel import World
 from vidgen.sample import Pipeline, Request, draw_first_frames, make_requests, sample_to_folder
@@ -191,7 +192,8 @@ def first_frames(rank: int, world: int, folder: Path) -> list[str]:
     )  # fmt: skip
     requests = make_requests(pipeline, ["a", "b"], frames=5, steps=2)
     team = make_team(World(rank, world, rank, torch.device("cpu")), len(requests))
-    drawn = draw_first_frames(images, requests, folder / "out", resolution="32px", team=team)
+    picture = ImageModelConfig(resolution="32px")
+    drawn = draw_first_frames(images, requests, folder / "out", picture, team=team)
     sample_to_folder(pipeline, drawn, folder / "out", team=team)
     return [Path(r.ref[0]).name for r in drawn]
 

@@ -1,7 +1,7 @@
 """From requests to pixels: each video depends on its own request alone."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from vidgen.config import to_dict
-from vidgen.diffusion.conditions import given_parts
+from vidgen.diffusion import flow
 from vidgen.errors import UserError
 from vidgen.models.mmdit import save_weights
+from vidgen.models.mmdit.model import compute_modulation
 from vidgen.recipe.sampling import SampleConfig
 from vidgen.runtime import checkpoint
 from vidgen.sample import Pipeline, Request
 from vidgen.sample.job import guidance_branches
-from vidgen.sample.references import read_references
+from vidgen.sample.references import check_references, read_references
 
 Make = Callable[..., Pipeline]
 Video = NDArray[np.uint8]
@@ -166,38 +167,78 @@ def test_branches_run_in_50_steps(
     pipeline.model.register_forward_hook(lambda *_: called.append(1))
     for name, expected in (("t2v", text), ("i2v_head", image)):
         called.clear()
-        request = replace(default, condition=name, ref=references(name, files))  # type: ignore[arg-type]
+        request = replace(default, condition=name, ref=references(name, files))
         assert sum(pipeline.check(request).passes) == expected
         pipeline.generate([request])
         assert len(called) == expected
 
 
-@pytest.mark.parametrize("name", ["i2v_head", "i2v_tail", "i2v_loop", "v2v_head", "v2v_tail"])
+@pytest.mark.parametrize(
+    "name",
+    ["i2v_head", "i2v_tail", "i2v_loop", "v2v_head", "v2v_tail", "frames@4", "clip@4:9+frames@12"],
+)
 def test_what_was_given_is_kept_in_every_item(pipeline: Pipeline, files: Any, name: Any) -> None:
-    """As the autoencoder keeps it: the ends of the video are its round trip of the pieces."""
+    """As the autoencoder keeps it: the video shows its round trip of the pieces."""
     ae = pipeline.autoencoder
-    long = name.startswith("v2v")
+    long = name.startswith(("v2v", "clip"))
     requests = [
-        replace(ONE, condition=name, frames=41 if long else 9, ref=(files[ref],), seed=n)
+        replace(ONE, condition=name, frames=41 if long else 17, ref=(files[ref],), seed=n)
         for n, ref in enumerate(["clip"] if long else ["left", "right"])
     ]
     for request, video in zip(requests, pipeline.generate(requests), strict=True):
-        pieces = read_references(
-            name, request.ref * len(given_parts(name, ae)), ae, (32, 32), torch.device("cpu")
-        )
-        for (end, frames), piece in zip(given_parts(name, ae), pieces, strict=True):
-            kept = ae.decode(ae.encode(piece[None], [0]))[0].permute(1, 2, 3, 0)
+        found = check_references(name, request.ref, ae, request.frames)
+        pieces = read_references(found, (32, 32), torch.device("cpu"))
+        for (piece, _, _), shown in zip(map(astuple, found), pieces, strict=True):
+            first, frames, *_ = piece
+            kept = ae.decode(ae.encode(shown[None], [0]))[0].permute(1, 2, 3, 0)
             expected = ((kept + 1) * 127.5).round().byte().numpy()
-            # At the tail the first frame of the piece stands for four.
-            count = max(1, frames - 1) if end == "tail" else frames
-            place = slice(0, count) if end == "head" else slice(-count, None)
-            assert apart(video[place], expected[place]) <= 1
+            # Away from the head the first frame of a clip stands for four.
+            skip = int(first > 0 and frames > 1)
+            assert apart(video[first + skip : first + frames], expected[skip:]) <= 1
+
+
+def test_clips_are_put_back_only_where_the_recipe_says_so(make_pipeline: Make, files: Any) -> None:
+    """The public code puts back images alone; what is denoised is the same either way."""
+    both = make_pipeline(), make_pipeline(sample={"keep_given": "images"})
+    clip = replace(ONE, condition="v2v_head", frames=41, ref=(files["clip"],))
+    one, other = (pipeline.generate([clip])[0] for pipeline in both)
+    assert apart(one[:33], other[:33]) > 3
+    assert apart(one[33:], other[33:]) == 0
+    image = replace(ONE, condition="i2v_tail", ref=(files["left"],))
+    one, other = (pipeline.generate([image])[0] for pipeline in both)
+    assert apart(one, other) == 0
+
+
+def test_rounded_times_are_what_the_model_reads(
+    make_pipeline: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the table of modulation as computed in each pass, whose time is t in bf16."""
+    exact, rounded = make_pipeline(), make_pipeline(flow={"round_t": "bf16"})
+    (video,) = rounded.generate([ONE])
+    assert apart(exact.generate([ONE])[0], video) > 0
+    read: list[torch.Tensor] = []
+
+    class Computed:
+        def __init__(self, *args: Any) -> None: ...
+
+        def of(self, current: Any) -> Any:
+            return compute_modulation
+
+    monkeypatch.setattr("vidgen.sample.denoise.TabulatedModulation", Computed)
+    rounded.model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(kwargs["t"]), with_kwargs=True
+    )
+    assert apart(rounded.generate([ONE])[0], video) <= 1
+    times = flow.timesteps(4, flow.shift_alpha(rounded.recipe.flow, (3, 4, 4)))
+    asked = sorted({float(t) for t in read}, reverse=True)
+    assert asked == torch.tensor(times[:4]).bfloat16().tolist()
+    assert all(t.dtype == torch.bfloat16 for t in read)
 
 
 def test_an_image_given_is_not_a_clip_given(pipeline: Pipeline) -> None:
     """The image scale rises over frames for images alone, as published."""
     for name, per_token in (("i2v_tail", True), ("v2v_tail", False)):
-        request = replace(ONE, condition=name)  # type: ignore[arg-type]
+        request = replace(ONE, condition=name)
         (first, *_) = guidance_branches(pipeline.recipe, request, (3, 1, 1))
         assert isinstance(first.weights["image"], torch.Tensor) == per_token
 

@@ -56,7 +56,11 @@ def test_json_lines(tmp_path: Path) -> None:
         ("p.csv", "prompt,seed\na,1,2\n", "line 2: has another number of cells"),
         ("p.csv", "prompt,seed\na\n", "line 2: has another number of cells"),
         ("p.csv", "seed\n1\n", "line 2: has no 'prompt'"),
-        ("p.csv", "prompt,condition\na,i2v\n", "condition 'i2v' is none of t2v, i2v_head"),
+        (
+            "p.csv",
+            "prompt,condition\na,i2v\n",
+            "'i2v' is no condition.*clip@0:33",
+        ),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt"\n', "line 2: "),
         ("p.jsonl", '"a"\n', 'line 1: expected {"prompt": "..."}'),
         ("p.jsonl", '{"prompt": 3}\n', "line 1: prompt 3 is not text"),

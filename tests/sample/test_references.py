@@ -1,11 +1,12 @@
 """The pieces of a condition, out of the files that show them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from vidgen.diffusion.config import ConditionName
 from vidgen.errors import UserError
 from vidgen.models.block_dct.config import BlockDCTConfig
 from vidgen.models.block_dct.model import BlockDCT
@@ -14,8 +15,11 @@ from vidgen.sample.references import check_references, read_references
 AE = BlockDCT(BlockDCTConfig())
 
 
-def read(name: ConditionName, *paths: str, size: tuple[int, int] = (32, 32)) -> list[Tensor]:
-    return read_references(name, check_references(name, paths, AE), AE, size, torch.device("cpu"))
+def read(
+    name: str, *paths: str, size: tuple[int, int] = (32, 32), frames: int = 41
+) -> list[Tensor]:
+    """The pieces of a video of 41 frames."""
+    return read_references(check_references(name, paths, AE, frames), size, torch.device("cpu"))
 
 
 def levels(piece: Tensor) -> list[float]:
@@ -42,10 +46,36 @@ def test_a_video_gives_the_end_that_is_asked_for(files: dict[str, str]) -> None:
         ("v2v_head", [ramp[:33]]),
         ("v2v_tail", [ramp[-33:]]),
     ):
-        pieces = read(name, files["clip"])  # type: ignore[arg-type]
+        pieces = read(name, files["clip"])
         assert len(pieces) == len(expected)
         for piece, frames in zip(pieces, expected, strict=True):
             assert levels(piece) == pytest.approx(frames.tolist(), abs=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "expected"),
+    [
+        ("frames@8", 1, [[0]]),  # a file for one piece is shown from its start
+        ("clip@16:21", 1, [range(5)]),
+        ("clip@-5:", 1, [range(35, 40)]),  # at the end of the video: up to the file's end
+        ("frames@0,8,-1", 1, [[0], [8], [39]]),  # one video for all: its frames of these numbers
+        ("every@16", 1, [[0], [16], [32]]),
+        ("clip@8:13+frames@-1", 1, [range(8, 13), [39]]),
+        ("frames@8,16", 2, [[0], [0]]),
+    ],
+)
+def test_places_within_a_video(
+    files: dict[str, str], name: str, count: int, expected: list[Sequence[int]]
+) -> None:
+    pieces = read(name, *[files["clip"]] * count)
+    for piece, numbers in zip(pieces, expected, strict=True):
+        assert levels(piece) == pytest.approx([20 + 5 * n for n in numbers], abs=3)
+
+
+def test_an_image_serves_every_place(files: dict[str, str]) -> None:
+    pieces = read("every@16", files["left"])
+    assert len(pieces) == 3
+    assert all(torch.equal(piece, pieces[0]) for piece in pieces)
 
 
 def test_a_loop_takes_one_file_or_two(files: dict[str, str]) -> None:
@@ -76,12 +106,13 @@ def test_text_alone_takes_nothing() -> None:
         ("i2v_loop", ["left", "right", "left"], r"takes 1 or 2 file\(s\); 3 were given"),
         ("t2v", ["left"], r"takes no reference file\(s\); 1 were given"),
         ("v2v_head", ["left"], r"left.png has 1 frame\(s\); this condition needs 33"),
+        ("frames@60", ["left"], r"frames@60 is outside a video of 41 frames"),
+        ("frames@0,40", ["clip", "clip", "left"], r"takes 1 or 2 file\(s\); 3 were given"),
+        ("clip@0:9+clip@11:32", ["left"], "clip@11:32 ends before frame 32"),
         ("i2v_head", ["notes"], r"notes.txt .*expected an image or a video"),
     ],
 )
-def test_refusals(
-    files: dict[str, str], name: ConditionName, given: list[str], message: str
-) -> None:
+def test_refusals(files: dict[str, str], name: str, given: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as raised:
         read(name, *(files[n] for n in given))
     assert "\n" not in str(raised.value)

@@ -1,5 +1,6 @@
 """Requests from a command's words: sizes, seeds, and what each prompt has of its own."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -53,6 +54,38 @@ def test_sizes(pipeline: Pipeline, said: dict[str, Any], size: tuple[int, int]) 
     ],
 )
 def test_sizes_half_said_are_refused(
+    pipeline: Pipeline, said: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        make_requests(pipeline, ["a"], **said)
+
+
+def test_references_name_the_frames_they_show(pipeline: Pipeline, files: dict[str, str]) -> None:
+    def one(*ref: str, **said: Any) -> tuple[str, tuple[str, ...]]:
+        (request,) = make_requests(pipeline, ["a"], ref=ref, frames=41, **said)
+        assert request == make_requests(pipeline, **json.loads(request.record()))[0]
+        return request.condition, request.ref
+
+    left, clip = files["left"], files["clip"]
+    assert one(f"{left}@0", f"{clip}@8:41") == ("frames@0+clip@8:41", (left, clip))
+    assert one(f"{left}@-1") == ("frames@-1", (left,))
+    assert one(left, condition="i2v_tail") == ("i2v_tail", (left,))
+    (row,) = make_requests(pipeline, [{"prompt": "a", "ref": [f"{left}@0.5"]}], frames=9)
+    assert (row.condition, row.ref) == ("frames@0.5", (left,))
+    (tail,) = make_requests(pipeline, ["a"], ref=[left], condition="i2v_tail", frames=9)
+    (named,) = make_requests(pipeline, ["a"], ref=[f"{left}@-1"], frames=9)
+    assert (pipeline.generate([named])[0] == pipeline.generate([tail])[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"ref": ["a.png"]}, "a.png is a reference.*or the frame it shows: a.png@0"),
+        ({"ref": ["a.png@0", "b.png"]}, "b.png names no frame, unlike a.png@0: write b.png@0"),
+        ({"ref": ["a.png@0"], "condition": "i2v_tail"}, "and so does condition i2v_tail"),
+    ],
+)
+def test_references_half_said_are_refused(
     pipeline: Pipeline, said: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):

@@ -58,8 +58,8 @@ def test_videos_say_how_they_were_made(written: Path, pipeline: Pipeline) -> Non
             *("references", "load", "denoise", "decode", "write", "other")
         }
         assert video["seconds"]["denoise"] > 0
-        # Steps 0 and 2 run all branches, 1 and 3 rest.
-        assert (video["passes"], video["passes_unplanned"]) == (3 + 1 + 3 + 1, 12)
+        # Steps 0 and 2 run all branches; in 1 and 3 the image scale is 1.
+        assert (video["passes"], video["passes_unplanned"]) == (3 + 2 + 3 + 2, 12)
     assert sorted(p.name for p in written.iterdir()) == [
         *(f"000{n}.mp4" for n in range(3)),
         "summary-0000.json",

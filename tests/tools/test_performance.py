@@ -48,3 +48,42 @@ def test_results_are_shown_and_what_lacks_is_said(copy: Path) -> None:
     assert "1.25 videos/s, MFU 50.0%, 3.12 times the report's" in text
     assert "forward and backward of the 11.9 G model" not in text
     assert run(copy, "--check").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "suite",
+    [
+        *("mfu_stage1", "step_stage1", "ops", "optim", "attention", "checkpoint", "lane"),
+        *("loader", "encode", "load", "parallel_ring", "sampling", "dcae", "speedup_dcae"),
+    ],
+)
+def test_rows_without_figures_do_not_stop_the_table(copy: Path, suite: str) -> None:
+    """Of host time, of what ran out of memory or was left out, and of a suite cut short."""
+    folder = copy / "profiles/results/nvidia-h200"
+    folder.mkdir(parents=True)
+    rows = [
+        {"op": "modulate", "direction": "forward", "implementation": "compiled", "host_us": 9.0},
+        {"bucket": "256px x 129", "batch": 3, "failed": "out of memory", "ratio": None},
+        {"states": "8bit", "moving_average": False, "skipped": "torchao is not installed"},
+        {"what": "copy to the device", "loader": "vidgen", "clip": "33 frames", "tokens": 8960},
+    ]
+    (folder / f"{suite}.json").write_text(json.dumps({"rows": rows}))
+    done = run(copy)
+    assert done.returncode == 0, done.stderr
+    text = (copy / "README.md").read_text()
+    assert f"[{suite}](profiles/results/nvidia-h200/{suite}.json) | " in text
+    assert "256px x 129: out of memory" in text
+    printed = run(copy, "--table", str(copy / "profiles/results"))
+    assert printed.stdout.strip() in text
+
+
+def test_a_smaller_batch_is_said(copy: Path) -> None:
+    folder = copy / "profiles/results/nvidia-h100"
+    folder.mkdir(parents=True)
+    row = {"bucket": "256px x 129", "videos_per_s": 1.0, "mfu": 0.5, "batch": 2}
+    (folder / "mfu_stage1.json").write_text(json.dumps({"rows": [row | {"in_place_of_batch": 3}]}))
+    run(copy)
+    assert (
+        "256px x 129 (batch 2, the largest that fits): 1 videos/s"
+        in (copy / "README.md").read_text()
+    )

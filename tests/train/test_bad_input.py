@@ -97,7 +97,7 @@ def damaged(shapes_manifest: Path, tmp_path: Path) -> Path:
 ONLY_17 = "data.buckets=!replace {'32px_ar1:1': {17: {batch: 4}}}"  # an epoch is 2 steps
 
 
-def test_a_corrupt_clip_is_passed_over_and_counted(
+def test_a_corrupt_clip_is_skipped_and_counted(
     vidgen_main: Main,
     recipe_file: Path,
     damaged: Path,
@@ -108,7 +108,7 @@ def test_a_corrupt_clip_is_passed_over_and_counted(
     code, shown, _ = vidgen_main("train", recipe_file, *options, "train.steps=3")
     assert code == 0
     assert "1 clip(s) could not be read and were skipped" in shown
-    assert [r for r in caplog.messages if "_17_0.mp4" in r and "is passed over" in r]
+    assert [r for r in caplog.messages if "_17_0.mp4" in r and "is skipped" in r]
     assert read_metrics(tmp_path / "run")[-1]["replaced_clips"] >= 1
 
 

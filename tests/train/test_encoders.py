@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ from vidgen.data.cache.codec import ClipCodec
 from vidgen.data.cache.latents import LatentCache, facts_of, settings_of
 from vidgen.data.index.manifest import write_manifest
 from vidgen.data.read.video import write_video
-from vidgen.diffusion.config import ConditionConfig, ConditionName, FlowConfig
+from vidgen.diffusion.condition_names import NAMED
+from vidgen.diffusion.config import ConditionConfig, FlowConfig
 from vidgen.errors import UserError
 from vidgen.models.block_dct.config import BlockDCTConfig
 from vidgen.models.block_dct.model import BlockDCT
@@ -82,7 +83,8 @@ def test_a_rolling_cache_gives_the_losses_of_a_run_without_one(
 def test_all_conditions_are_had_from_the_cache_bit_for_bit(tmp_path: Path) -> None:
     manifest = make_clips(tmp_path, frames=[41] * 6 + [37] * 2 + [9] * 4 + [1] * 4)
     buckets = {"32px_ar1:1": {n: BucketConfig(batch=2) for n in ("41", "37", "9", "1")}}
-    weights: dict[ConditionName, float] = dict.fromkeys(get_args(ConditionName), 1.0)
+    spelled = ("frames@0,0.5,-1", "every@16", "clip@4:13", "any_frames")
+    weights = dict.fromkeys([*NAMED, *spelled], 1.0)
     cfg = DataConfig(manifest=str(manifest), buckets=buckets, workers=0)
     autoencoder = BlockDCT(BlockDCTConfig())
     text = BuiltinText(TextConfig(length=8, token_width=16, pooled_width=16))
@@ -110,7 +112,7 @@ def test_all_conditions_are_had_from_the_cache_bit_for_bit(tmp_path: Path) -> No
     masks = set()
     # A batch for each of the two epochs is encoded, in the third all are read.
     with open_loader(cfg, **how) as clips, open_loader(cfg, **how, codec=codec) as latents:
-        for _ in range(24):
+        for _ in range(40):
             a, b = (
                 make_example(next(loader), encode, model, FlowConfig())
                 for loader in (clips, latents)
@@ -130,7 +132,16 @@ def test_all_conditions_are_had_from_the_cache_bit_for_bit(tmp_path: Path) -> No
         assert latents.computed == 16
     eleven = {"x..........", "..........x", "x.........x", "xxxxxxxxx..", "..xxxxxxxxx"}
     assert eleven <= masks
+    assert {".....x.....", "x....x....x", "x...x...x..", ".xxx......."} <= masks
     assert "." in masks
+    assert len([mask for mask in masks if len(mask) == 11]) > 12  # any_frames: sets of all kinds
+
+
+def test_a_condition_that_no_clip_can_be_given_is_refused(tiny: MakeRecipe, tmp_path: Path) -> None:
+    given = ("model.cond_embed=true", "conditions.weights={every@4: 1}")
+    for more in ((), (f"data.latents={tmp_path / 'cache'}",)):
+        with pytest.raises(UserError, match="every@4 fits no length of video: every@4 leaves noth"):
+            Trainer(tiny(*given, *more))
 
 
 def make_clips(folder: Path, frames: list[int]) -> Path:

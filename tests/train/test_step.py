@@ -67,10 +67,15 @@ def batch(keys: list[int], frames: int = 9, epoch: int = 0, **changes: Any) -> B
 
 
 Make = Callable[[Batch], Example]
+FLOW = FlowConfig()
 
 
 def maker(
-    conditions: ConditionConfig = PLAIN, model: MMDiTConfig = MODEL, seed: int = 0, text: Any = TEXT
+    conditions: ConditionConfig = PLAIN,
+    model: MMDiTConfig = MODEL,
+    seed: int = 0,
+    text: Any = TEXT,
+    flow_config: FlowConfig = FLOW,
 ) -> Make:
     encode = BatchEncoder(
         Encoders(AE, text),
@@ -79,7 +84,7 @@ def maker(
         device=torch.device("cpu"),
         dtype=torch.float32,
     )
-    return lambda batch: make_example(batch, encode, model, FlowConfig())
+    return lambda batch: make_example(batch, encode, model, flow_config)
 
 
 def tensors(example: Example) -> list[Tensor]:
@@ -134,6 +139,19 @@ def test_draws_differ_by_row_epoch_and_seed() -> None:
     assert maker()(batch([1])).t_B[0] == times[0]
 
 
+def test_rounded_times_are_those_noise_is_mixed_in_at() -> None:
+    """The draws stay the same; both x_t and what the model reads are of t in bf16."""
+    exact = maker()(batch([1, 2, 3, 4]))
+    rounded = maker(flow_config=FlowConfig(round_t="bf16"))(batch([1, 2, 3, 4]))
+    assert (exact.t_B.dtype, rounded.t_B.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(rounded.t_B, exact.t_B.bfloat16())
+    assert torch.equal(rounded.target_BVD, exact.target_BVD)
+    clean_less_noise = -(exact.target_BVD)  # to sigma_min
+    moved = (exact.t_B - rounded.t_B.float())[:, None, None] * clean_less_noise
+    torch.testing.assert_close(rounded.noisy_BVD - exact.noisy_BVD, moved, atol=1e-4, rtol=0)
+    assert moved.abs().max() > 1e-3
+
+
 def test_times_follow_the_shift_of_the_shape() -> None:
     keys = list(range(300))
     given = batch(keys, frames=1)
@@ -177,9 +195,12 @@ class Listener:
 
 def test_captions_end_with_frame_rate_and_motion() -> None:
     text = Listener()
-    fps, motion = [24.0, float("nan"), 12.0], [None, None, 3.6]
+    fps, motion = [24.0, float("nan"), 12.5], [None, None, 3.6]
     maker(ConditionConfig(), text=text)(batch([1, 2, 3], fps=fps, motion=motion))
     assert text.heard == ["", "clip 1 24 FPS.", "clip 2", "clip 3 12 FPS, 4 motion score."]
+    text.heard.clear()
+    maker(ConditionConfig(), text=text)(batch([1], frames=1, fps=[24.0], motion=[3.0]))
+    assert text.heard == ["", "clip 1"]  # an image
     text.heard.clear()
     maker(PLAIN, text=text)(batch([1], motion=[2.0]))
     assert text.heard == ["", "clip 1"]

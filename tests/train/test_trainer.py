@@ -183,6 +183,14 @@ def test_first_weights_are_not_loaded_over_a_resumed_run(tiny: MakeRecipe, strai
     assert all(torch.equal(p, expected[f"model/{name}"]) for name, p in again.named.items())
 
 
+def test_imported_weights_are_not_resumed(tiny: MakeRecipe) -> None:
+    recipe = tiny(run="imported")
+    folder = Path(recipe.run_dir) / "checkpoints"
+    checkpoint.save(folder, 2, {"model": {"w": torch.zeros(1)}}, {"layout": "flux"}).wait()
+    with pytest.raises(UserError, match="imported weights and no state of a run: start from them"):
+        Trainer(recipe)
+
+
 def test_fresh_sets_the_run_aside_and_leaves_the_data(
     tiny: MakeRecipe,
     shapes_manifest: Path,
@@ -195,7 +203,7 @@ def test_fresh_sets_the_run_aside_and_leaves_the_data(
     recipe = tiny("train.steps=2")
     train(recipe)
     then = curve(run_dir)
-    kept = {entry.name for entry in run_dir.iterdir()} - {"data"}
+    kept = {entry.name for entry in run_dir.iterdir()} - {"data", "run.lock"}
 
     Trainer(recipe, fresh=True).run(stop_after=1)
     assert curve(run_dir) == then[:1]

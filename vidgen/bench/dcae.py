@@ -2,7 +2,7 @@
 of a recipe's own latents in the same run, and the report's figures."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -31,9 +31,11 @@ def measure(
     names: list[str] | None,
     batch: int | None,
     repeats: int,
+    tell: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
     """At the buckets named, or the one of most tokens. A training step is one rank's part as the
-    recipe divides it; a sampling pass is the whole model over one clip, on one device."""
+    recipe divides it; a sampling pass is the whole model over one clip, on one device.
+    `tell` is given the result whenever it has one more row."""
     own = workload_of(recipe)
     if own.encoders.autoencoder == "video_dcae":
         raise UserError(
@@ -45,13 +47,15 @@ def measure(
         buckets = [max(buckets, key=own.tokens)]
     loads = {recipe.autoencoder.kind: own, OURS: with_dcae(own, buckets)}
     rows: list[dict[str, Any]] = []
+    result = {"recipe": recipe.name, "context": own.context, "rows": rows}
     for latents, load in loads.items():
         figures = _figures(load, buckets, device, dtype, repeats)
         for bucket, found in zip(buckets, figures, strict=True):
             rows.append({"latents": latents, **_bucket_row(load, bucket), **found})
+            tell(result)
     for before, after in zip(rows, rows[len(buckets) :], strict=False):
         after |= _speed_up(before, after)
-    return {"recipe": recipe.name, "context": own.context, "rows": rows}
+    return result
 
 
 def with_dcae(workload: Workload, buckets: list[PlannedBucket]) -> Workload:

@@ -1,7 +1,7 @@
 """Forward and backward of a recipe's model with random weights, its MFU, and the report's pace."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -12,6 +12,7 @@ from tqdm import tqdm
 from vidgen.bench.breakdown import breakdown
 from vidgen.bench.measure import Bench
 from vidgen.errors import UserError
+from vidgen.plan.blocks import NothingFits
 from vidgen.plan.tables import report_rate
 from vidgen.plan.workload import PlannedBucket, Workload, workload_of
 from vidgen.recipe.schema import Recipe
@@ -26,24 +27,32 @@ def measure(
     names: list[str] | None,
     batch: int | None,
     repeats: int,
+    tell: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:
+    """`tell` is given the result whenever it has one more row."""
     workload = workload_of(recipe)
     buckets = chosen(workload, names, batch)
     with closing(Bench(workload, device, dtype)) as bench:
+        result = {"recipe": recipe.name, "peak": str(bench.peak), **_policy(workload), "rows": []}
         # On stderr: the result alone is for stdout.
-        rows = [
-            _measured(bench, bucket, repeats) for bucket in tqdm(buckets, "buckets", unit="bucket")
-        ]
-    return {"recipe": recipe.name, "peak": str(bench.peak), **_policy(workload), "rows": rows}
+        for bucket in tqdm(buckets, "buckets", unit="bucket"):
+            result["rows"].append(_measured(bench, bucket, repeats))
+            tell(result)
+    return result
 
 
 def _measured(bench: Bench, bucket: PlannedBucket, repeats: int) -> dict[str, Any]:
+    """Where the batch does not fit this device, of the largest that does."""
     row: dict[str, Any] = {"bucket": bucket.name, "batch": bucket.batch}
     try:
         row |= bench.measure(bucket, repeats).row()
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, NothingFits):
         bench.forget()
-        row["failed"] = "out of memory"
+        if largest := bench.largest_batch(bucket):
+            row |= bench.measure(replace(bucket, batch=largest), repeats).row()
+            row["in_place_of_batch"] = bucket.batch
+        else:
+            row["failed"] = "out of memory"
     report = report_rate(bucket.resolution, bucket.frames, bench.workload.context)
     row["report_videos_per_s"] = report
     row["ratio"] = row["videos_per_s"] / report if report and "ms" in row else None
@@ -124,8 +133,18 @@ def report(result: dict[str, Any]) -> list[str]:
                 "" if ratio is None else f"{ratio:.2f}",
             ]
         )
+    smaller = [
+        f"{row['bucket']}: batch {row['in_place_of_batch']} does not fit this device, measured "
+        f"with the largest that does, {row['batch']}"
+        for row in result["rows"]
+        if "in_place_of_batch" in row
+    ]
     share = "" if result["context"] == 1 else f", one rank's part of {result['context']}"
-    return [f"{result['recipe']}{share}, {result['device']}; peak {result['peak']}", *table(rows)]
+    return [
+        f"{result['recipe']}{share}, {result['device']}; peak {result['peak']}",
+        *table(rows),
+        *smaller,
+    ]
 
 
 def report_parts(result: dict[str, Any]) -> list[str]:

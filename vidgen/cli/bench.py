@@ -1,6 +1,7 @@
 """`vidgen bench`: how fast operations and models run on this machine."""
 
 import argparse
+import functools
 import json
 import shlex
 import sys
@@ -87,8 +88,7 @@ def run(args: argparse.Namespace) -> None:
         body, report = run_ops(args, device, dtype)
     else:
         body, report = run_model(args, device, dtype)
-        if args.out:
-            keep(args, body)
+        keep(args, body)
     result: dict[str, Any] = {
         "suite": args.suite,
         "command": "vidgen " + shlex.join(sys.argv[1:]),
@@ -104,6 +104,8 @@ def run(args: argparse.Namespace) -> None:
 def keep(args: argparse.Namespace, body: dict[str, Any]) -> None:
     from vidgen.runtime.observe import results
 
+    if not args.out:
+        return
     settings = {name: value for name, value in body.items() if name != "rows"}
     results.write(args.suite, body["rows"], settings=settings, out=args.out)
 
@@ -132,8 +134,7 @@ def run_ops(args: argparse.Namespace, device: "torch.device", dtype: "torch.dtyp
     body: dict[str, Any] = {**settings.described(), "rows": []}
     for row in ops.measure(settings):
         body["rows"].append(row)
-        if args.out:
-            keep(args, body)
+        keep(args, body)
     return body, ops.report
 
 
@@ -143,9 +144,10 @@ def run_model(args: argparse.Namespace, device: "torch.device", dtype: "torch.dt
     if not args.recipe:
         raise UserError(f"bench {args.suite} takes a recipe, such as stage1")
     recipe = read_transformer(args.recipe[0], args.recipe[1:])
+    tell = functools.partial(keep, args)  # every row is kept as soon as it is measured
     where = (device, dtype, recipe, args.bucket, args.batch)
     if args.suite == "step":
         return mfu.measure_parts(*where), mfu.report_parts
     if args.suite == "dcae":
-        return dcae.measure(*where, args.repeats), dcae.report
-    return mfu.measure(*where, args.repeats), mfu.report
+        return dcae.measure(*where, args.repeats, tell), dcae.report
+    return mfu.measure(*where, args.repeats, tell), mfu.report

@@ -1,9 +1,15 @@
 """`vidgen ckpt`: look at checkpoints, check them, compare them, carry them elsewhere."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vidgen.errors import UserError
+from vidgen.printable import printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EXAMPLE = """\
   vidgen ckpt ls runs/stage1
@@ -12,10 +18,11 @@ EXAMPLE = """\
   vidgen ckpt export runs/stage1 stage1.safetensors --to open-sora --ema
   vidgen ckpt export runs/stage1 stage1-dcp --to dcp
   vidgen ckpt import stage1-dcp runs/other/checkpoints --step 85000
+  vidgen ckpt import flux-dcp runs/flux/checkpoints --step 0 --layout flux
 """
 
 TAKES = {"ls": 1, "verify": 1, "export": 2, "import": 2, "diff": 2}
-LAYOUTS = ("vidgen", "open-sora", "flux", "dcp")
+LAYOUTS = ("vidgen", "open-sora", "flux")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "action",
         choices=tuple(TAKES),
         help="ls: the steps of a run; verify: read and check every byte; export: to one "
-        ".safetensors file or a torch DCP directory; import: from a DCP directory; diff: what two "
+        ".safetensors file or a torch DCP directory; import: from a DCP directory, whose "
+        "metadata are a pickle (classes that a DCP does not need are refused); diff: what two "
         "steps differ in",
     )
     parser.add_argument(
@@ -33,7 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a step's directory, or a run for its newest step; then where to write, or what to "
         "compare with",
     )
-    parser.add_argument("--to", choices=LAYOUTS, default="vidgen", help="export: default vidgen")
+    parser.add_argument(
+        "--to", choices=(*LAYOUTS, "dcp"), default="vidgen", help="export: default vidgen"
+    )
+    parser.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        help="import: of weights whose names do not tell it; FLUX.1's and vidgen's are alike",
+    )
     parser.add_argument("--ema", action="store_true", help="export: the averaged weights")
     parser.add_argument("--force", action="store_true", help="export: overwrite a file")
     parser.add_argument("--step", type=int, metavar="N", help="import: the step it becomes")
@@ -51,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "diff":
         return compare(step_of(args.paths[0]), step_of(args.paths[1]))
     if args.action == "import":
-        return bring_in(args.paths[0], args.paths[1], args.step)
+        return bring_in(args.paths[0], args.paths[1], args)
     return carry_out(step_of(args.paths[0]), args.paths[1], args)
 
 
@@ -103,7 +118,13 @@ def verify(step: Path) -> int:
         problems = checkpoint.verify(step, progress)
     if problems:
         raise UserError("\n".join(problems))
-    print(f"{step}: complete and undamaged")
+    unchecked = checkpoint.not_checked(step)
+    what = (
+        "complete; what its checksums cover is undamaged" if unchecked else "complete and undamaged"
+    )
+    print(f"{step}: {what}")
+    for line in unchecked:
+        print(printable(f"not checked: {line}"))
     return 0
 
 
@@ -116,10 +137,10 @@ def compare(a: Path, b: Path) -> int:
     if all(trees):
         for line in diff(*(read_any(tree) for tree in trees)):
             found = True
-            print(line)
+            print(printable(line))
     for label, how in differences(a, b):
         found = True
-        print(f"{label}: {how}")
+        print(printable(f"{label}: {how}"))
     if not found:
         print("recipe and tensors are equal")
     return 0
@@ -141,15 +162,28 @@ def carry_out(step: Path, destination: str, args: argparse.Namespace) -> int:
     return 0
 
 
-def bring_in(source: str, root: str, step: int | None) -> int:
+def bring_in(source: str, root: str, args: argparse.Namespace) -> int:
+    from vidgen.models.mmdit.detect import imported_layout
+    from vidgen.models.tensor_files import TensorDict
     from vidgen.runtime.checkpoint.dcp import import_dcp
 
-    if step is None or step < 0:
-        raise UserError(f"import needs the step it becomes, such as --step 1000; found {step}")
-    path, left_out = import_dcp(source, root, step)
-    print(f"{source} -> {path}")
-    if left_out:
-        print(f"left out, being no tensors: {', '.join(sorted(left_out))}")
+    if args.step is None or args.step < 0:
+        raise UserError(f"import needs the step it becomes, such as --step 1000; found {args.step}")
+
+    def layout_of(weights: "Mapping[str, Tensor]", recorded: str | None) -> str:
+        if recorded is not None:
+            if args.layout not in (None, recorded):
+                raise UserError(f"{source}: was exported in layout {recorded}; leave out --layout")
+            return recorded
+        named = TensorDict(weights)
+        named.where = source
+        return imported_layout(named, args.layout)
+
+    found = import_dcp(source, root, args.step, layout_of)
+    print(f"{source} -> {found.path} ({found.layout})")
+    if found.left_out:
+        some, more = found.left_out[:3], len(found.left_out) - 3
+        print(printable(f"left out: {', '.join(some)}{f' and {more} more' if more > 0 else ''}"))
     return 0
 
 

@@ -15,10 +15,10 @@ ABOUT = """\
 Computes latents and text features once, so that training runs without the encoders.
 
 Of each clip that has a bucket: the latents of its middle window, cut in the centre, the features of
-its caption, and the ends of it that the recipe's conditions.weights ask for. data.workers processes
-read clips while others are encoded. Stopped, even killed, it goes on where it was when called
-again; an entry that is damaged, or whose clip or caption has changed, is computed again. "cached"
-counts what was there, "computed" what was added.
+its caption, and the frames of it that the recipe's conditions.weights ask for. data.workers
+processes read clips while others are encoded. Stopped, even killed, it goes on where it was when
+called again; an entry that is damaged, or whose clip or caption has changed, is computed again.
+"cached" counts what was there, "computed" what was added.
 """
 
 

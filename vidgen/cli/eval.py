@@ -78,7 +78,8 @@ def beside(row: dict[str, Any]) -> list[dict[str, Any]]:
     if known is None:
         return []
     name, lpips, psnr, ssim = known
-    same = {key: row[key] for key in ("T x H x W", "D_info", "D_token", "channels", "causal")}
+    names = ("T x H x W", "D_info", "D", "patch", "D_token", "channels", "causal")
+    same = {key: row[key] for key in names}
     return [{"autoencoder": f"report: {name}", **same, "LPIPS": lpips, "PSNR": psnr, "SSIM": ssim}]
 
 
@@ -121,12 +122,15 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             figures["lpips"].append(perceptual(*images).cpu())
     means = {name: torch.cat([f.flatten() for f in all_]).mean() if all_ else None
              for name, all_ in figures.items()}  # fmt: skip
-    pixels = math.prod(ae.compression)  # behind one latent
+    pixels = math.prod(ae.compression)  # behind one latent position
+    patch = patch_of(ae)
     return {
         "autoencoder": Path(args.ae).name,
         "T x H x W": "x".join(map(str, ae.compression)),
         "D_info": 3 * pixels / ae.latent_channels,
-        "D_token": pixels,
+        "D": pixels,
+        "patch": patch,
+        "D_token": pixels * patch**2,
         "channels": ae.latent_channels,
         "causal": "yes" if ae.causal else "no",
         "LPIPS": None if means["lpips"] is None else round(float(means["lpips"]), 4),
@@ -135,6 +139,15 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         "videos": len(files),
         "frames": frames,
     }
+
+
+def patch_of(ae: "Autoencoder") -> int:
+    """The side, in latent positions, of a token of the report's model on such latents."""
+    from vidgen.models.mmdit import PRESETS
+    from vidgen.models.video_dcae import VideoDCAEConfig
+
+    deep = ae.compression == VideoDCAEConfig.compression
+    return PRESETS["opensora_v2_dcae" if deep else "opensora_v2"].patch_size
 
 
 def find_videos(folder: Path) -> list[Path]:

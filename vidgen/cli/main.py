@@ -7,14 +7,16 @@ It imports what it needs inside `run`, so that asking for help loads nothing.
 
 import argparse
 import difflib
-import errno
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from vidgen.cli.os_errors import explain
 from vidgen.errors import UserError
+from vidgen.printable import printable
 from vidgen.version import __version__
 
 COMMANDS = {
@@ -42,6 +44,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Names of files and other text from outside reach the terminal as escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def usage() -> str:
@@ -100,12 +109,14 @@ def dispatch(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     rank = os.environ.get("RANK") if int(os.environ.get("WORLD_SIZE") or 1) > 1 else None
     who = "vidgen: error: " if rank is None else f"vidgen: error: rank {rank}: "
+    if logging.lastResort is not None:  # what prints warnings where nothing else is set up
+        logging.lastResort.setFormatter(_PrintableFormatter())
     try:
         status = dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return status
     except UserError as error:
-        print(f"{who}{error}", file=sys.stderr)
+        print(f"{who}{printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("vidgen: interrupted", file=sys.stderr)
@@ -116,8 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        line = explain(error)
+        if line is None:
             raise
-        at = f" while writing {error.filename}" if error.filename else ""
-        print(f"{who}no space left on the disk{at}; free some and run again", file=sys.stderr)
+        print(f"{who}{printable(line)}", file=sys.stderr)
         return 2

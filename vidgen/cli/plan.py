@@ -13,10 +13,12 @@ from vidgen.text_table import table
 if TYPE_CHECKING:
     from vidgen.plan.planner import Keeping
     from vidgen.recipe.schema import Recipe
+    from vidgen.runtime.observe.gpus import Gpu
 
 EXAMPLE = """\
   vidgen plan stage1 --gpu h200 --gpus 224
   vidgen plan stage1 --gpu b200 --gpus 64 --fit-batches --price 4.5
+  vidgen plan stage1 --roofline --gpu h100
   vidgen plan stage1 --gpus 10000 parallel.copies=1250 recompute=auto
 """
 
@@ -81,6 +83,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="find the batch of every bucket by trying on the GPU at hand",
     )
+    parser.add_argument(
+        "--roofline",
+        action="store_true",
+        help="time by part of the longest bucket's forward and backward on one GPU, which bound "
+        "holds, and what each lever is expected to give",
+    )
     parser.add_argument("--price", metavar="USD", type=price, help="dollars a GPU and hour")
     parser.add_argument(
         "--mtbf",
@@ -117,6 +125,10 @@ def run(args: argparse.Namespace) -> None:
     if args.search:
         print("\n".join(searched(recipe)))
         return
+    if args.roofline:
+        gpu = gpu_measured(args.gpu) if args.gpu.endswith(".json") else gpu_named(args.gpu)
+        print("\n".join(rooflines(recipe, gpu, as_json=args.json)))
+        return
     efficiency = Efficiency(
         compute=args.efficiency or REPORT.compute, goodput=args.goodput or REPORT.goodput
     )
@@ -150,6 +162,39 @@ def run(args: argparse.Namespace) -> None:
         f"failures: one in {hours:.3g} hours at {args.mtbf:g} GPU hours each; saving every "
         f"{interval / 60:.3g} minutes leaves {share:.1%} of the time, {found.days / share:.3g} days"
     )
+
+
+def rooflines(recipe: "Recipe", gpu: "Gpu", *, as_json: bool) -> list[str]:
+    from dataclasses import asdict
+
+    from vidgen.plan.roofline import assumptions, levers
+    from vidgen.plan.workload import workload_of
+
+    workload = workload_of(recipe)
+    longest = max(workload.buckets, key=workload.tokens)
+    found = levers(workload, longest, gpu)
+    if as_json:
+        rows = [{**asdict(one), "seconds": one.seconds} for one in found]
+        where = {"bucket": longest.name, "batch": longest.batch, "gpu": gpu.name}
+        return [json.dumps({**where, "predictions": rows}, indent=2)]
+    parts = [["part", "s", "share", "bound by"]]
+    parts += [
+        [part.name, f"{part.seconds:.3g}", f"{part.seconds / found[0].seconds:.0%}", part.bound]
+        for part in found[0].parts
+        if part.seconds
+    ]
+    rates = [["", "s", "videos/s a GPU"]]
+    rates += [[one.what, f"{one.seconds:.3g}", f"{one.videos_per_s:.3g}"] for one in found]
+    share = "" if workload.context == 1 else f", one rank's part of {workload.context}"
+    return [
+        f"{recipe.name}, {longest.name}, batch {longest.batch}{share}, on {gpu.name}: a prediction",
+        "",
+        *table(parts),
+        "",
+        *table(rates),
+        "",
+        *assumptions(workload, gpu),
+    ]
 
 
 def searched(recipe: "Recipe") -> list[str]:

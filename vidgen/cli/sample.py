@@ -1,16 +1,20 @@
 """`vidgen sample`: videos from a trained model."""
 
 import argparse
-import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidgen import limits
 from vidgen.cli.arguments import count
+from vidgen.diffusion.condition_names import FORMS, NAMED, check_condition, split_reference
 from vidgen.errors import UserError
+from vidgen.printable import one_line, printable
 from vidgen.recipe.reader import read_recipe
 
 if TYPE_CHECKING:
+    from vidgen.recipe.image_model import ImageModelConfig
     from vidgen.runtime.parallel import World
     from vidgen.sample import Pipeline
 
@@ -19,11 +23,12 @@ EXAMPLE = """\
   vidgen sample runs/quickstart --prompt "a red circle moving left" --out videos/
   vidgen sample ckpts/Open_Sora_v2.safetensors --recipe stage2 --prompt "a calm sea"
   vidgen sample runs/stage2 --prompt "the door opens" --condition i2v_head --ref door.png
+  vidgen sample runs/stage2 --prompt "dusk falls" --ref noon.png@0 --ref night.png@-1
   vidgen sample runs/stage2 --prompts prompts.csv --samples 2 --memory 24GB
   vidgen sample runs/stage2 --like videos/0000.mp4       # the same prompt, seed and settings
 """
 
-CONDITIONS = ("t2v", "i2v_head", "i2v_tail", "i2v_loop", "v2v_head", "v2v_tail")
+IMAGE_PRESETS = ("t2i2v", "t2i2v_schnell")
 SOLVERS = ("euler", "heun", "rf_taylor")
 
 
@@ -32,6 +37,13 @@ def crf(text: str) -> int:
     if not 0 <= value <= 51:
         raise argparse.ArgumentTypeError(f"{text!r} is not from 0 (lossless) to 51 (worst)")
     return value
+
+
+def condition(text: str) -> str:
+    try:
+        return check_condition(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,13 +60,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--negative", help="what to move away from")
     what.add_argument("--samples", metavar="N", type=count, default=1, help="videos a prompt")
     what.add_argument("--seed", type=int, help="of the first sample; the next ones count up")
-    what.add_argument("--condition", choices=CONDITIONS, help="default t2v")
-    what.add_argument("--ref", metavar="FILE", action="append", default=[], help="image or video")
+    names = f"{', '.join(NAMED)}, or {FORMS} (default t2v)"
+    what.add_argument("--condition", metavar="NAME", type=condition, help=names)
+    what.add_argument(
+        "--ref", metavar="FILE[@FRAME]", action="append", default=[],
+        help="image or video; door.png@0, end.png@-1 and clip.mp4@40:73 say which frames it shows",
+    )  # fmt: skip
     what.add_argument("--like", metavar="VIDEO", help="repeat a video's own settings")
+    what.add_argument(
+        "--allow-refs", action="store_true", help="--like: open the references the video names"
+    )
     first = parser.add_argument_group("first frame drawn by FLUX.1 (text to image to video)")
-    first.add_argument("--image-model", metavar="FILE", help="flux1-dev.safetensors")
+    first.add_argument(
+        "--image-model", metavar="NAME",
+        help="t2i2v (FLUX.1-dev), t2i2v_schnell, a FLUX.1 file, or none (default: the recipe's "
+        "sample.image_model, for videos from text alone)",
+    )  # fmt: skip
     first.add_argument("--image-ae", metavar="FILE", help="its autoencoder, ae.safetensors")
-    first.add_argument("--image-resolution", metavar="NAME", default="768px", help="default 768px")
+    first.add_argument("--image-resolution", metavar="NAME", help="default 768px")
     shape = parser.add_argument_group("shape (default: the recipe's)")
     shape.add_argument("--frames", type=count)
     shape.add_argument("--height", type=count)
@@ -89,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     wanted = request(args)  # before anything is built
     from vidgen.runtime import parallel
-    from vidgen.sample import draw_first_frames, make_requests, sample_to_folder
+    from vidgen.sample import make_requests, sample_to_folder, start_from_pictures
     from vidgen.sample.parallel import make_team
 
     with parallel.start() as world:
@@ -106,15 +129,11 @@ def run(args: argparse.Namespace) -> None:
             text=args.context_text,
             dtype=pipeline.dtype,
         )
-        if args.image_model:
-            for one in requests:
-                pipeline.check(one)
-            autoencoder = {"kind": "flux_ae", "path": args.image_ae}
-            images = pipeline.image_pipeline(args.image_model, autoencoder)
-            requests = draw_first_frames(
-                images, requests, args.out, resolution=args.image_resolution, team=team
+        image = image_model(args, pipeline.recipe.sample.image_model)
+        if image is not None:
+            requests = start_from_pictures(
+                pipeline, image, requests, args.out, every=bool(args.image_model), team=team
             )
-            images.close()
         paths = sample_to_folder(
             pipeline, requests, args.out, crf=args.crf, preview=args.preview, team=team
         )
@@ -122,7 +141,7 @@ def run(args: argparse.Namespace) -> None:
             if pipeline.memory_report:
                 print(pipeline.memory_report, file=sys.stderr)
             for path in paths:
-                print(path)
+                print(printable(path))
         pipeline.close()
 
 
@@ -142,7 +161,9 @@ def open_pipeline(args: argparse.Namespace, world: "World") -> "Pipeline":
 
 def request(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `make_requests`; what was not said is left out."""
-    given = like(args.like) if args.like else {}
+    given: dict[str, Any] = {}
+    if args.like:
+        given = like(args.like, allow_refs=args.allow_refs, own_refs=bool(args.ref))
     prompts: list[Any] = list(args.prompt)
     if args.prompts:
         from vidgen.sample.prompts import read_prompts
@@ -152,6 +173,7 @@ def request(args: argparse.Namespace) -> dict[str, Any]:
         given["prompts"] = prompts
     if not given.get("prompts"):
         raise UserError('nothing to sample: give --prompt "...", --prompts FILE or --like VIDEO')
+    count_videos(len(given["prompts"]), args.samples)
     sizes = ("height", "width")
     if any(getattr(args, name) for name in sizes) != all(getattr(args, name) for name in sizes):
         raise UserError("--height and --width go together; or use --resolution 256px --aspect 16:9")
@@ -160,16 +182,11 @@ def request(args: argparse.Namespace) -> dict[str, Any]:
     own_refs = any(isinstance(row, dict) and "ref" in row for row in prompts)
     if args.condition not in (None, "t2v") and not args.ref and not own_refs:
         raise UserError(f"--condition {args.condition} needs --ref with an image or a video")
-    if args.ref and args.condition in (None, "t2v"):
-        raise UserError("--ref needs --condition, such as --condition i2v_head")
-    if bool(args.image_model) != bool(args.image_ae):
-        raise UserError("--image-model and --image-ae go together: FLUX.1's two files")
-    if args.image_model and args.condition not in (None, "t2v"):
-        raise UserError(f"--image-model draws the first frame itself; leave out {args.condition}")
-    for path in (args.image_model, args.image_ae):
-        if path and not Path(path).exists():
-            raise UserError(f"{path}: there is no such file")
-    for path in args.ref:
+    refs = [(path, None) if Path(path).is_file() else split_reference(path) for path in args.ref]
+    if any(place is None for _, place in refs) and args.condition in (None, "t2v"):
+        raise UserError("--ref needs the frame it shows, such as --ref door.png@0, or --condition")
+    check_image_model(args)
+    for path, _ in refs:
         if not Path(path).is_file():
             raise UserError(f"--ref {path}: there is no such file")
     if args.height or args.resolution:  # a size given here wins over a repeated video's
@@ -182,16 +199,72 @@ def request(args: argparse.Namespace) -> dict[str, Any]:
     given.update({name: getattr(args, name) for name in names if getattr(args, name) is not None})
     if args.ref:
         given["ref"] = args.ref
+        if args.condition is None:  # the files name their frames, whatever was repeated
+            given.pop("condition", None)
     given["samples"] = args.samples
     return given
 
 
-def like(path: str) -> dict[str, Any]:
+def check_image_model(args: argparse.Namespace) -> None:
+    named = args.image_model in (None, "none", *IMAGE_PRESETS)
+    if named and args.image_model == "none" and args.image_ae:
+        raise UserError("--image-model none draws no picture; leave out --image-ae")
+    if not named and not Path(args.image_model).exists():
+        raise UserError(
+            f"{args.image_model}: there is no such file; --image-model takes a FLUX.1 file, "
+            f"{', '.join(IMAGE_PRESETS)} or none"
+        )
+    if not named and not args.image_ae:
+        raise UserError("--image-model FILE and --image-ae go together: FLUX.1's two files")
+    if args.image_model not in (None, "none") and args.condition not in (None, "t2v"):
+        raise UserError(f"--image-model draws the first frame itself; leave out {args.condition}")
+    if args.image_ae and not Path(args.image_ae).exists():
+        raise UserError(f"{args.image_ae}: there is no such file")
+
+
+def image_model(
+    args: argparse.Namespace, of_recipe: "ImageModelConfig | None"
+) -> "ImageModelConfig | None":
+    """What draws first frames: as the command line says, else as the recipe does."""
+    from vidgen.models.flux_ae.config import FluxAEConfig
+    from vidgen.recipe.image_model import IMAGE_MODELS, of_file
+
+    found = of_recipe
+    if args.image_model == "none":
+        return None
+    if args.image_model in IMAGE_MODELS:
+        found = IMAGE_MODELS[args.image_model]
+    elif args.image_model:
+        found = of_file(args.image_model)
+    if found is None and (args.image_ae or args.image_resolution):
+        raise UserError("--image-ae and --image-resolution need --image-model, such as t2i2v")
+    if found is not None and args.image_ae:
+        found = replace(found, autoencoder=FluxAEConfig(path=args.image_ae))
+    if found is not None and args.image_resolution:
+        found = replace(found, resolution=args.image_resolution)
+    return found
+
+
+def count_videos(prompts: int, samples: int) -> None:
+    """Before anything is made of them."""
+    if prompts > limits.SAMPLE_PROMPTS or prompts * samples > limits.SAMPLE_VIDEOS:
+        raise UserError(
+            f"{prompts} prompts x {samples} samples; one command makes at most "
+            f"{limits.SAMPLE_PROMPTS} prompts and {limits.SAMPLE_VIDEOS} videos"
+        )
+
+
+def like(path: str, *, allow_refs: bool = False, own_refs: bool = False) -> dict[str, Any]:
     """The request that made a video, from the video's own metadata."""
+    from vidgen.sample.recorded import read_record
+
     record = metadata(path).get("vidgen_request")
     if record is None:
         raise UserError(f"--like {path}: it does not say how it was made; vidgen's videos do")
-    return dict(json.loads(record))
+    try:
+        return read_record(record, allow_refs=allow_refs, own_refs=own_refs)
+    except UserError as error:
+        raise UserError(f"--like {path}: {error}") from None
 
 
 def metadata(path: str) -> dict[str, str]:
@@ -209,7 +282,7 @@ def compare_weights(path: str, pipeline: "Pipeline") -> None:
     made_with = metadata(path).get("weights")
     if made_with and made_with != pipeline.weights_hash:
         print(
-            f"note: {path} was made with other weights ({made_with}) than these "
-            f"({pipeline.weights_hash}), so it will not be the same video",
+            f"note: {printable(path)} was made with other weights ({one_line(made_with)[:40]}) "
+            f"than these ({pipeline.weights_hash}), so it will not be the same video",
             file=sys.stderr,
         )

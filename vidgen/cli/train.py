@@ -23,7 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fresh",
         action="store_true",
-        help="begin at step 0 even where the run directory holds a checkpoint",
+        help="start at step 0; what the run directory holds is moved beside it",
+    )
+    parser.add_argument(
+        "--from",
+        dest="from_step",
+        metavar="STEP",
+        type=count,
+        help="resume from the checkpoint of this step; newer ones are moved to checkpoints/newer",
     )
     parser.add_argument(
         "--profile",
@@ -36,18 +43,22 @@ def run(args: argparse.Namespace) -> None:
     from vidgen.recipe.autoencoder import AutoencoderRecipe, read_any
 
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
-        args.fresh = False  # what torchrun starts again goes on; the first start was the fresh one
+        # What torchrun starts again resumes from its newest checkpoint: the first start chose.
+        args.fresh, args.from_step = False, None
+    if args.fresh and args.from_step is not None:
+        raise UserError("--fresh starts at step 0 and --from resumes: give one of them")
     profile = profiled(args.profile)
     recipe = read_any(args.recipe, args.overrides)  # before anything is built
     if isinstance(recipe, AutoencoderRecipe):
         from vidgen.train.autoencoder.trainer import AutoencoderTrainer
 
-        autoencoder = AutoencoderTrainer(recipe, fresh=args.fresh)
+        autoencoder = AutoencoderTrainer(recipe, fresh=args.fresh, from_step=args.from_step)
         autoencoder.run(stop_after=args.stop_after, profile=profile)
         return
     from vidgen.train import Trainer
 
-    Trainer(recipe, fresh=args.fresh).run(stop_after=args.stop_after, profile=profile)
+    trainer = Trainer(recipe, fresh=args.fresh, from_step=args.from_step)
+    trainer.run(stop_after=args.stop_after, profile=profile)
 
 
 def profiled(text: str | None) -> tuple[int, int] | None:

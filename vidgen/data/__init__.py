@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+    import torch.distributed as dist
 
     from vidgen.data.cache.codec import ClipCodec
     from vidgen.data.config import BucketConfig, DataConfig
@@ -32,12 +33,14 @@ def open_loader(
     accumulate: int = 1,
     geometry: "Geometry | None" = None,
     codec: "ClipCodec | None" = None,
+    group: "dist.ProcessGroup | None" = None,
 ) -> "Loader":
     """Open the manifest, check it against the buckets, and start at epoch 0.
 
     `rank` and `world` count data-parallel ranks only: the ranks of one context-parallel group open
-    the same one. `accumulate` batches of each rank make one step. `geometry` is of the autoencoder
-    and the model's patches (default: 4 x 8 x 8, causal, patches of 2). `codec` opens `cfg.latents`.
+    the same one and name each other as `group`. `accumulate` batches of each rank make one step.
+    `geometry` is of the autoencoder and the model's patches (default: 4 x 8 x 8, causal, patches of
+    2). `codec` opens `cfg.latents`.
     """
     from vidgen.data.index.buckets import BucketTable
     from vidgen.data.index.manifest import Manifest
@@ -56,4 +59,5 @@ def open_loader(
         device=device,
         accumulate=accumulate,
         codec=codec,
+        group=group,
     )

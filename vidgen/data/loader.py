@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from vidgen.data.cache.codec import ClipCodec
@@ -20,6 +21,7 @@ from vidgen.data.index.manifest import Manifest
 from vidgen.data.index.order import EpochOrder
 from vidgen.data.packages import pyav, torchcodec
 from vidgen.data.prefetch import Prefetcher
+from vidgen.data.read.group import ReadingGroup
 from vidgen.data.read.samples import BatchPlan, EntryReader, Reader, Sample, too_many_bad
 from vidgen.errors import UserError
 from vidgen.models.text.encoder import TextFeatures
@@ -38,7 +40,7 @@ class Latents:
     latent_BCTHW: Tensor
     text: TextFeatures
     given: dict[str, Tensor]
-    """Of the clips' ends, (B, C, T, H, W), by `diffusion.conditions.piece_name`."""
+    """Of the clips' pieces, (B, C, T, H, W), by `diffusion.conditions.piece_name`."""
 
     def tensors(self) -> list[Tensor]:
         text = self.text
@@ -80,8 +82,10 @@ class Loader:
         device: torch.device | str,
         accumulate: int = 1,
         codec: ClipCodec | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
-        """`codec` reads and fills the latent cache; without it batches are of pixels."""
+        """`codec` reads and fills the latent cache; without it batches are of pixels. `group`: the
+        ranks that open the same loader, which takes CPU tensors; they get the same clips."""
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world}")
         if not 0 <= seed < 2**63:
@@ -105,6 +109,9 @@ class Loader:
             if codec is None
             else EntryReader(cfg, manifest, seed, codec)
         )
+        self._group: ReadingGroup[Any] | None = None
+        if group is not None:
+            self._group = ReadingGroup(group, self._reader, cfg, sizes, self._replace)
         self._slot = max(table.batch(b) * math.prod(shape) for b, shape in sizes.items())
         on_host = torch.device(device).type == "cpu"
         slots = cfg.prefetch if cfg.workers else 1
@@ -143,6 +150,8 @@ class Loader:
         if self._next is None:
             self._next = self._begin()
         plan, contents, samples = self._next()
+        if self._group is not None:
+            samples = self._group.agree(plan, contents, samples)
         pixels, latents = (None, contents) if isinstance(contents, Latents) else (contents, None)
         self._epoch, self._step = plan.epoch, plan.step_in_epoch
         self._micro_step = plan.micro_step + 1
@@ -166,6 +175,21 @@ class Loader:
             step_in_epoch=plan.step_in_epoch,
             micro_step=plan.micro_step,
         )
+
+    def _replace(
+        self, contents: Tensor | Latents, index: int, plan: BatchPlan, sample: Sample, data: Tensor
+    ) -> None:
+        """Put a sample that was read again in its place in a batch."""
+        if isinstance(contents, Tensor):
+            contents[index].copy_(data)
+            return
+        assert self._codec is not None
+        assert sample.found is not None
+        data = data.to(self._device)
+        entry = self._codec.take(data, plan.step.bucket, sample.clip.row, sample.found)
+        pieces = (entry.latent_CTHW, entry.tokens_LD, entry.pooled_D, *entry.given.values())
+        for whole, piece in zip(contents.tensors(), pieces, strict=True):
+            whole[index].copy_(piece)
 
     def _begin(self) -> "Callable[[], _Ready]":
         """Start reading at the next batch; what gives one after the other."""

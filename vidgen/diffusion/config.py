@@ -2,11 +2,19 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
 
 from vidgen.config import config
+from vidgen.diffusion.condition_names import check_condition
 
-ConditionName = Literal["t2v", "i2v_head", "i2v_tail", "i2v_loop", "v2v_head", "v2v_tail"]
+ConditionName = Annotated[str, AfterValidator(check_condition)]
 
 
 @config
@@ -14,10 +22,11 @@ class FlowConfig:
     """How timesteps are shifted towards noise: t -> alpha t / (1 + (alpha - 1) t)."""
 
     sigma_min: Annotated[float, Field(ge=0, lt=1)] = 1e-5
-    shift: Literal["public", "proportional"] | PositiveFloat = "public"
+    shift: Literal["public", "proportional", "flux"] | PositiveFloat = "public"
     """How alpha follows from the latent's shape. "public": the rule of Open-Sora's public code,
     linear in tokens per frame times sqrt(latent frames). "proportional": the report's, proportional
-    to latent frames x rows x columns. A number: that alpha for every shape."""
+    to latent frames x rows x columns. "flux": FLUX.1-dev's, for images: exp(mu), mu linear in
+    tokens per frame from 0.5 at 256 to 1.15 at 4096. A number: that alpha for every shape."""
     shift_low: tuple[PositiveFloat, PositiveFloat] = (256, 1.0)  # public: (tokens a frame, alpha)
     shift_high: tuple[PositiveFloat, PositiveFloat] = (4096, 3.0)
     shift_reference: tuple[PositiveInt, PositiveInt, PositiveInt] = (33, 24, 42)
@@ -25,6 +34,10 @@ class FlowConfig:
     the report gives none: stage 1's longest clips, 129 frames at 256px 16:9."""
     shift_at_reference: PositiveFloat = 5.73
     """Ours: the public rule's alpha at the default reference, where both rules then agree."""
+
+    round_t: Literal["none", "bf16"] = "none"
+    """"bf16": timesteps are rounded to bf16, and rounded again when the model multiplies them by
+    1000. The published Open-Sora 2.0 weights were trained and sampled so. "none": exact."""
 
     @field_validator("shift", mode="before")
     @classmethod

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vidgen.diffusion.config import FlowConfig
 
+FLUX_SHIFT = ((256, 0.5), (4096, 1.15))  # (tokens a frame, mu) of FLUX.1-dev
 LatentGrid = tuple[int, int, int]  # latent frames, rows, columns, before patching
 
 
@@ -15,12 +16,23 @@ def shift_alpha(config: FlowConfig, grid: LatentGrid) -> float:
     if isinstance(config.shift, float):
         return config.shift
     frames, rows, columns = grid
+    tokens = rows * columns // 4  # the rules count 2 x 2 patches whatever the model's patch is
     if config.shift == "proportional":
         return config.shift_at_reference * math.prod(grid) / math.prod(config.shift_reference)
-    (x0, y0), (x1, y1) = config.shift_low, config.shift_high
-    # The published rule counts latent positions in 2 x 2 patches whatever the model's patch is.
-    spatial = y0 + (rows * columns // 4 - x0) * (y1 - y0) / (x1 - x0)
-    return spatial * math.sqrt(frames)
+    if config.shift == "flux":
+        return math.exp(_line(FLUX_SHIFT, tokens))
+    return _line((config.shift_low, config.shift_high), tokens) * math.sqrt(frames)
+
+
+def _line(points: tuple[tuple[float, float], tuple[float, float]], x: float) -> float:
+    """The value at `x` of the line through two points."""
+    (x0, y0), (x1, y1) = points
+    return y0 + (x - x0) * (y1 - y0) / (x1 - x0)
+
+
+def time_dtype(config: FlowConfig) -> torch.dtype:
+    """In which the model reads timesteps."""
+    return torch.bfloat16 if config.round_t == "bf16" else torch.float32
 
 
 def shift(t: Tensor, alpha: float) -> Tensor:

@@ -14,10 +14,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vidgen import limits
 from vidgen.errors import UserError
 from vidgen.runtime import dtypes
 from vidgen.runtime.checkpoint import find_step
-from vidgen.runtime.files import replacing
+from vidgen.runtime.files import read_bytes, replacing
 
 DTYPES, DTYPE_NAMES = dtypes.by_name(), dtypes.names()
 READ_CHUNK = 256 << 20  # bytes a system call; Linux stops a little short of 2 GiB
@@ -110,7 +111,12 @@ class TensorFiles:
         offset += row * row_bytes
         view = memoryview(_bytes_of(out))
         while len(view):
-            got = os.preadv(descriptor, [view[:READ_CHUNK]], offset)
+            try:
+                got = os.preadv(descriptor, [view[:READ_CHUNK]], offset)
+            except OSError as error:
+                raise UserError(
+                    f"{self.where}: cannot be read: {error.strerror} (at tensor '{name}')"
+                ) from error
             if not got:
                 raise UserError(f"{self.where}: ended while '{name}' was read; copy it again")
             offset += got
@@ -258,11 +264,14 @@ def _files_of(path: Path) -> list[tuple[Path, set[str] | None]]:
 
 def _files_of_index(index: Path) -> list[tuple[Path, set[str] | None]]:
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
+        text = read_bytes(index, at_most=limits.HEADER_BYTES)
+        weight_map = json.loads(text)["weight_map"]
         files: dict[str, set[str]] = {}
         for name, file in weight_map.items():
+            if Path(file).name != file:
+                raise UserError(f"{index}: names {file!r}; expected files of its own folder")
             files.setdefault(file, set()).add(name)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (RecursionError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index}: is not an index of safetensors shards") from error
     return [(index.parent / file, names) for file, names in sorted(files.items())]
 
@@ -273,10 +282,16 @@ def _read_header(file: Path, descriptor: int) -> tuple[dict, int]:
     length = int.from_bytes(os.pread(descriptor, 8, 0), "little")
     if size < 8 or length > size - 8:
         raise UserError(f"{file}: is not a safetensors file, or is cut short ({size} bytes)")
+    if length > limits.HEADER_BYTES:
+        raise UserError(
+            f"{file}: has a safetensors header of {length} bytes; at most {limits.HEADER_BYTES} "
+            "are read"
+        )
     start = 8 + length
     try:
         header = json.loads(os.pread(descriptor, length, 8))
         end = 0
+        _check_types(header)
         spans = sorted(
             (*entry["data_offsets"], math.prod(entry["shape"]), entry["dtype"])
             for name, entry in header.items()
@@ -287,11 +302,25 @@ def _read_header(file: Path, descriptor: int) -> tuple[dict, int]:
             if first != end or (width and last - first != elements * width):
                 raise ValueError(f"tensor at {first}")
             end = last
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (RecursionError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: has a damaged safetensors header ({error})") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     if start + end != size:
         raise UserError(
             f"{file}: is cut short or damaged: the header describes {start + end} bytes, "
             f"the file has {size}; copy it again"
         )
     return header, start
+
+
+def _check_types(header: dict) -> None:
+    """JSON has numbers of other kinds, which compare equal."""
+    for name, entry in header.items():
+        if name == "__metadata__":
+            if not all(isinstance(text, str) for text in entry.values()):
+                raise TypeError("its metadata are not texts")
+            continue
+        for number in (*entry["shape"], *entry["data_offsets"]):
+            if type(number) is not int or number < 0:
+                raise TypeError(f"tensor {name!r} has {number!r} for a size")

@@ -18,8 +18,9 @@ class TrainedWeights:
         self.where = f"{step} ({group})"
         self._files = GroupReader(step, group)
         self.infos = {name: TensorInfo(*info) for name, info in self._files.shapes().items()}
-        self.metadata = {"vidgen.layout": "vidgen"}
-        recipe = read_objects(step).get("recipe", {})
+        objects = read_objects(step)
+        self.metadata = {"vidgen.layout": objects.get("layout", "vidgen")}  # imported: as recorded
+        recipe = objects.get("recipe", {})
         if "model" in recipe:
             self.metadata["vidgen.config"] = json.dumps(recipe["model"])
 
@@ -30,4 +31,4 @@ class TrainedWeights:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Every read opens and closes its file: there is nothing to give back."""
+        """Every read opens and closes its file: nothing is left to close."""

@@ -10,6 +10,7 @@ from vidgen.data.config import DataConfig
 from vidgen.models.video_dcae.config import VideoDCAEConfig
 from vidgen.recipe.reader import Source, peek, read_recipe
 from vidgen.recipe.schema import (
+    AlignmentConfig,
     CheckpointConfig,
     LogConfig,
     OptimConfig,
@@ -39,7 +40,10 @@ class ReconstructionConfig:
     lpips_weights: str | None = None
     """torchvision's VGG-16 file; needed while lpips is above 0."""
     adversarial: NonNegativeFloat = 0.05
-    """Of the discriminator's opinion, on top of the adaptive weight that balances gradients."""
+    """Of the discriminator's opinion."""
+    adaptive: bool = False
+    """Multiplies it by a weight that gives it and the other losses gradients of one size at the
+    decoder's last layer, as the public code does; the report states the plain weight."""
     adversarial_from: NonNegativeInt = 250_000
     """The step at which the discriminator comes in."""
     discriminator_lr: PositiveFloat = 1e-4
@@ -74,6 +78,7 @@ class AutoencoderRecipe:
     autoencoder: Annotated[VideoDCAEConfig, Presets(PRESETS)]
     data: DataConfig
     loss: ReconstructionConfig = ReconstructionConfig()
+    alignment: AlignmentConfig = AlignmentConfig()  # `layer` is a stage of the encoder, 1 to 6
     optim: OptimConfig = OptimConfig()
     parallel: CopiesConfig = CopiesConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -85,6 +90,8 @@ class AutoencoderRecipe:
     def __post_init__(self) -> None:
         if self.train.reinitialise:
             raise ValueError("train.reinitialise is for generators: an autoencoder loads all")
+        if self.alignment.layer > len(self.autoencoder.widths):
+            raise ValueError(f"alignment.layer is {self.alignment.layer}: the encoder has 6 stages")
 
 
 def read_any(source: Source, overrides: Sequence[str] = ()) -> Recipe | AutoencoderRecipe:

@@ -11,11 +11,13 @@ from typing import Any, TypeVar, overload
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from vidgen import limits
 from vidgen.config import Presets, nearest, to_dict
 from vidgen.errors import UserError
 from vidgen.recipe import library
 from vidgen.recipe.schema import Recipe
 from vidgen.recipe.yaml_text import Keys, Replace, parse_yaml, write_yaml
+from vidgen.runtime import files
 
 T = TypeVar("T")
 Source = str | Path | Mapping[str, Any]
@@ -39,17 +41,15 @@ def read_origins(
     reader = _Reader(cls)
     data = reader.assemble(source, overrides)
     reader.validate(data)
-    return {
-        keys: (value, reader.where(keys).removesuffix(": ")) for keys, value in _leaves(data, ())
-    }
+    return {keys: (value, reader.where(keys).removesuffix(": ")) for keys, value in leaves(data)}
 
 
 def peek(path: str | Path, key: str) -> Any:
     """One top-level value of a recipe, unchecked; None if it is absent or cannot be read."""
     path = library.find(path)
     try:
-        own, _ = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError):
+        own, _ = parse_yaml(files.read_text(path, at_most=limits.RECIPE_BYTES), str(path))
+    except (OSError, UserError):
         return None
     if not isinstance(own, dict):
         return None
@@ -79,7 +79,7 @@ def dump_yaml(cfg: Any) -> str:
 
 def diff(a: Any, b: Any) -> list[str]:
     """One line for each value that differs: `optim.lr: 5.0e-05 -> 3.0e-05`."""
-    left, right = dict(_leaves(to_dict(a), ())), dict(_leaves(to_dict(b), ()))
+    left, right = dict(leaves(to_dict(a), ())), dict(leaves(to_dict(b), ()))
     lines = []
     for keys in [*left, *(keys for keys in right if keys not in left)]:
         shown = [_show(side[keys]) if keys in side else "(absent)" for side in (left, right)]
@@ -88,10 +88,10 @@ def diff(a: Any, b: Any) -> list[str]:
     return lines
 
 
-def _leaves(value: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
+def leaves(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Any]]:
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _leaves(inner, (*keys, str(key)))
+            yield from leaves(inner, (*keys, str(key)))
     else:
         yield keys, value
 
@@ -175,11 +175,9 @@ class _Reader:
         if path_now in inside:
             raise UserError(f"{path}: 'base' comes back to the same file; remove one of the links")
         try:
-            text = path.read_text(encoding="utf-8")
+            text = files.read_text(path, at_most=limits.RECIPE_BYTES)
         except FileNotFoundError:
             raise UserError(f"there is no recipe {str(path)!r}{_nearest_recipe(path)}") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the recipe {str(path)!r}: {error}") from None
         own, lines = parse_yaml(text, str(path))
         if own is None:
             own = {}

@@ -4,8 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from vidgen.config import config
+from vidgen.config import Presets, config
 from vidgen.diffusion.guidance import GuidanceConfig
+from vidgen.recipe.image_model import IMAGE_MODELS, ImageModelConfig
 
 
 @config
@@ -23,6 +24,12 @@ class SampleConfig:
     dynamic_rule: Literal["report", "public"] = "report"
     """How the scale falls over N steps: to 1 at the last step as in the report's Figure 10, or by
     1/N of the way each step as in Open-Sora's public code, which stops short of 1."""
+    image_model: Annotated[ImageModelConfig | None, Presets(IMAGE_MODELS)] = None
+    """Draws the first frame of videos from text alone, such as t2i2v, the report's pipeline with
+    FLUX.1-dev, or t2i2v_schnell; null: videos start from noise."""
+    keep_given: Literal["all", "images"] = "all"
+    """Whether given frames are put back after the last step: always, or as in Open-Sora's public
+    code only where all of them are single frames, so that a given clip comes out as denoised."""
     solver: Literal["euler", "heun", "rf_taylor"] = "euler"  # the others evaluate twice a step
     fps: PositiveFloat = 24.0
     motion_score: float | None = 4.0  # appended to the caption; null appends none

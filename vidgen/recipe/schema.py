@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from vidgen import limits
 from vidgen.config import Presets, config
 from vidgen.data.config import DataConfig
 from vidgen.diffusion.config import ConditionConfig, FlowConfig
@@ -76,7 +77,8 @@ class OffloadConfig:
 
 @config
 class AlignmentConfig:
-    """An early layer learns to tell what DINOv2 sees in the frames; for latents of a new kind."""
+    """An early layer learns to predict DINOv2's features of the frames: of a generator, for latents
+    of a new kind, or of an autoencoder's encoder."""
 
     weight: Annotated[float, Field(ge=0)] = 0.0
     """Of minus the cosine similarity in the loss; 0: no alignment, and DINOv2 is not loaded."""
@@ -97,6 +99,8 @@ class CheckpointConfig:
     every: PositiveInt = 1000  # steps
     keep_last: PositiveInt = 3
     keep_every: PositiveInt | None = None  # steps whose checkpoints are never removed
+    max_unsaved: PositiveInt | None = None
+    """Steps since the newest checkpoint after which failing saves end the run; null: 2 x every."""
 
 
 @config
@@ -137,7 +141,7 @@ class LogConfig:
 
 @config
 class TrainConfig:
-    steps: PositiveInt = 85_000
+    steps: Annotated[PositiveInt, Field(le=limits.TRAIN_STEPS)] = 85_000
     accumulate: PositiveInt = 1  # micro-steps a step
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; weights stay fp32
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -198,6 +202,11 @@ class Recipe:
                 f"conditions.given_weight is {self.conditions.given_weight:g}, but a model with "
                 "cond_embed false is given no frames: set model.cond_embed=true or "
                 "conditions.given_weight=1"
+            )
+        if self.sample.image_model is not None and not self.model.cond_embed:
+            raise ValueError(
+                "sample.image_model draws a first frame, but a model with cond_embed false takes "
+                "none: set model.cond_embed=true or sample.image_model=null"
             )
         if self.alignment.weight:
             blocks = self.model.depth + self.model.depth_single_blocks

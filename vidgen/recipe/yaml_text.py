@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from vidgen import limits
 from vidgen.errors import UserError
 
 Keys = tuple[str, ...]  # where a value sits: ("optim", "lr")
@@ -57,17 +58,32 @@ def _key(node: yaml.Node) -> str:
 def parse_yaml(text: str, name: str) -> tuple[Any, dict[Keys, int]]:
     """The value a YAML text holds and, for every key in it, its line."""
     lines: dict[Keys, int] = {}
+    built = 0
+    if len(text) > limits.RECIPE_BYTES:
+        raise UserError(f"{name}: has more than {limits.RECIPE_BYTES} characters")
 
     def build(node: yaml.Node, keys: Keys) -> Any:
+        nonlocal built
         line = node.start_mark.line + 1
-        if len(keys) > 50:
-            raise UserError(f"{name}, line {line}: nested more than 50 levels deep")
+        built += 1
+        if built > limits.RECIPE_NODES:  # aliases of aliases multiply
+            raise UserError(
+                f"{name}, line {line}: holds more than {limits.RECIPE_NODES} values, those that "
+                "aliases (*name) repeat included"
+            )
+        if len(keys) > limits.RECIPE_LEVELS:
+            raise UserError(
+                f"{name}, line {line}: nested more than {limits.RECIPE_LEVELS} levels deep"
+            )
         lines.setdefault(keys, line)
         plain = node.tag.removeprefix("tag:yaml.org,2002:") in _PLAIN_TAGS
         if not plain and not (node.tag == "!replace" and isinstance(node, yaml.MappingNode)):
             raise UserError(f"{name}, line {line}: the tag {node.tag!r} is not known here")
         if isinstance(node, yaml.ScalarNode):
-            return _scalar(node.value) if node.style is None else node.value
+            try:
+                return _scalar(node.value) if node.style is None else node.value
+            except ValueError:  # int() takes 4,300 digits
+                raise UserError(f"{name}, line {line}: a number has too many digits") from None
         if isinstance(node, yaml.SequenceNode):
             return [build(item, (*keys, str(i))) for i, item in enumerate(node.value)]
         result: dict[str, Any] = Replace() if node.tag == "!replace" else {}
@@ -89,5 +105,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, dict[Keys, int]]:
         mark = error.problem_mark or error.context_mark
         at = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{name}{at}: not valid YAML: {error.problem}") from None
+    except RecursionError:
+        raise UserError(f"{name}: nested more than {limits.RECIPE_LEVELS} levels deep") from None
     except yaml.YAMLError as error:
         raise UserError(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from None

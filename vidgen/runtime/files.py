@@ -8,17 +8,20 @@ removed by `remove_leftovers`.
 
 import contextlib
 import errno
+import json
 import os
 import re
 import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vidgen.errors import UserError
 
 StrPath = str | os.PathLike[str]
 
+_JSON_NAMES: dict[type, str] = {dict: "a JSON object", list: "a JSON list"}
 _ABANDONED_S = 3600.0  # no file takes so long to write
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]+\.tmp")
 
@@ -32,6 +35,45 @@ def write_bytes(path: StrPath, data: bytes, *, durable: bool = True) -> None:
     """Replace the file by `data`; its folder is created where it is missing."""
     with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(data)
+
+
+def read_bytes(path: StrPath, *, at_most: int) -> bytes:
+    """The bytes of a file that a user names; a missing one raises FileNotFoundError, all else that
+    the system refuses and a file larger than `at_most` raises UserError."""
+    operation = "open"
+    try:
+        with open(path, "rb") as file:
+            operation = "read"
+            data = file.read(at_most + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {error.strerror or error} (operation: {operation})"
+        ) from error
+    if len(data) > at_most:
+        raise UserError(f"{path} has more than {at_most} bytes, which is the most that is read")
+    return data
+
+
+def read_text(path: StrPath, *, at_most: int, encoding: str = "utf-8") -> str:
+    """The text of such a file."""
+    data = read_bytes(path, at_most=at_most)
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: {error.reason}") from None
+
+
+def read_json(path: StrPath, *, at_most: int, expect: type) -> Any:
+    """The JSON value of such a file: a mapping or a list, as `expect` says."""
+    try:
+        value = json.loads(read_text(path, at_most=at_most))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: it is not JSON ({error})") from None
+    if not isinstance(value, expect):
+        raise UserError(f"{path} is damaged: expected {_JSON_NAMES[expect]}")
+    return value
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ continues where it was, with any number of ranks. `by_key` is the plain `process
 up, else compute and keep it.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from vidgen import limits
 from vidgen.errors import UserError
 from vidgen.runtime import files
 from vidgen.runtime.crc32c import crc32c
@@ -29,11 +29,6 @@ _log = logging.getLogger(__name__)
 _RATE_OVER = 64  # the last items that the rate is measured over
 
 Item = TypeVar("Item")
-
-
-def content_key(fields: Mapping[str, Any]) -> str:
-    """The name of a result: a hash of all that decides it."""
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class ResultFolder:
@@ -56,9 +51,10 @@ class ResultFolder:
         path = self.root / settings_name
         requested = json.loads(json.dumps(settings))
         if not path.is_file():
-            files.write_text(path, json.dumps(requested, indent=1))
+            files.write_text(path, json.dumps(sealed(requested), indent=1))
             return
-        made_with = dict(defaults or {}) | json.loads(path.read_text())
+        found = files.read_json(path, at_most=limits.JSON_BYTES, expect=dict)
+        made_with = dict(defaults or {}) | unsealed(path, found)
         for name, there, here in _differences(made_with, requested):
             raise UserError(
                 f"the {label} {self.root} was made with {name}={there}, this run has {here}; "
@@ -78,6 +74,26 @@ class ResultFolder:
             files.remove_leftovers(folder)
 
 
+def sealed(value: Any) -> dict[str, Any]:
+    """A JSON value with its checksum."""
+    return {"value": value, "crc32c": _json_crc(value)}
+
+
+def unsealed(path: Path, found: Any) -> Any:
+    """The value; a damaged file is refused by name. Files of older versions hold it as it is."""
+    if not isinstance(found, dict) or found.keys().isdisjoint(("value", "crc32c")):
+        return found
+    if found.keys() != {"value", "crc32c"} or found["crc32c"] != _json_crc(found["value"]):
+        raise UserError(
+            f"{path} is damaged: its CRC32C does not match its contents; restore it from a copy"
+        )
+    return found["value"]
+
+
+def _json_crc(value: Any) -> str:
+    return f"{crc32c(json.dumps(value, sort_keys=True).encode()):08x}"
+
+
 class JsonResults(ResultFolder):
     """Results that are JSON values."""
 
@@ -95,7 +111,7 @@ class JsonResults(ResultFolder):
             value, written = record["value"], record["crc32c"]
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, OSError):
+        except (ValueError, KeyError, TypeError, OSError, RecursionError):
             log_damage(path, "cannot be read")
             return None
         if f"{crc32c(json.dumps(value).encode()):08x}" != written:

@@ -31,6 +31,7 @@ class Inputs:
     pooled: Mapping[str, Tensor]
     cond: Mapping[str, Tensor | None]
     guidance: Tensor | None  # (B,), for a distilled model
+    time_dtype: torch.dtype = torch.float32  # in which the model reads times; steps are exact
 
     def __post_init__(self) -> None:
         if len(self.times) != len(self.branches) + 1:
@@ -113,7 +114,7 @@ class Denoiser:
             grid=inputs.grid,
             txt=inputs.text[current.branch],
             vec=inputs.pooled[current.branch],
-            t=torch.full((len(x_BVD),), current.t, device=x_BVD.device),
+            t=torch.full((len(x_BVD),), current.t, dtype=inputs.time_dtype, device=x_BVD.device),
             cond=inputs.cond[current.branch],
             guidance=inputs.guidance,
             seams=self.team.seams(seams, self.model, self.dtype.itemsize),
@@ -130,7 +131,8 @@ class TabulatedModulation:
             for branch in inputs.branches[step].names:
                 self._rows.setdefault(self._key(t, branch), len(self._rows))
         self._batch = len(inputs.pooled["text"])
-        times = torch.tensor([t for t, _ in self._rows], device=device)
+        # Rows are found by the exact time, and hold what the model reads at the rounded one
+        times = torch.tensor([t for t, _ in self._rows], dtype=inputs.time_dtype, device=device)
         self._table = ModulationTable.of(
             model,
             model.conditioning(

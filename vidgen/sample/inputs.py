@@ -1,5 +1,6 @@
 """What the model reads besides the noise: text features, given frames, times, guidance."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vidgen.diffusion import flow
+from vidgen.diffusion.condition_names import gives_images
 from vidgen.diffusion.conditions import caption, condition_channels, given_latents
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.mmdit import patchify
@@ -26,9 +28,12 @@ class Given:
 
     mask: Tensor
     latents: Tensor
+    keep: bool = True  # whether they are put back
 
     def over(self, latents: Tensor) -> Tensor:
-        """`latents` with the given frames as they are given."""
+        """`latents` with the given frames as they are given, where they are kept."""
+        if not self.keep:
+            return latents
         return torch.where(self.mask.bool(), self.latents, latents)
 
 
@@ -38,7 +43,7 @@ def captions(recipe: Recipe, request: Request) -> tuple[str, str]:
     def full(text: str) -> str:
         if not text or not recipe.conditions.suffix:
             return text
-        return caption(text, request.fps, request.motion_score)
+        return caption(text, request.frames, request.fps, request.motion_score)
 
     return full(request.prompt), full(request.negative)
 
@@ -52,16 +57,27 @@ def encode_captions(recipe: Recipe, encoder: TextEncoder, jobs: Sequence[Job]) -
     return found
 
 
-def encode_references(ae: Autoencoder, jobs: Sequence[Job], device: torch.device) -> Given:
+def encode_references(
+    recipe: Recipe, ae: Autoencoder, jobs: Sequence[Job], device: torch.device
+) -> Given:
+    """Of jobs with the same condition."""
     masks, latents = [], []
     for job in jobs:
         one = job.request
         size = (one.height, one.width)
-        pieces = read_references(one.condition, job.references, ae, size, device)
-        mask, given = given_latents(one.condition, pieces, ae, job.latent, one.seed)
+        pixels = read_references(job.references, size, device)
+        pieces = [reference.piece for reference in job.references]
+        mask, given = given_latents(pieces, pixels, ae, job.latent, reference_seed(one.seed))
         masks.append(mask[None].to(device))
         latents.append(given[None].float().to(device))
-    return Given(torch.cat(masks), torch.cat(latents))
+    keep = recipe.sample.keep_given == "all" or gives_images(jobs[0].request.condition)
+    return Given(torch.cat(masks), torch.cat(latents), keep)
+
+
+def reference_seed(seed: int) -> int:
+    """Of the posterior sample of references: not the numbers that the video's noise begins with."""
+    digest = hashlib.sha256(f"vidgen references {seed}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def make_inputs(
@@ -95,6 +111,7 @@ def make_inputs(
         times=flow.timesteps(job.request.steps, flow.shift_alpha(recipe.flow, job.latent)),
         branches=job.full_branches if full_guidance else job.branches,
         solver=job.request.solver,
+        time_dtype=flow.time_dtype(recipe.flow),
         text={name: batch([f.tokens_BLD for f in fs]) for name, fs in by_branch.items()},
         pooled={name: batch([f.pooled_BD for f in fs]) for name, fs in by_branch.items()},
         cond=cond,

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vidgen import limits
+from vidgen.diffusion.condition_names import gives_images
 from vidgen.diffusion.conditions import frames_needed
 from vidgen.diffusion.guidance import Branches, plan
 from vidgen.diffusion.solvers import SOLVERS, passes_per_step
@@ -11,7 +13,7 @@ from vidgen.errors import UserError
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.geometry import Geometry
 from vidgen.recipe import Recipe
-from vidgen.sample.references import check_references
+from vidgen.sample.references import Reference, check_references
 from vidgen.sample.request import Request
 
 Size = tuple[int, int, int]  # frames, rows, columns
@@ -24,7 +26,7 @@ class Job:
     request: Request
     latent: Size
     tokens: Size
-    references: Sequence[str]  # the file of each piece the condition is given
+    references: Sequence[Reference]  # what shows each piece the condition gives
     branches: Sequence[Branches]  # guidance branches of each step
     full_branches: Sequence[Branches]  # all of them at every step: what `branches` saves from
 
@@ -40,14 +42,13 @@ class Job:
 
 def check(recipe: Recipe, ae: Autoencoder, request: Request) -> Job:
     """Refuses in one line what this model cannot make."""
+    _check_numbers(request)
     geometry = Geometry.of(ae, recipe.model.patch_size)
     size = request.frames, request.height, request.width
     try:
         latent = geometry.latent_grid(*size)
     except ValueError as error:
         raise UserError(str(error)) from None
-    if request.steps < 1:
-        raise UserError(f"steps {request.steps}: expected 1 or more")
     if not 0 < request.fps < math.inf:
         raise UserError(f"fps {request.fps:g}: expected a number above 0")
     if request.solver not in SOLVERS:
@@ -63,11 +64,30 @@ def check(recipe: Recipe, ae: Autoencoder, request: Request) -> Job:
             raise UserError(
                 f"{request.condition} needs at least {needed} frames, not {request.frames}"
             )
-    references = check_references(request.condition, request.ref, ae)
+    references = check_references(request.condition, request.ref, ae, request.frames)
     tokens = geometry.token_grid(*size)
     branches = guidance_branches(recipe, request, tokens)
     full = guidance_branches(recipe, request, tokens, full=True)
     return Job(request, latent, tokens, references, branches, full)
+
+
+def _check_numbers(request: Request) -> None:
+    """Before anything is built from them."""
+    for name, most in (
+        ("steps", limits.SAMPLE_STEPS),
+        ("frames", limits.SAMPLE_FRAMES),
+        ("height", limits.SAMPLE_SIDE),
+        ("width", limits.SAMPLE_SIDE),
+    ):
+        value = getattr(request, name)
+        if value < 1:
+            raise UserError(f"{name} {value}: expected 1 or more")
+        if value > most:
+            raise UserError(f"{name} {value}: expected {most} or less")
+    for name in ("guidance", "guidance_img", "motion_score"):
+        value = getattr(request, name)
+        if value is not None and not abs(value) <= limits.GUIDANCE:  # NaN too
+            raise UserError(f"{name} {value:g}: expected a finite number")
 
 
 def guidance_branches(
@@ -80,7 +100,7 @@ def guidance_branches(
         request.guidance,
         request.guidance_img,
         # As published: for a given image, not for a given clip
-        dynamic=request.condition.startswith("i2v"),
+        dynamic=gives_images(request.condition),
     )
     has_image = request.condition != "t2v"
     return plan(config, request.steps, tokens, has_image=has_image, full=full)

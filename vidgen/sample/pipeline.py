@@ -107,7 +107,12 @@ class Pipeline:
                 f"{path} is no run and no checkpoint: expected a run directory (with checkpoints/"
                 "step-...) or one step's directory; for published weights add --recipe stage3"
             )
-        recipe = for_sampling(checkpoint.read_objects(step)["recipe"])
+        stored = checkpoint.read_objects(step)
+        if "recipe" not in stored:
+            raise UserError(
+                f"{step} holds imported weights and no recipe: name one, such as --recipe stage3"
+            )
+        recipe = for_sampling(stored["recipe"])
         group = "ema" if "ema" in checkpoint.groups(step) else "model"
         source = f"{recipe.name} {step.name}"
         return Pipeline._build(recipe, str(step), group, device, source, memory)
@@ -167,16 +172,24 @@ class Pipeline:
             pipeline.model  # noqa: B018  weights that do not fit are refused before text is read
         return pipeline
 
-    def image_pipeline(self, weights: str | Path, autoencoder: Mapping[str, Any]) -> "Pipeline":
+    def image_pipeline(
+        self,
+        weights: str | Path,
+        autoencoder: Mapping[str, Any],
+        kind: str = "flux_dev",
+        shift: str | float = "flux",
+    ) -> "Pipeline":
         """FLUX.1's image model in the same transformer, reading the same text as this model.
 
-        `autoencoder` is as in a recipe: {"kind": "flux_ae", "path": "ae.safetensors"}.
+        `autoencoder` is as in a recipe: {"kind": "flux_ae", "path": "ae.safetensors"}. `kind` is
+        flux_dev or flux_schnell; `shift` is of its timesteps, as `flow.shift` in a recipe.
         """
         own = to_dict(self.recipe)
         flux = {
-            **{key: own[key] for key in ("text", "data", "flow")},
+            **{key: own[key] for key in ("text", "data")},
             "name": "flux",
-            "model": "flux_dev",
+            "model": kind,
+            "flow": {"shift": shift},
             "autoencoder": dict(autoencoder),
             "conditions": {"suffix": False},  # an image has no frame rate
         }
@@ -272,7 +285,7 @@ class Pipeline:
         """References -> noise -> denoise, step by step -> decode."""
         job, patch = jobs[0], self.recipe.model.patch_size
         with options.phase("references"):
-            given = encode_references(self.autoencoder, jobs, self.device)
+            given = encode_references(self.recipe, self.autoencoder, jobs, self.device)
         with options.phase("load"):
             denoiser = Denoiser(
                 self.model, self.dtype, options.team, self.hooks, self._fit(job) or call_block

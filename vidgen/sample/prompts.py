@@ -6,10 +6,12 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from vidgen.diffusion.config import ConditionName
+from vidgen import limits
+from vidgen.diffusion.condition_names import check_condition
 from vidgen.errors import UserError
+from vidgen.runtime import files
 
 
 def _words(value: Any) -> str:
@@ -31,9 +33,10 @@ def _number(value: Any) -> float:
 
 
 def _condition(value: Any) -> str:
-    if value not in get_args(ConditionName):
-        raise ValueError(f"is none of {', '.join(get_args(ConditionName))}")
-    return str(value)
+    try:
+        return check_condition(_words(value))
+    except ValueError as error:
+        raise ValueError("is " + str(error).partition(" is ")[2]) from None
 
 
 def _files(value: Any) -> list[str]:
@@ -64,11 +67,9 @@ def read_prompts(path: str | Path) -> list[str | dict[str, Any]]:
     """What `make_requests` takes as prompts; an empty cell of a csv says nothing."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
+        text = files.read_text(path, at_most=limits.PROMPTS_BYTES, encoding="utf-8-sig")
+    except FileNotFoundError as error:
         raise UserError(f"--prompts {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"--prompts {path}: is not UTF-8 text") from None
     found: list[str | dict[str, Any]]
     if path.suffix in (".csv", ".jsonl"):
         rows = _csv_rows(path, text) if path.suffix == ".csv" else _jsonl_rows(path, text)
@@ -99,7 +100,7 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"--prompts {path} line {number}: {error}") from None
             if not isinstance(row, dict):
                 raise UserError(f'--prompts {path} line {number}: expected {{"prompt": "..."}}')

@@ -1,7 +1,8 @@
-"""Reading the image or video that a condition is given."""
+"""Reading the images and videos that a condition is given."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,55 +10,68 @@ import torch
 from torch import Tensor
 
 from vidgen.data.read.video import BadClip, probe, read_clip
-from vidgen.diffusion.conditions import given_parts
+from vidgen.diffusion.conditions import DoesNotFit, Piece, pieces_of
 from vidgen.diffusion.config import ConditionName
 from vidgen.errors import UserError
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.runtime import ops
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A piece of the video and the frames of a file that show it."""
+
+    piece: Piece
+    path: str
+    first: int  # frame of the file
+
+
 def read_references(
-    condition: ConditionName,
-    files: Sequence[str],
-    ae: Autoencoder,
-    size: tuple[int, int],
-    device: torch.device,
+    references: Sequence[Reference], size: tuple[int, int], device: torch.device
 ) -> list[Tensor]:
-    """Pixels (3, T, H, W) in [-1, 1] of each piece the condition is given, scaled and cropped.
+    """Pixels (3, T, H, W) in [-1, 1] of each piece, scaled and cropped."""
+    return [_read(one, size, device) for one in references]
 
-    `files` holds one for each piece, as `check_references` returns them.
+
+def check_references(
+    condition: ConditionName, paths: Sequence[str], ae: Autoencoder, frames: int
+) -> list[Reference]:
+    """What shows each piece of a video of so many frames; refuses in one line what does not.
+
+    There is one file for each piece, or one for all. A piece at the video's end is the file's last
+    frames. Any other is its first ones, or, of a video given for several pieces, the frames with
+    the piece's own numbers.
     """
-    pieces = given_parts(condition, ae)
-    return [
-        _read(path, end, frames, size, device)
-        for path, (end, frames) in zip(files, pieces, strict=True)
-    ]
-
-
-def check_references(condition: ConditionName, paths: Sequence[str], ae: Autoencoder) -> list[str]:
-    """The file of each piece; refuses in one line a file that does not hold it.
-
-    One file serves every piece; two files serve head and tail of a loop.
-    """
-    parts = given_parts(condition, ae)
-    if len(paths) not in {min(1, len(parts)), len(parts)}:
-        wanted = "no reference" if not parts else " or ".join(map(str, sorted({1, len(parts)})))
+    try:
+        pieces = pieces_of(condition, frames, ae)
+    except DoesNotFit as error:
+        raise UserError(str(error)) from None
+    if len(paths) not in {min(1, len(pieces)), len(pieces)}:
+        wanted = "no reference" if not pieces else " or ".join(map(str, sorted({1, len(pieces)})))
         raise UserError(f"condition {condition} takes {wanted} file(s); {len(paths)} were given")
-    files = list(paths) * len(parts) if len(paths) == 1 else list(paths)
-    for path, (_, frames) in zip(files, parts, strict=True):
+    shared = len(paths) < len(pieces)
+    files = list(paths) * len(pieces) if shared else list(paths)
+    found = []
+    for path, piece in zip(files, pieces, strict=True):
         if not Path(path).exists():
             raise UserError(f"{path}: there is no such file")
         with _naming(path):
             held = probe(path).num_frames
-        if held < frames:
-            raise UserError(f"{path} has {held} frame(s); this condition needs {frames}")
-    return files
+        if piece.first + piece.frames == frames:
+            first = held - piece.frames
+        else:
+            first = piece.first if shared and held > 1 else 0
+        if first < 0 or held < first + piece.frames:
+            needed = piece.frames + max(first, 0)
+            raise UserError(f"{path} has {held} frame(s); this condition needs {needed}")
+        found.append(Reference(piece, path, first))
+    return found
 
 
-def _read(path: str, end: str, frames: int, size: tuple[int, int], device: torch.device) -> Tensor:
-    with _naming(path):
-        first = 0 if end == "head" else probe(path).num_frames - frames
-        pixels = read_clip(path, list(range(first, first + frames)), size=size)
+def _read(one: Reference, size: tuple[int, int], device: torch.device) -> Tensor:
+    with _naming(one.path):
+        numbers = list(range(one.first, one.first + one.piece.frames))
+        pixels = read_clip(one.path, numbers, size=size)
     batch = torch.from_numpy(np.ascontiguousarray(pixels))[None].to(device)
     return ops.video_to_input(batch, 0.5, 0.5, torch.float32)[0]
 

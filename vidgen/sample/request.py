@@ -4,9 +4,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidgen.data.index.buckets import BucketTable, parse_aspect, parse_resolution, shape_of
+from vidgen.diffusion.condition_names import (
+    check_condition,
+    condition_of_places,
+    split_reference,
+)
 from vidgen.diffusion.config import ConditionName
 from vidgen.errors import UserError
 
@@ -93,9 +99,12 @@ def _request(
         "solver": defaults.solver,
         **given,
     }
-    settings["ref"] = tuple(settings.get("ref", ()))
+    settings.update(_placed(tuple(settings.get("ref", ())), settings.get("condition", "t2v")))
     if settings["ref"] and settings.get("condition", "t2v") == "t2v":
-        raise UserError(f"{settings['ref'][0]} is a reference, and t2v takes none; say a condition")
+        raise UserError(
+            f"{settings['ref'][0]} is a reference, and t2v takes none; say a condition, or "
+            f"the frame it shows: {settings['ref'][0]}@0"
+        )
     if (height is None) != (width is None):
         raise UserError("height and width go together; or give a resolution and an aspect")
     if height is None or width is None:
@@ -109,6 +118,23 @@ def _request(
         width=width,
         **settings,
     )
+
+
+def _placed(refs: tuple[str, ...], condition: ConditionName) -> dict[str, Any]:
+    """Files and condition of references, which may say what they show: `end.png@-1`."""
+    found = [(text, None) if Path(text).exists() else split_reference(text) for text in refs]
+    places = [place for _, place in found if place is not None]
+    if not places:
+        return {"ref": refs}
+    if len(places) < len(refs):
+        path = next(path for path, place in found if place is None)
+        raise UserError(f"{path} names no frame, unlike {refs[0]}: write {path}@0, or {path}@-1")
+    named = condition_of_places(places)
+    if condition not in ("t2v", named):
+        raise UserError(
+            f"{refs[0]} names the frame it shows, and so does condition {condition}: leave one out"
+        )
+    return {"ref": tuple(path for path, _ in found), "condition": check_condition(named)}
 
 
 def _shape(

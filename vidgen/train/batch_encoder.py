@@ -5,7 +5,6 @@ all-gathers the results.
 """
 
 import hashlib
-import math
 import random
 from collections.abc import Callable, Sequence
 
@@ -17,10 +16,10 @@ from vidgen.diffusion.conditions import (
     caption,
     choose_condition,
     condition_channels,
-    cut_pieces,
+    cut_piece,
     given_latents,
-    given_parts,
     piece_name,
+    pieces_of,
     place_latents,
 )
 from vidgen.diffusion.config import ConditionConfig
@@ -80,7 +79,7 @@ class BatchEncoder:
         captions = batch.captions
         if self._conditions.suffix:
             captions = [
-                caption(text, None if math.isnan(fps) else fps, motion)
+                caption(text, batch.bucket.frames, fps, motion)
                 for text, fps, motion in zip(captions, batch.fps, batch.motion, strict=True)
             ]
         if self._group is None:
@@ -117,17 +116,20 @@ class BatchEncoder:
         `video_BCTHW` is None where the latent cache holds the pieces encoded.
         """
         ae, frames = self.autoencoder, batch.bucket.frames
-        names = [choose_condition(self._conditions, frames, ae, draw.random) for draw in draws]
+        chosen = []
+        for draw in draws:
+            name = choose_condition(self._conditions, frames, ae, draw.random)
+            chosen.append(pieces_of(name, frames, ae, draw.random))
 
         def given(sample: int) -> tuple[Tensor, Tensor]:
-            name = names[sample]
+            pieces = chosen[sample]
             if video_BCTHW is None:
                 assert batch.latents is not None
                 cached = batch.latents.given
-                pieces = [cached[piece_name(piece)][sample] for piece in given_parts(name, ae)]
-                return place_latents(name, pieces, ae, grid, self.device)
-            pieces = cut_pieces(name, video_BCTHW[sample], ae)
-            return given_latents(name, pieces, ae, grid, draws[sample].encoder_seed)
+                parts = [cached[piece_name(piece, frames)][sample] for piece in pieces]
+                return place_latents(pieces, parts, ae, grid, self.device)
+            pixels = [cut_piece(piece, video_BCTHW[sample]) for piece in pieces]
+            return given_latents(pieces, pixels, ae, grid, draws[sample].encoder_seed)
 
         def channels(mine: slice) -> Tensor:
             found = []

@@ -1,5 +1,6 @@
 """The encoders of a run, and the latent cache in front of them."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ from vidgen.config import to_dict
 from vidgen.data.cache.codec import ClipCodec
 from vidgen.data.cache.latents import LatentCache, facts_of, read_settings, settings_of
 from vidgen.data.cache.lazy import LazyAutoencoder, LazyText
+from vidgen.diffusion.conditions import frames_needed
+from vidgen.diffusion.config import ConditionName
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.build import build_autoencoder, build_text
 from vidgen.models.text.encoder import TextEncoder
@@ -30,7 +33,10 @@ def build_encoders(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> 
     autoencoder = Lazy(lambda: build_autoencoder(recipe.autoencoder, device, dtype))
     text = Lazy(lambda: build_text(recipe.text, device, dtype))
     latents = recipe.data.latents
+    weights = recipe.conditions.weights if recipe.model.cond_embed else {}
+    conditions = [name for name, weight in weights.items() if weight]
     if latents is None:
+        check_conditions(conditions, autoencoder.get())
         return Encoders(autoencoder.get(), text.get())
     made_by = read_settings(latents.folder)
     facts = made_by.get("facts") if made_by else None
@@ -45,7 +51,7 @@ def build_encoders(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> 
     )
     lazy_autoencoder = LazyAutoencoder(facts, autoencoder)
     lazy_text = LazyText(facts, text, cache)
-    weights = recipe.conditions.weights if recipe.model.cond_embed else {}
+    check_conditions(conditions, lazy_autoencoder)
     codec = ClipCodec(
         cache,
         lazy_autoencoder,
@@ -54,6 +60,12 @@ def build_encoders(recipe: Recipe, device: torch.device, dtype: torch.dtype) -> 
         suffix=recipe.conditions.suffix,
         device=device,
         dtype=dtype,
-        conditions=[name for name, weight in weights.items() if weight],
+        conditions=conditions,
     )
     return Encoders(lazy_autoencoder, lazy_text, codec)
+
+
+def check_conditions(names: Collection[ConditionName], ae: Autoencoder) -> None:
+    """Refuses a condition that no clip can be given with this autoencoder."""
+    for name in names:
+        frames_needed(name, ae)

@@ -3,7 +3,7 @@
 import shlex
 import signal
 import sys
-import time
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,7 +19,7 @@ from vidgen.config import to_dict
 from vidgen.data.loader import Batch, Loader
 from vidgen.errors import UserError
 from vidgen.recipe.autoencoder import AutoencoderRecipe
-from vidgen.recipe.reader import diff, dump_yaml, read_recipe
+from vidgen.recipe.reader import dump_yaml, read_recipe
 from vidgen.recipe.schema import Recipe
 from vidgen.runtime import checkpoint, files, parallel
 from vidgen.runtime.observe.memory import peak_memory_gb
@@ -40,8 +40,12 @@ from vidgen.train.optim.optimizer import (
     update_weights_and_ema,
 )
 from vidgen.train.report.log import RunLog
-from vidgen.train.run_dir import make_run_dir, set_old_run_aside
+from vidgen.train.run_dir import lock, start
+from vidgen.train.run_dir.folder import make_run_dir, set_old_run_aside
+from vidgen.train.run_dir.saves import Saves
 from vidgen.train.step_result import StepResult, reduce_losses, throughput
+from vidgen.train.supervise import run_facts
+from vidgen.train.supervise.agreement import Agreement
 from vidgen.train.supervise.loss_check import BadLoss, LossMonitor
 from vidgen.train.supervise.recovery import SkipList
 from vidgen.train.supervise.stop_signals import StopSignals
@@ -63,7 +67,10 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
     LOSS_BY_BIN: ClassVar[str]
     """Name in metrics.jsonl of the losses that are compared with their usual size."""
 
-    def __init__(self, recipe: AnyRecipe, *, fresh: bool = False) -> None:
+    def __init__(
+        self, recipe: AnyRecipe, *, fresh: bool = False, from_step: int | None = None
+    ) -> None:
+        """Resumes from the newest checkpoint or that of `from_step`; `fresh` starts at step 0."""
         self.recipe: AnyRecipe = recipe
         self.run_dir = Path(recipe.run_dir)
         timeout_s, storage_s = recipe.parallel.timeout_s, recipe.recovery.storage_timeout_s
@@ -75,25 +82,56 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         )
         self.device = self.world.device
         self.dtype = compute_dtype(recipe.train.dtype, self.device)
+        self.agreement = Agreement(self.world)
+        self._lock: lock.RunLock | None = None  # on rank 0
+        self._unlock: weakref.finalize[..., Any] | None = None
+        # Before the first collective, which another recipe on one rank may make hang.
+        self._check_ranks_agree(run_facts.of_rank(recipe, {"--fresh": fresh, "--from": from_step}))
         # Before the model: a wrong manifest should not wait for 12 G parameters.
-        self.loader = self.open_data()
-        make_run_dir(self.run_dir)
+        self.loader = self.agreement.together(self.open_data)
+        self._check_ranks_agree(run_facts.of_manifest(self.loader.manifest))
+        self._lock_run_dir()
         self.step = 0
         self.loss_monitor = LossMonitor(recipe.recovery, self.LOSS_BY_BIN)
         self.timer = StepTimer(self.device)
-        self._saving: checkpoint.Saving | None = None
-        newest = None if fresh else checkpoint.latest(self._checkpoints)
-        self.model = self.build_model(resuming=newest is not None)
+        every = recipe.checkpoint.every
+        found = self.agreement.from_first(
+            lambda: start.candidates(self.run_dir, fresh=fresh, step=from_step, every=every)
+        )
+        self.model = self.build_model(resuming=bool(found))
         self.named = dict(self.model.named_parameters())
         self.ema = EMA(self.named, recipe.train.ema_decay) if recipe.train.ema_decay else None
         self.optimizer = build_optimizer(self.named.values(), recipe.optim)
         held = (tensor for group in self.tensors().values() for tensor in group.values())
         checkpoint.reserve(sum(map(checkpoint.held_bytes, held)))
-        if newest is not None:
-            self._resume(newest)
-        elif fresh and self.world.rank == 0:
-            set_old_run_aside(self.run_dir, keep=recipe.data.manifest)
+        if found:
+            self._resume(found)
+        elif fresh:
+            keep = recipe.data.manifest
+            self.agreement.from_first(lambda: set_old_run_aside(self.run_dir, keep=keep))
         self.skip_list = SkipList(self.run_dir, load=not fresh)
+        self._saves = Saves(
+            lambda: self._save(),
+            recipe.checkpoint,
+            self.run_dir,
+            rank=self.world.rank,
+            step=self.step,
+            check=self._check_run_dir,
+        )
+
+    def _check_ranks_agree(self, facts: run_facts.Facts) -> None:
+        self.agreement.decide(facts, run_facts.check_equal)
+
+    def _lock_run_dir(self) -> None:
+        """For all ranks by rank 0; until the trainer is closed, or forgotten."""
+
+        def take() -> str | None:
+            make_run_dir(self.run_dir)
+            self._lock = lock.lock(self.run_dir)
+            self._unlock = weakref.finalize(self, lock.unlock, self._lock)
+            return self._lock.note
+
+        self._notes = [note] if (note := self.agreement.from_first(take)) else []
 
     # What a subclass provides --------------------------------------------------------------------
 
@@ -121,6 +159,8 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
     def close(self) -> None:
         self.loader.close()
         self.world.close()
+        if self._unlock is not None:
+            self._unlock()
 
     @property
     def data_world(self) -> int:
@@ -148,7 +188,8 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
 
         `profile` names a first and a last step whose trace goes to the run directory.
         """
-        recipe, last = self.recipe, min(self.recipe.train.steps, stop_after or sys.maxsize)
+        last = min(self.recipe.train.steps, stop_after or sys.maxsize)
+        self._check_ranks_agree({"--stop-after": str(stop_after), "--profile": str(profile)})
         with (
             self._supervision() as supervision,
             self._closing(),
@@ -157,6 +198,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             StopSignals() as stop,
             self._trace(profile) as trace,
         ):
+            self._saves.report = log.line
             self.log_start(log)
             if self.step == 0:
                 self._validate(log)
@@ -171,12 +213,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
                 log.step(self.step, **metrics)
                 with self.phase("validate"):
                     self._validate(log)
-                stopping, bad_clips = self._sum_over_ranks(stop.received, self.loader.bad_clips)
-                if bad_clips > recipe.data.bad_clip_limit:
-                    self._raise_too_many_bad_clips()
-                if self.step % recipe.checkpoint.every == 0 or self.step == last or stopping:
-                    with self.phase("checkpoint", storage=True):
-                        self._saving = self._save()
+                stopping = self._end_step(stop.received, last)
                 collect_garbage(self.step)
             self._log_end(log)
             if stopping:
@@ -244,23 +281,27 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
         if every is not None and self.step % every == 0:
             self.validate(log)
 
-    def _sum_over_ranks(
-        self, received: signal.Signals | None, bad_clips: dict[int, str]
-    ) -> tuple[bool, int]:
-        """Whether any rank received a stop signal, so that all stop after the same step; and the
-        number of bad clips of all ranks."""
-        counts = [int(received is not None), len(bad_clips)]
-        if self.world.world > 1:
-            sums = torch.tensor(counts, device=self.device)
-            dist.all_reduce(sums)
-            counts = sums.tolist()
-        return bool(counts[0]), counts[1]
+    def _end_step(self, received: signal.Signals | None, last: int) -> bool:
+        """What all ranks decide together after a step; returns whether the run stops here."""
+        mine = received is not None, len(self.loader.bad_clips), *self._saves.status()
+        stop, bad_clips, done, failed, retry = self.world.sum(mine)
+        if bad_clips > self.recipe.data.bad_clip_limit:
+            self._raise_too_many_bad_clips()
+        ending = self.step == last or stop > 0
+        if done == self.world.world:
+            self._saves.settle(failed > 0)
+        due = self.step % self.recipe.checkpoint.every == 0 or retry > 0
+        must = ending or self._saves.risks_too_much(self.step)
+        if due or must:
+            with self.phase("checkpoint", storage=True):
+                self._saves.save(self.step, must_succeed=must)
+        return stop > 0
 
     # Ending a run --------------------------------------------------------------------------------
 
     def _end_run_on_bad_loss(self, bad: BadLoss) -> NoReturn:
         """Nothing is updated; under torchrun the run restarts from its newest checkpoint."""
-        self._wait_for_checkpoint()
+        self._saves.wait()
         advice = "try a lower optim.lr"
         if self.recipe.recovery.skip:
             self.skip_list.add(bad.positions, write=self.world.rank == 0)
@@ -320,41 +361,51 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             self.to_checkpoint_layout(self.tensors()),
             {
                 "recipe": to_dict(self.recipe),
+                "environment": run_facts.of_resume(self.device, self.world.world),
                 "loader": self.loader.state_dict(),
                 "trainer": {"step": self.step, self.LOSS_BY_BIN: self.loss_monitor.state_dict()},
             },
             keep_last=self.recipe.checkpoint.keep_last,
             keep_every=self.recipe.checkpoint.keep_every,
             timeout_s=self.recipe.recovery.storage_timeout_s,
+            guard=self._check_run_dir,
         )
 
-    def _resume(self, newest: Path) -> None:
-        then = read_recipe(checkpoint.read_objects(newest)["recipe"], [], type(self.recipe))
-        for section in self.FIXED_ON_RESUME:
-            changed = diff(getattr(then, section), getattr(self.recipe, section))
-            if changed:
-                raise UserError(
-                    f"{newest} was trained with another {section} ({section}.{changed[0]}); resume "
-                    "with the recipe as it was, or pass --fresh to start a new run beside it"
-                )
-        check_states_fit(newest, then.optim, self.recipe.optim)
+    def _resume(self, paths: list[str]) -> None:
+        """From the first of these checkpoints that every rank finds undamaged."""
         tensors = self.tensors()
         loaded = self.to_checkpoint_layout(tensors)
-        objects = checkpoint.load(newest, loaded)
+        objects, lines = start.first_undamaged(
+            self.run_dir, paths, lambda path: self._load(path, loaded), self.agreement
+        )
+        now = run_facts.of_resume(self.device, self.world.world)
+        if changed := run_facts.changes(objects.get("environment", {}), now):
+            lines.append(changed)
+        self._notes += lines
         self.from_checkpoint_layout(tensors, loaded)
         self.loader.load_state_dict(objects["loader"])
         self.step = objects["trainer"]["step"]
         if self.LOSS_BY_BIN in objects["trainer"]:  # older checkpoints have none
             self.loss_monitor.load_state_dict(objects["trainer"][self.LOSS_BY_BIN])
 
-    def _wait_for_checkpoint(self) -> None:
-        """Until the checkpoint being written is committed, or has failed."""
-        if self._saving is not None and not self._saving.done():
-            flight_recorder.note("wait for the checkpoint", storage=True)
-        while self._saving is not None and not self._saving.done():
-            time.sleep(0.01)
+    def _load(self, path: Path, tensors: Tensors) -> dict[str, Any]:
+        """Fill the tensors, and return the objects; refuses another model."""
+        stored = checkpoint.read_objects(path)
+        if "recipe" not in stored or stored.get("layout", "vidgen") != "vidgen":
+            raise UserError(
+                f"{path} holds imported weights and no state of a run: start from them with "
+                f"train.init_from={path} in another run_dir"
+            )
+        then = read_recipe(stored["recipe"], [], type(self.recipe))
+        start.check_unchanged(path, then, self.recipe, self.FIXED_ON_RESUME)
+        check_states_fit(path, then.optim, self.recipe.optim)
+        return checkpoint.load(path, tensors)
 
     # Start and end ------------------------------------------------------------------------------
+
+    def _check_run_dir(self) -> None:
+        if self._lock is not None:
+            self._lock.check()
 
     def _open_log(self) -> RunLog:
         return RunLog(
@@ -381,6 +432,8 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             f"{self.world.world} x {self.device.type} in {str(self.dtype).removeprefix('torch.')}; "
             f"MFU of {self.peak}; run directory {self.run_dir}"
         )
+        for note in self._notes:
+            log.line(note)
         if self.step:
             log.line(f"resumed at step {self.step} of {recipe.train.steps}")
 
@@ -389,14 +442,13 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
             log.line(f"{len(bad)} clip(s) could not be read and were skipped")
         if self.recipe.data.latents is not None:
             log.line(f"latents: cached {self.loader.cached} / computed {self.loader.computed}")
-        if self._saving is not None:
-            flight_recorder.note("wait for the last checkpoint", storage=True)
-            log.line(f"checkpoint {self._saving.wait()}: {self._saving.summary}")
+        if self._saves.summary is not None:
+            log.line(self._saves.summary)
 
     @contextmanager
     def _closing(self) -> Iterator[None]:
         try:
             yield
         finally:
-            self._wait_for_checkpoint()  # its ranks communicate until then
+            self._saves.wait()  # its ranks communicate until then
             self.close()

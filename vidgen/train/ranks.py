@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import replace
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -37,6 +39,11 @@ class Ranks:
             )
         tensor_parallel.check_divides(model, config.tensor)
         self.data_rank, self.data_world = world.rank // together, world.world // together
+        self.same_sample: dist.ProcessGroup | None = None
+        """The ranks that work on this rank's samples, for CPU tensors; None: no others."""
+        if together > 1:
+            timeout = timedelta(seconds=world.collective_timeout_s or world.timeout_s)
+            self.same_sample, _ = dist.new_subgroups(together, backend="gloo", timeout=timeout)
         self.context: parallel.ContextGroup | None = None
         self.mesh: DeviceMesh | None = None
         self._arrangement: Arrangement | None = None

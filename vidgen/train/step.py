@@ -39,7 +39,7 @@ class Example:
 
     noisy_BVD: Tensor
     target_BVD: Tensor
-    t_B: Tensor
+    t_B: Tensor  # in the dtype in which the model reads it
     text: TextFeatures
     cond_BVD: Tensor | None
     guidance_B: Tensor | None
@@ -78,6 +78,7 @@ def make_example(
     t_B = torch.stack([flow.sample_timestep(alpha, draw.generator) for draw in draws])
     if t is not None:
         t_B = torch.full_like(t_B, t)  # the noise stays the sample's own
+    t_B = t_B.to(flow.time_dtype(flow_config))  # noise is mixed in at the rounded time too
     noise_BCTHW = torch.empty_like(clean_BCTHW)
     for noise, draw in zip(noise_BCTHW, draws, strict=True):
         noise.normal_(generator=draw.generator)
@@ -85,7 +86,9 @@ def make_example(
 
     # Condition: text sometimes dropped, frames sometimes given. A sample's draws come in this order
     text = encode.drop_text(features, draws)
-    cond_BVD = weight_BV = None
+    cond_BVD = weight_BV = guidance_B = None
+    if config.guidance_embed:
+        guidance_B = torch.full((len(draws),), GUIDANCE, device=t_B.device)
     if config.cond_embed:
         cond_BVD = patchify(encode.conditions(batch, video_BCTHW, draws, grid), patch)
         cond_BVD = cond_BVD.to(encode.dtype)
@@ -97,7 +100,7 @@ def make_example(
         t_B=t_B,
         text=text,
         cond_BVD=cond_BVD,
-        guidance_B=torch.full_like(t_B, GUIDANCE) if config.guidance_embed else None,
+        guidance_B=guidance_B,
         grid=(grid[0], grid[1] // patch, grid[2] // patch),
         weight_BV=weight_BV,
     )
@@ -157,7 +160,7 @@ class GeneratorStep:
         recomputed = self.activations.recomputed_share * once.forward
         return StepResult(
             batch,
-            bin_B=example.t_B,
+            bin_B=example.t_B.float(),
             loss_B=loss_B.detach(),
             tokens=videos * math.prod(example.grid),
             model_flops=videos * once.training,

@@ -83,6 +83,7 @@ class Trainer(TrainingLoop[Recipe]):
             accumulate=recipe.train.accumulate,
             geometry=Geometry.of(autoencoder, recipe.model.patch_size),
             codec=self.encoders.codec,
+            group=self.ranks.same_sample,
         )
 
     def build_model(self, resuming: bool) -> MMDiT:

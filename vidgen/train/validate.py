@@ -55,6 +55,7 @@ class Validator:
             world=self._ranks.data_world,
             device=self._world.device,
             geometry=Geometry.of(self._autoencoder, recipe.model.patch_size),
+            group=self._ranks.same_sample,
         )
         try:
             for _ in range(config.batches):

@@ -20,7 +20,6 @@ from vidgen.data.cache.latents import LatentCache, facts_of, settings_of
 from vidgen.data.config import LatentsConfig
 from vidgen.data.index.manifest import Manifest, write_manifest
 from vidgen.data.loader import Latents, Loader
-from vidgen.diffusion.config import ConditionName
 from vidgen.errors import UserError
 from vidgen.models.block_dct.config import BlockDCTConfig
 from vidgen.models.block_dct.model import BlockDCT
@@ -49,7 +48,7 @@ def encode(
     manifest: Path,
     folder: Path,
     dtype: torch.dtype = torch.float32,
-    conditions: Collection[ConditionName] = (),
+    conditions: Collection[str] = (),
 ) -> str:
     cfg = config(manifest)
     codec = codec_of(cfg, folder, dtype, conditions)
@@ -70,7 +69,7 @@ def opened(
     manifest: Path,
     folder: Path,
     dtype: torch.dtype = torch.float32,
-    conditions: Collection[ConditionName] = (),
+    conditions: Collection[str] = (),
     ahead: int = 0,
     rolling_bytes: int | None = None,
     **changes: Any,
@@ -85,7 +84,7 @@ def codec_of(
     cfg: DataConfig,
     folder: Path,
     dtype: torch.dtype = torch.float32,
-    conditions: Collection[ConditionName] = (),
+    conditions: Collection[str] = (),
     rolling_bytes: int | None = None,
 ) -> ClipCodec:
     autoencoder = Counted(BlockDCTConfig())

@@ -26,7 +26,8 @@ from vidgen.data.cache.latents import (
 from vidgen.data.index.manifest import Manifest, write_manifest
 from vidgen.errors import UserError
 from vidgen.models.text.encoder import TextFeatures
-from vidgen.runtime.work import Counts, Progress, content_key
+from vidgen.runtime.content_key import content_key
+from vidgen.runtime.work import Counts, Progress
 
 
 class MeanCodec:
@@ -197,6 +198,71 @@ def test_damaged_entries_are_computed_again(
     assert {path: path.read_bytes() for path in entries(out)} == whole
 
 
+def swap(one: Path, other: Path) -> None:
+    between = one.with_name("between")
+    one.rename(between)
+    other.rename(one)
+    between.rename(other)
+
+
+def without_fields(one: Path, other: Path) -> None:
+    """As a version that keeps no key would write it: nothing says whose it is."""
+    content = one.read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:begin])
+    record = json.loads(header["__metadata__"]["entry"])
+    del record["fields"]
+    header["__metadata__"]["entry"] = json.dumps(record)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    one.write_bytes(len(text).to_bytes(8, "little") + text + content[begin:])
+
+
+@pytest.mark.parametrize(
+    ("move", "recomputed"),
+    [
+        (swap, 2),
+        (lambda one, other: other.write_bytes(one.read_bytes()), 1),
+        (lambda one, other: os.replace(one, other), 2),
+        (lambda one, other: other.unlink() or other.symlink_to(one), 1),
+        (without_fields, 1),
+    ],
+    ids=["swapped", "copied", "renamed", "linked", "without its key"],
+)
+@pytest.mark.parametrize("pair", [(0, 2), (1, 3)], ids=["17 frames", "33 frames"])
+def test_entries_moved_between_clips_are_computed_again(
+    move: Any,
+    recomputed: int,
+    pair: tuple[int, int],
+    some: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Of clips of one shape, where nothing else tells them apart."""
+    out = tmp_path / "out"
+    encode(some, out)
+    cache = LatentCache(
+        out, settings_of(ENCODERS, facts_of(MeanCodec(), LengthText()), torch.float32, suffix=False)
+    )
+    held = {path.stem: cache.get(path.stem) for path in entries(out)}
+    of_clip = {entry.fields["path"]: key for key, entry in held.items() if entry is not None}
+    paths = [cache.path(of_clip[f"{clip}.mp4"]) for clip in pair]
+    move(*paths)
+    caplog.clear()
+    assert encode(some, out) == Counts(total=6, cached=6 - recomputed, computed=recomputed)
+    named = [r for r in caplog.messages if "counts as missing: it " in r]
+    moved = "has a header that" if move is without_fields else "is the entry of {'path': "
+    assert all(moved in line for line in named), named
+    assert len(named) >= 1
+    for stem, entry in held.items():
+        again = cache.get(stem)
+        assert again is not None
+        assert entry is not None
+        assert again.fields == entry.fields
+        assert again.latent_CTHW.equal(entry.latent_CTHW)
+    assert encode(some, out) == Counts(total=6, cached=6)
+
+
 def test_a_changed_clip_or_caption_is_computed_again(
     some: Path, clip_set: Any, tmp_path: Path
 ) -> None:
@@ -252,6 +318,7 @@ def test_entries_serve_the_conditions_they_were_made_for_and_fewer(
     assert encode(some, out, **both) == Counts(total=6, computed=6)
     assert encode(some, out, **both).cached == 6
     assert encode(some, out, conditions=("i2v_head",)).cached == 6
+    assert encode(some, out, conditions=("frames@0,-1",)).cached == 6  # the same pieces
     assert encode(some, out).cached == 6
     assert not caplog.text  # nothing was damaged
     for path, before in first.items():
@@ -262,6 +329,15 @@ def test_entries_serve_the_conditions_they_were_made_for_and_fewer(
         number = now["given_tail_1"][0, 0, 0, -1] - now["given_head_1"][0, 0, 0, -1]
         frames = 1 + 4 * (now["latent_CTHW"].shape[1] - 1)
         assert abs(number - 6 * (frames - 1) / 127.5) < 0.04  # conftest's right half
+    anywhere = {"conditions": ("any_frames", "frames@0.5", "clip@4:9")}
+    assert encode(some, out, **anywhere) == Counts(total=6, computed=6)
+    assert encode(some, out, **anywhere).cached == encode(some, out, **both).cached == 6
+    for path in first:
+        now = load(path.read_bytes())
+        given = {name for name in now if name.startswith("given_")}
+        ends = range(4, 4 * now["latent_CTHW"].shape[1] - 4, 4)
+        single = {"given_head_1", "given_tail_1", *(f"given_{end}_1" for end in ends)}
+        assert given == single | {"given_4_5"}
 
 
 def test_given_latents_that_are_damaged_are_computed_again(
@@ -290,16 +366,18 @@ def test_given_latents_that_are_damaged_are_computed_again(
 
 def test_a_rolling_folder_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
     cache = LatentCache(tmp_path, {}, rolling_bytes=20_000)
+    keys = [content_key({"number": number}) for number in range(15)]
 
     def put(number: int) -> None:
         latent = torch.full((1, 1, 1, 500), float(number))
-        cache.put(f"{number:04x}", LatentEntry(latent, latent[0, 0], latent[0, 0, 0], {}))
+        fields = {"number": number}
+        cache.put(keys[number], LatentEntry(latent, latent[0, 0], latent[0, 0, 0], fields))
         used = 10**9 + number * 10**9
         with contextlib.suppress(FileNotFoundError):
-            os.utime(cache.path(f"{number:04x}"), ns=(used, used))
+            os.utime(cache.path(keys[number]), ns=(used, used))
 
     def kept() -> list[int]:
-        return sorted(int(path.stem, 16) for path in entries(tmp_path))
+        return sorted(keys.index(path.stem) for path in entries(tmp_path))
 
     size = 0
     for number in range(12):
@@ -311,13 +389,13 @@ def test_a_rolling_folder_drops_what_was_used_longest_ago(tmp_path: Path) -> Non
     assert kept() == [9, 10, 11][-(20_000 // size) :][-len(kept()) :]
     assert kept()
     oldest = kept()[0]
-    os.utime(cache.path(f"{oldest:04x}"))  # used now
+    os.utime(cache.path(keys[oldest]))  # used now
     for number in range(12, 15):
         put(number)
     assert oldest in kept()
     again = LatentCache(tmp_path, {}, rolling_bytes=7800)  # a smaller budget drops at once
     assert kept() == [oldest]
-    assert again.get(f"{oldest:04x}") is not None
+    assert again.get(keys[oldest]) is not None
 
 
 def test_only_a_folder_begun_so_is_rolling(tmp_path: Path) -> None:
@@ -341,8 +419,9 @@ def test_no_clip_with_a_bucket(some: Path, tmp_path: Path) -> None:
 def test_half_precision_is_kept(tmp_path: Path) -> None:
     cache = LatentCache(tmp_path, {})
     values = torch.arange(6.0).to(torch.bfloat16)
-    cache.put("ab12", LatentEntry(values.view(1, 1, 2, 3), values[:2, None], values[:3], {"a": 1}))
-    entry = cache.get("ab12")
+    key = content_key({"a": 1})
+    cache.put(key, LatentEntry(values.view(1, 1, 2, 3), values[:2, None], values[:3], {"a": 1}))
+    entry = cache.get(key)
     assert entry is not None
     assert torch.equal(entry.latent_CTHW, values.view(1, 1, 2, 3))
     assert entry.latent_CTHW.dtype == torch.bfloat16

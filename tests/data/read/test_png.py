@@ -1,11 +1,14 @@
 """Text in PNG files, as this and other readers find it."""
 
+import io
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from vidgen.data.read.png import SIGNATURE, read_text, with_text
+from vidgen.data.read.packets import BadClip
+from vidgen.data.read.png import SIGNATURE, read_text
 from vidgen.data.read.video import read_clip, read_metadata, write_image
 
 
@@ -35,8 +38,30 @@ def test_every_chunk_is_whole(tmp_path: Path) -> None:
     assert kinds[-1] == b"IEND"
 
 
+def chunk(kind: bytes, body: bytes) -> bytes:
+    checksum = zlib.crc32(kind + body)
+    return len(body).to_bytes(4, "big") + kind + body + checksum.to_bytes(4, "big")
+
+
+def png_of(*chunks: bytes) -> io.BytesIO:
+    return io.BytesIO(SIGNATURE + chunk(b"IHDR", bytes(13)) + b"".join(chunks))
+
+
 def test_a_compressed_text_is_left_alone() -> None:
     body = b"wide\0\1\0\0\0" + zlib.compress(b"text")
-    chunk = len(body).to_bytes(4, "big") + b"iTXt" + body + bytes(4)
-    header = SIGNATURE + bytes(25)
-    assert read_text(with_text(header, {"a": "b"})[:33] + chunk) == {}
+    assert read_text(png_of(chunk(b"iTXt", body), chunk(b"IEND", b""))) == {}
+
+
+@pytest.mark.parametrize(
+    ("chunks", "reason"),
+    [
+        ([chunk(b"tEXt", b"a\0b")], "cut short"),
+        ([chunk(b"tEXt", b"a\0b")[:-1] + b"\0", chunk(b"IEND", b"")], "is damaged"),
+        ([chunk(b"iTXt", b"a\0\0\0no end"), chunk(b"IEND", b"")], "cannot be read"),
+        ([chunk(b"iTXt", b"a\0\0\0\0\0\xff"), chunk(b"IEND", b"")], "cannot be read"),
+        ([b"\xff\xff\xff\xfftEXt"], "more than .* bytes"),
+    ],
+)
+def test_texts_that_cannot_be_read(chunks: list[bytes], reason: str) -> None:
+    with pytest.raises(BadClip, match=reason):
+        read_text(png_of(*chunks))

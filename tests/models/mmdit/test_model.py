@@ -227,6 +227,15 @@ def test_timesteps_are_told_apart_by_cosines_and_sines() -> None:
             assert float(row[128 + k]) == pytest.approx(math.sin(angle), abs=1e-4)
 
 
+def test_a_timestep_in_bf16_is_rounded_again_as_a_thousandth() -> None:
+    """As Open-Sora's public code computes it: bf16(0.1) is 0.1001, and 100.1 is 100 in bf16."""
+    found = sincos_embedding(torch.tensor([0.1], dtype=torch.bfloat16))
+    assert found.dtype == torch.float32
+    assert float(found[0, 0]) == pytest.approx(math.cos(100.0), abs=1e-5)
+    exact = sincos_embedding(torch.tensor([0.1001]))
+    assert float(exact[0, 0]) == pytest.approx(math.cos(100.1), abs=1e-3)
+
+
 @pytest.mark.parametrize("patch", [1, 2])
 def test_tokens_are_frames_rows_columns_of_patches(patch: int) -> None:
     latent = torch.randn(2, 3, 4, 2 * patch, 5 * patch)

@@ -70,6 +70,19 @@ def test_the_discriminator_learns_to_tell() -> None:
     assert judge(real[:, :, :1]).shape[2] == 1  # images have patches too
 
 
+def test_the_discriminator_has_the_published_size() -> None:
+    with torch.device("meta"):
+        judge = PatchGAN3D()
+        scores = judge(torch.empty(1, 3, 32, 256, 256))
+    convs = [module for module in judge.modules() if isinstance(module, nn.Conv3d)]
+    assert [conv.out_channels for conv in convs] == [64, 128, 256, 512, 512, 512, 1]
+    assert sum(conv.weight.numel() for conv in convs) == 27 * (
+        3 * 64 + 64 * 128 + 128 * 256 + 256 * 512 + 2 * 512 * 512 + 512
+    )
+    assert round(sum(p.numel() for p in judge.parameters()) / 1e6, 1) == 18.8
+    assert scores.shape == (1, 1, 8, 8, 8)
+
+
 def test_lpips_without_its_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such file; LPIPS needs .*vgg16"):
         LPIPS(tmp_path / "vgg16.pth")

@@ -139,6 +139,35 @@ def test_a_gpu_measures_once_and_remembers(gpu: Callable[..., dict[str, float]])
     assert list(measured.path().parent.iterdir()) == [measured.path()]
 
 
+def test_only_a_backend_that_is_about_to_run_is_checked(
+    gpu: Callable[..., dict[str, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[str] = []
+    faults: dict[str, str] = {}
+
+    def fault(backend: Backend, needs: Needs) -> str:
+        checked.append(backend.name)
+        return faults.get(backend.name, "")
+
+    monkeypatch.setattr(choice, "fault", fault)
+    gpu({"cudnn": 1.0, "sdpa_flash": 2.0, "flex": 9.0})
+    assert choose(GPU).name == "cudnn"  # unknown lengths: the table's order
+    assert checked == ["cudnn"]
+    checked.clear()
+    assert choose(GPU, shape=SHAPE).name == "cudnn"
+    assert checked == ["cudnn", "sdpa_flash", "cudnn"]  # those that are timed, then the fastest
+    choice.reset()
+    checked.clear()
+    assert choose(GPU, shape=SHAPE).name == "cudnn"  # remembered
+    assert checked == ["cudnn"]
+
+    choice.reset()
+    checked.clear()
+    faults.update(cudnn="off", sdpa_flash="off")
+    assert choose(GPU, shape=SHAPE).name == "flex"
+    assert checked == ["cudnn", "sdpa_flash", "flex"]
+
+
 def test_what_is_remembered_may_be_damaged_or_gone(gpu: Callable[..., dict[str, float]]) -> None:
     gpu({"flash3": 3.0, "cudnn": 1.0})
     measured.path().parent.mkdir(parents=True)

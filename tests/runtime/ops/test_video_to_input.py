@@ -73,6 +73,25 @@ def test_opcheck(kernel_laws):
     torch.library.opcheck(torch.ops.vidgen.video_to_input.default, arguments)
 
 
+def test_a_later_call_makes_no_table(kernel_laws, monkeypatch, device):
+    """A CUDA graph captures a call that has run before: nothing comes from the host's memory."""
+    frames = torch.randint(0, 256, (1, 2, 4, 6, 3), dtype=torch.uint8)
+    first = ops.video_to_input(frames, 0.25, 0.75, torch.float32)
+
+    def refuse(*given, **options):
+        raise AssertionError("a tensor is made of numbers of the host")
+
+    monkeypatch.setattr(torch, "tensor", refuse)
+    assert torch.equal(ops.video_to_input(frames, 0.25, 0.75, torch.float32), first)
+    monkeypatch.undo()
+    if device == "cuda":
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = ops.video_to_input(frames, 0.25, 0.75, torch.float32)
+        graph.replay()
+        assert torch.equal(captured, first)
+
+
 def test_float64():
     u8 = frames((1, 2, 4, 4, 3))
     assert torch.equal(ops.video_to_input(u8, 0.5, 0.5, torch.float64), exact(u8, 0.5, 0.5))

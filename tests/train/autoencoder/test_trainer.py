@@ -85,6 +85,54 @@ def test_a_few_steps_improve_the_reconstruction_of_clips_never_seen(
     assert after["LPIPS"] is None
 
 
+def gradients(
+    manifest: Path, run: Path, clip: float, **loss: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What both optimizers are given at the first step with a discriminator."""
+    trainer = AutoencoderTrainer(
+        recipe(manifest, run, loss={"adversarial_from": 0, **loss}, optim={"clip": clip})
+    )
+    found: dict[str, torch.Tensor] = {}
+
+    def watch(name: str, module: torch.nn.Module) -> Any:
+        def hook(*_: Any) -> None:
+            grads = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
+            found[name] = torch.cat(grads)
+
+        return hook
+
+    trainer.optimizer.register_step_pre_hook(watch("model", trainer.model))
+    trainer.discriminator_optimizer.register_step_pre_hook(
+        watch("discriminator", trainer.discriminator)
+    )
+    trainer.train_step()
+    trainer.close()
+    return found["model"], found["discriminator"]
+
+
+def test_gradients_of_both_networks_are_clipped(manifest: Path, tmp_path: Path) -> None:
+    free = gradients(manifest, tmp_path / "free", 1e6)
+    assert min(g.norm() for g in free) > 1e-3
+    for clipped, before in zip(gradients(manifest, tmp_path / "clipped", 1e-4), free, strict=True):
+        assert clipped.norm().item() == pytest.approx(1e-4, rel=0.02)
+        torch.testing.assert_close(clipped / clipped.norm(), before / before.norm())
+
+
+def test_the_adversarial_weight_is_what_the_recipe_says(manifest: Path, tmp_path: Path) -> None:
+    """Without the adaptive weight the loss is linear in it: gradients at 0, 0.05 and 0.1 say so."""
+    # A weight of 0 would leave the discriminator out.
+    none, one, two = (
+        gradients(manifest, tmp_path / f"{weight}", 1e6, adversarial=weight, adaptive=False)[0]
+        for weight in (1e-9, 0.05, 0.1)
+    )
+    assert (one - none).norm() > 1e-6 * none.norm()
+    torch.testing.assert_close(two - none, 2 * (one - none), rtol=1e-2, atol=1e-6)
+    adaptive = gradients(manifest, tmp_path / "adaptive", 1e6, adversarial=0.05, adaptive=True)[0]
+    # The same direction, by another factor.
+    assert torch.cosine_similarity(adaptive - none, one - none, dim=0) > 0.99
+    assert (adaptive - one).norm() > 0.5 * (one - none).norm()
+
+
 @pytest.mark.parametrize("adversarial_from", [2, 1000])
 def test_a_resumed_run_has_the_same_bits(
     manifest: Path, tmp_path: Path, adversarial_from: int
@@ -186,6 +234,9 @@ def test_the_published_recipe_is_an_autoencoder_s() -> None:
     with torch.device("meta"):
         model = VideoDCAE(found.autoencoder)
     assert sum(p.numel() for p in model.parameters()) == 459_462_147
+    loss = found.loss
+    assert (loss.lpips, loss.adversarial, loss.adaptive) == (0.5, 0.05, False)
+    assert (found.optim.clip, found.train.ema_decay, loss.image_fraction) == (1.0, 0.99, 0.2)
     assert isinstance(read_any(ROOT / "recipes" / "stage1.yaml", []), Recipe)
 
 

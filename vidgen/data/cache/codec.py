@@ -17,16 +17,17 @@ from vidgen.data.config import DataConfig
 from vidgen.data.index.buckets import Bucket, frame_interval
 from vidgen.data.index.manifest import Clip
 from vidgen.data.read.video import ClipRequest
-from vidgen.diffusion.conditions import Piece, all_parts, caption, cut_piece, piece_name
+from vidgen.diffusion.conditions import Piece, all_pieces, caption, cut_piece, piece_name
 from vidgen.diffusion.config import ConditionName
 from vidgen.errors import UserError
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.geometry import Geometry
 from vidgen.models.text.encoder import TextEncoder
 from vidgen.runtime import dtypes, ops
+from vidgen.runtime.content_key import content_key
 from vidgen.runtime.loader.feed import Filling
 from vidgen.runtime.loader.processes import Lost
-from vidgen.runtime.work import content_key, log_damage
+from vidgen.runtime.work import log_damage
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,7 @@ class ClipCodec:
         interval = int(frame_interval(np.array(clip.fps), self._fps_max))
         text = clip.text
         if self._suffix:
-            fps = None if np.isnan(clip.fps) else clip.fps / interval
-            text = caption(text, fps, clip.motion)
+            text = caption(text, bucket.frames, clip.fps / interval, clip.motion)
         return {
             "path": os.path.relpath(clip.path, self._root),
             "bytes": status.st_size,
@@ -99,12 +99,9 @@ class ClipCodec:
         )
         given = tuple(
             (
-                piece_name(piece),
+                piece_name(piece, bucket.frames),
                 dtype,
-                (
-                    ae.latent_channels,
-                    *geometry.latent_grid(piece[1], bucket.height, bucket.width),
-                ),
+                (ae.latent_channels, piece.end - piece.begin, *grid[1:]),
             )
             for piece in self._pieces(bucket.frames)
         )
@@ -113,7 +110,7 @@ class ClipCodec:
         )
 
     def _pieces(self, frames: int) -> list[Piece]:
-        return all_parts(self._conditions, frames, self._autoencoder)
+        return all_pieces(self._conditions, frames, self._autoencoder)
 
     def read(self, clip: Clip, bucket: Bucket) -> Filling[Found | str]:
         """Fills a slot with the clip's entry or, where there is none, its pixels; returns why it
@@ -158,7 +155,7 @@ class ClipCodec:
         """The entry, also written to the cache."""
         pixels_BTHWC = pixels_THWC[None].to(self._device)
         video = ops.video_to_input(pixels_BTHWC, 0.5, 0.5, torch.float32)
-        features = self._text.encode([fields["text"]])
+        features, frames = self._text.encode([fields["text"]]), video.shape[2]
 
         def latent(part_CTHW: Tensor) -> Tensor:
             return self._autoencoder.encode(part_CTHW[None], seeds=[row])[0].to(self._dtype)
@@ -169,8 +166,8 @@ class ClipCodec:
             features.pooled_BD[0].to(self._dtype),
             fields,
             {
-                piece_name(piece): latent(cut_piece(piece, video[0]))
-                for piece in self._pieces(video.shape[2])
+                piece_name(piece, frames): latent(cut_piece(piece, video[0]))
+                for piece in self._pieces(frames)
             },
         )
         self.cache.put(content_key(fields), entry)

@@ -4,12 +4,15 @@ import contextlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vidgen.runtime.content_key import content_key
 from vidgen.runtime.crc32c import crc32c
 from vidgen.runtime.dtypes import SIZES
 
@@ -52,10 +55,17 @@ class EntryRequest:
     def __call__(self, out: np.ndarray) -> str | None:
         try:
             header, _, content = read_file(self.path)
+            return self._fill(header, content, out)
         except FileNotFoundError:
             return ABSENT
-        except (DamagedEntry, OSError) as error:
+        except OSError as error:
+            return f"cannot be read: {error.strerror or error}"
+        except DamagedEntry as error:
             return str(error)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return "has a header that cannot be read"  # of a version that did not check it
+
+    def _fill(self, header: dict[str, Any], content: bytes, out: np.ndarray) -> str | None:
         data = np.frombuffer(content, np.uint8)[_data_begins(content) :]
         flat = out.reshape(-1)
         for (name, dtype, shape), place in zip(
@@ -75,7 +85,7 @@ class EntryRequest:
 
 def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any], bytes]:
     """The header of an entry's file, its own record there, and all its bytes, found to be as they
-    were written."""
+    were written, under the name of what they were made of."""
     with open(path, "rb") as file:
         content = file.read()
     begin = _data_begins(content)
@@ -84,12 +94,37 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, A
     try:
         header: dict[str, Any] = json.loads(content[8:begin])
         record: dict[str, Any] = json.loads(header["__metadata__"]["entry"])
-        written = record["crc32c"]
-    except (ValueError, KeyError, TypeError):
+        written, fields = record["crc32c"], record["fields"]
+        if not isinstance(header, dict) or not isinstance(record, dict):
+            raise TypeError
+        key = content_key(fields)
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise DamagedEntry("has a header that cannot be read") from None
-    if f"{crc32c(memoryview(content)[begin:]):08x}" != written:
+    data = memoryview(content)[begin:]
+    # Entries of older versions have a checksum of the data alone.
+    if written not in (checksum(header, fields, data), f"{crc32c(data):08x}"):
         raise DamagedEntry("has another checksum than when it was written")
+    if key != Path(path).stem:  # moved or copied by hand: another clip's, caption's or window's
+        raise DamagedEntry(f"is the entry of {_named(fields)}")
     return header, record, content
+
+
+def _named(fields: Any) -> str:
+    """What an entry was made of, on one line."""
+    return repr({name: fields[name] for name in ("path", "text") if name in fields})[:200]
+
+
+def checksum(header: Mapping[str, Any], fields: Any, data: memoryview) -> str:
+    """Of an entry's header, what its key was made of, and its data."""
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    described = json.dumps([tensors, fields], sort_keys=True).encode()
+    return f"{crc32c(described):08x}{crc32c(data):08x}"
+
+
+def header_of(content: bytes) -> dict[str, Any]:
+    """Unchecked."""
+    header: dict[str, Any] = json.loads(content[8 : _data_begins(content)])
+    return header
 
 
 def _data_begins(content: bytes) -> int:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidgen.data.cache.entries import DamagedEntry, read_file
+from vidgen import limits
+from vidgen.data.cache.entries import DamagedEntry, checksum, header_of, read_file
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.text.encoder import TextEncoder
-from vidgen.runtime.crc32c import crc32c
-from vidgen.runtime.work import ResultFolder, log_damage
+from vidgen.runtime.files import read_json
+from vidgen.runtime.work import ResultFolder, log_damage, unsealed
 
 _log = logging.getLogger(__name__)
 _VERSION = 2
@@ -32,7 +33,7 @@ class LatentEntry:
     pooled_D: Tensor
     fields: dict[str, Any]  # what the key was made of
     given: dict[str, Tensor] = field(default_factory=dict)
-    """Latents (C, T, H, W) of the clip's ends, each encoded by itself: what conditions give."""
+    """Latents (C, T, H, W) of the clip's pieces, each encoded by itself: what conditions give."""
 
 
 class LatentCache(ResultFolder):
@@ -67,6 +68,7 @@ class LatentCache(ResultFolder):
 
     def get(self, key: str) -> LatentEntry | None:
         """The entry; None where there is none, or (logged) where its file is damaged."""
+        from safetensors import SafetensorError
         from safetensors.torch import load
 
         path = self.path(key)
@@ -77,7 +79,10 @@ class LatentCache(ResultFolder):
             fields = record["fields"]
         except FileNotFoundError:
             return None
-        except (DamagedEntry, OSError, KeyError) as error:
+        except OSError as error:
+            log_damage(path, f"cannot be read: {error.strerror or error}")
+            return None
+        except (DamagedEntry, SafetensorError, KeyError) as error:
             log_damage(path, str(error))
             return None
         return LatentEntry(latent, tokens, pooled, fields, tensors)
@@ -95,7 +100,7 @@ class LatentCache(ResultFolder):
         }
         plain = save(tensors)
         data = memoryview(plain)[8 + int.from_bytes(plain[:8], "little") :]
-        record = {"fields": entry.fields, "crc32c": f"{crc32c(data):08x}"}
+        record = {"fields": entry.fields, "crc32c": checksum(header_of(plain), entry.fields, data)}
         # One key: of several, safetensors writes them in any order.
         content = save(tensors, {"entry": json.dumps(record)})
         self.write(key, content)
@@ -153,5 +158,5 @@ def read_settings(root: str | os.PathLike[str]) -> dict[str, Any] | None:
     path = Path(root) / _SETTINGS
     if not path.is_file():
         return None
-    settings: dict[str, Any] = json.loads(path.read_text())
-    return _DEFAULTS | settings
+    settings = read_json(path, at_most=limits.JSON_BYTES, expect=dict)
+    return _DEFAULTS | dict(unsealed(path, settings))

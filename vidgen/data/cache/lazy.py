@@ -8,8 +8,8 @@ from torch import Tensor
 from vidgen.data.cache.latents import LatentCache, LatentEntry
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.text.encoder import TextEncoder, TextFeatures
+from vidgen.runtime.content_key import content_key
 from vidgen.runtime.lazy import Lazy
-from vidgen.runtime.work import content_key
 
 
 class LazyAutoencoder:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from vidgen import limits
 from vidgen.data.packages import pyarrow, pyav
 from vidgen.data.read.packets import BadClip
 from vidgen.data.read.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, probe
@@ -121,20 +122,14 @@ def _from_folder(folder: Path) -> list[Listed]:
 
 
 def _caption(path: Path) -> str:
-    try:
-        text = " ".join(path.read_text("utf-8").split())
-    except UnicodeDecodeError as error:
-        raise UserError(f"caption {path} is not UTF-8 text: {error.reason}") from error
+    text = " ".join(files.read_text(path, at_most=limits.METADATA_BYTES).split())
     if not text:
         raise UserError(f"caption {path} is empty; write one, or remove the clip")
     return text
 
 
 def _from_csv(source: Path) -> list[Listed]:
-    try:
-        text = source.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source} is not UTF-8 text: {error.reason}") from error
+    text = files.read_text(source, at_most=limits.TABLE_BYTES, encoding="utf-8-sig")
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     columns = list(reader.fieldnames or [])
     missing = [name for name in ("path", "text") if name not in columns]

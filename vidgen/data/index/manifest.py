@@ -1,9 +1,10 @@
 """The list of clips: a parquet file of paths, captions and shapes, checked when opened."""
 
+import contextlib
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import numpy as np
 
 from vidgen.data.packages import pyarrow
 from vidgen.errors import UserError
+from vidgen.printable import one_line
 from vidgen.runtime import files
 
 _TEXT = ("path", "text")
@@ -19,6 +21,7 @@ _NUMBERS = {"num_frames": np.int32, "height": np.int32, "width": np.int32}
 _REQUIRED = (*_TEXT, *_NUMBERS, "fps")
 _MOTION = ("motion", "score_vmafmotion")  # the first one present is the caption's motion score
 _SAMPLED_FILES = 64
+_DIGEST = b"vidgen.digest"  # of the contents, in the file's metadata
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Manifest:
         self.num_frames = _numbers(path, table, "num_frames")
         self.height = _numbers(path, table, "height")
         self.width = _numbers(path, table, "width")
-        self.fps = _floats(path, table, "fps")
+        self.fps = _rates(path, table)
         motion = next((name for name in _MOTION if name in table.column_names), None)
         self.motion = None if motion is None else _floats(path, table, motion)
         self._paths = _strings(path, table, "path")
@@ -67,10 +70,9 @@ class Manifest:
         path = Path(path)
         if not path.is_file():
             raise UserError(f"manifest {path} is not a file; expected a parquet file of clips")
-        try:
-            names = arrow.parquet.read_schema(path).names
-        except (arrow.ArrowInvalid, OSError) as error:
-            raise UserError(f"manifest {path} is not a parquet file: {_one_line(error)}") from error
+        with _refusing(path):
+            schema = arrow.parquet.read_schema(path)
+            names, digest = list(schema.names), (schema.metadata or {}).get(_DIGEST)
         missing = [name for name in _REQUIRED if name not in names]
         if missing:
             raise UserError(
@@ -78,7 +80,15 @@ class Manifest:
                 f"{', '.join(names)}; expected {', '.join(_REQUIRED)}"
             )
         wanted = [name for name in (*_REQUIRED, *_MOTION) if name in names]
-        manifest = cls(path, arrow.parquet.read_table(path, columns=wanted))
+        with _refusing(path):
+            table = arrow.parquet.read_table(path, columns=wanted, page_checksum_verification=True)
+            manifest = cls(path, table)
+        if digest is not None and digest != manifest.hash.encode():
+            raise UserError(
+                f"manifest {path} does not match the digest it holds: it is damaged, or a program "
+                "has changed it and kept its metadata; restore it, or write it again without the "
+                f"metadata key {_DIGEST.decode()}"
+            )
         if not len(manifest):
             raise UserError(f"manifest {path} has no rows; expected at least one clip")
         manifest._look_for_files(check)
@@ -132,8 +142,28 @@ def write_manifest(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any
         name: arrow.array([row.get(name) for row in rows], type=types.get(name))
         for name in (*_REQUIRED, *extra)
     }
+    table = arrow.table(columns)
+    with contextlib.suppress(UserError):  # values that opening will refuse
+        table = table.replace_schema_metadata({_DIGEST: Manifest(path, table).hash})
     with files.replacing(path) as temporary:
-        arrow.parquet.write_table(arrow.table(columns), temporary)
+        arrow.parquet.write_table(table, temporary, write_page_checksum=True)
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Damage becomes one line: in a damaged file Arrow raises many types beside its own."""
+    arrow = pyarrow("Reading a manifest")
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or isinstance(error, arrow.ArrowException):
+            raise UserError(f"manifest {path} is not a parquet file: {_one_line(error)}") from error
+        raise UserError(f"manifest {path} cannot be read: {error.strerror}") from error
+    except (
+        arrow.ArrowException, ValueError, KeyError, IndexError, TypeError, OverflowError,
+        MemoryError, RuntimeError,
+    ) as error:  # fmt: skip
+        raise UserError(f"manifest {path} is not a parquet file: {_one_line(error)}") from error
 
 
 def _numbers(path: Path, table: Any, name: str) -> np.ndarray:
@@ -159,6 +189,18 @@ def _floats(path: Path, table: Any, name: str) -> np.ndarray:
         ) from error
 
 
+def _rates(path: Path, table: Any) -> np.ndarray:
+    """NaN where there is none, as with images."""
+    values = _floats(path, table, "fps")
+    bad = np.flatnonzero((values <= 0) | np.isinf(values))
+    if len(bad):
+        raise UserError(
+            f"manifest {path}: fps of row {bad[0]} is {values[bad[0]]:g}; expected a positive "
+            f"number, or none for an image ({len(bad)} such rows)"
+        )
+    return values
+
+
 def _strings(path: Path, table: Any, name: str) -> Any:
     arrow = pyarrow("Reading a manifest")
     column = table.column(name)
@@ -167,6 +209,7 @@ def _strings(path: Path, table: Any, name: str) -> Any:
             f"manifest {path}: {column.null_count} rows have no {name}; fill or drop them"
         )
     try:
+        column.validate(full=True)  # that it is UTF-8
         return column.cast(arrow.large_string())
     except (arrow.ArrowInvalid, arrow.ArrowNotImplementedError) as error:
         raise UserError(
@@ -191,4 +234,4 @@ def _text_digest(column: Any) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return one_line((str(error).splitlines() or [type(error).__name__])[0])

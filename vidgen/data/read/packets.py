@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 _FAR = 64
@@ -9,6 +10,11 @@ _FAR = 64
 times of all."""
 _REORDERED = 17
 """Packets to look past the last frame wanted: no codec shows a frame more than 16 later."""
+_NO_TABLE = ("matroska", "mpegts")
+_GRID_LEAST = 4  # frames from which a rate can be told
+_GRID_NEAR, _GRID_GAP = 0.5, 1.75  # periods: rounded times are near the grid, a lost frame is not
+_GRID_MOST = 0.8  # of the gaps that are one period where the rate is constant
+_START_S = 2.0  # MPEG-TS begins at 1.4 s
 
 
 class BadClip(Exception):
@@ -42,10 +48,41 @@ def pick(container: Any, stream: Any, indices: list[int]) -> Pick | None:
             break
     if None in times or len(set(times)) < len(times):
         return None
+    if start == 0:
+        check_grid(container, stream, sorted(times)[: indices[-1] + 1])
     if start and min(times) < times[0]:
         # Frames shown before the key frame follow it: its place is not the packet's.
         return _pick_by_times(container, stream, indices)
     return _picked(packets, sorted(times), start, indices)
+
+
+def check_grid(container: Any, stream: Any, times: list[int]) -> None:
+    """Refuse a file that has lost frames: those after the gap would take their places.
+
+    Matroska and MPEG-TS have no table of frames, so a lost cluster only shows in the times. `times`
+    ascend from the first frame. Where few frames are on the grid of the declared rate, the rate
+    varies, and a gap says nothing.
+    """
+    rate, unit = stream.average_rate, stream.time_base
+    name = container.format.name.split(",")[0]
+    if name not in _NO_TABLE or not rate or not unit or len(times) < _GRID_LEAST:
+        return
+    period = 1 / (rate * unit)  # in units of time
+    if period < 1:
+        return
+    gaps = [(after - before) / float(period) for before, after in pairwise(times)]
+    lost = [place for place, gap in enumerate(gaps) if gap > _GRID_GAP]
+    on_grid = sum(abs(gap - 1) < _GRID_NEAR for gap in gaps)
+    if lost and on_grid >= _GRID_MOST * len(gaps):
+        before = times[lost[0]] - times[0]
+        raise BadClip(
+            f"has lost {round(gaps[lost[0]]) - 1} frame(s) after frame {lost[0]}, "
+            f"{float(before * unit):.3f} s from its start: the times of its frames have a gap"
+        )
+    if len(container.streams) == 1 and on_grid >= _GRID_MOST * len(gaps):
+        begin = float(times[0] * unit)
+        if begin * float(rate) > _GRID_LEAST and begin > _START_S:
+            raise BadClip(f"has lost the frames before {begin:.3f} s, where its first one is")
 
 
 def decode(stream: Any, picked: Pick) -> Iterator[tuple[int, Any]]:
@@ -97,6 +134,7 @@ def _pick_by_times(container: Any, stream: Any, indices: list[int]) -> Pick | No
         return None
     times = sorted(time for time, _ in shown)
     _check_length(len(times), indices)
+    check_grid(container, stream, times[: indices[-1] + 1])
     first = times[indices[0]]
     keys = [time for time, is_key in shown if is_key and time <= first]
     _go_to(container, stream, max(keys, default=times[0]))

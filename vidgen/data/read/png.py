@@ -1,7 +1,12 @@
 """Text inside PNG files: what a picture says of itself."""
 
+import os
 import zlib
 from collections.abc import Iterator, Mapping
+from typing import BinaryIO
+
+from vidgen import limits
+from vidgen.data.read.packets import BadClip
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -12,15 +17,19 @@ def with_text(png: bytes, said: Mapping[str, str]) -> bytes:
     return png[:header_end] + b"".join(_chunk(k, v) for k, v in said.items()) + png[header_end:]
 
 
-def read_text(png: bytes) -> dict[str, str]:
+def read_text(file: BinaryIO) -> dict[str, str]:
+    """The texts of a PNG file; raises BadClip where a chunk with text is damaged or too long."""
     found = {}
-    for kind, body in _chunks(png):
+    for kind, body in _texts(file):
         key, _, rest = body.partition(b"\0")
-        if kind == b"tEXt":
-            found[key.decode("latin-1")] = rest.decode("latin-1")
-        elif kind == b"iTXt" and rest[:2] == b"\0\0":  # not compressed
-            _, _, text = rest[2:].split(b"\0", 2)  # a language, the key in it, the text
-            found[key.decode("latin-1")] = text.decode("utf-8")
+        try:
+            if kind == b"tEXt":
+                found[key.decode("latin-1")] = rest.decode("latin-1")
+            elif rest[:2] == b"\0\0":  # not compressed
+                _, _, text = rest[2:].split(b"\0", 2)  # a language, the key in it, the text
+                found[key.decode("latin-1")] = text.decode("utf-8")
+        except ValueError as error:
+            raise BadClip("has a text chunk that cannot be read") from error
     return found
 
 
@@ -34,9 +43,23 @@ def _chunk(key: str, value: str) -> bytes:
     return len(body).to_bytes(4, "big") + kind + body + checksum.to_bytes(4, "big")
 
 
-def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
-    place = len(SIGNATURE)
-    while place + 8 <= len(png):
-        length = int.from_bytes(png[place : place + 4], "big")
-        yield png[place + 4 : place + 8], png[place + 8 : place + 8 + length]
-        place += 12 + length
+def _texts(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Chunks with text, checked; the others are skipped unread."""
+    if file.read(len(SIGNATURE)) != SIGNATURE:
+        raise BadClip("is not a PNG file")
+    room = limits.METADATA_BYTES
+    while len(head := file.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if kind == b"IEND":
+            return
+        if kind not in (b"tEXt", b"iTXt"):
+            file.seek(length + 4, os.SEEK_CUR)
+            continue
+        room -= length
+        if room < 0:
+            raise BadClip(f"says more than {limits.METADATA_BYTES} bytes of itself")
+        body, checksum = file.read(length), file.read(4)
+        if zlib.crc32(kind + body) != int.from_bytes(checksum, "big") or len(checksum) < 4:
+            raise BadClip("has a text chunk that is damaged")
+        yield kind, body
+    raise BadClip("is cut short: it has no end chunk")

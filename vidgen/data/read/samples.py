@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,22 @@ class Reader:
         self._kept: dict[ClipRequest, np.ndarray] = {}
         self._room = cfg.cache_bytes
 
+    @property
+    def bad(self) -> dict[int, str]:
+        """Manifest row to reason, of every clip found unreadable so far."""
+        return dict(self._bad)
+
+    def learn(self, bad: Mapping[int, str]) -> None:
+        """Clips that another rank found unreadable count as such here."""
+        for row, reason in bad.items():
+            if row not in self._bad:
+                self._skip_clip(self._manifest[row], f"on another rank: {reason}")
+
+    def choice(self, plan: BatchPlan, sample: int) -> int | None:
+        """The row that is read for a sample, as far as is known; None where there is none."""
+        rows = plan.step.candidates(plan.first + sample)
+        return next((row for row in rows if row not in self._bad), None)
+
     def fill(self, plan: BatchPlan, sample: int, out: np.ndarray) -> Filling[Sample]:
         """`out` is (T, H, W, 3)."""
         passed: dict[int, str] = {}
@@ -64,12 +80,13 @@ class Reader:
             if answer is None:
                 self._keep(request, out)
                 return Sample(clip, fps, passed)
-            self._pass_over(clip, answer.reason if isinstance(answer, Lost) else answer, passed)
+            reason = answer.reason if isinstance(answer, Lost) else answer
+            passed[clip.row] = self._skip_clip(clip, reason)
         raise none_can_be_read(plan, passed)
 
     def _candidates(self, plan: BatchPlan, sample: int, passed: dict[int, str]) -> Iterator[Clip]:
-        """The clip itself, then those that replace it. What is known to be bad is passed over, and
-        told as if this sample had found it out: what was read before must not show."""
+        """The clip itself, then those that replace it. What is known to be bad is skipped, and
+        reported as if this sample had found it out: what was read before must not show."""
         for row in plan.step.candidates(plan.first + sample):
             if len(passed) > self._cfg.bad_clip_limit:
                 raise too_many_bad(passed, self._cfg.bad_clip_limit, self._manifest)
@@ -101,11 +118,12 @@ class Reader:
             self._room -= pixels.nbytes
             self._kept[request] = pixels.copy()
 
-    def _pass_over(self, clip: Clip, reason: str, passed: dict[int, str]) -> None:
+    def _skip_clip(self, clip: Clip, reason: str) -> str:
+        """The reason that counts, which is the first."""
         if clip.row not in self._bad:
             self._bad[clip.row] = reason
-            _log.warning("clip %s (row %d) is passed over: %s", clip.path, clip.row, reason)
-        passed[clip.row] = self._bad[clip.row]
+            _log.warning("clip %s (row %d) is skipped: %s", clip.path, clip.row, reason)
+        return self._bad[clip.row]
 
 
 class EntryReader(Reader):
@@ -122,7 +140,7 @@ class EntryReader(Reader):
             found = yield from self._codec.read(clip, bucket)
             if not isinstance(found, str):
                 return Sample(clip, clip.fps / found.fields["interval"], passed, found)
-            self._pass_over(clip, found, passed)
+            passed[clip.row] = self._skip_clip(clip, found)
         raise none_can_be_read(plan, passed)
 
 

@@ -12,8 +12,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vidgen import limits
 from vidgen.data.packages import pyav
 from vidgen.data.read import png, torchcodec_frames
+from vidgen.data.read.boundary import (
+    check_frame_size,
+    container_of,
+    decoder_boundary,
+    open_options,
+    url,
+)
 from vidgen.data.read.packets import BadClip, decode, pick
 from vidgen.data.read.scale import ToRGB, displayed_size
 from vidgen.errors import UserError
@@ -43,6 +51,8 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
             raise BadClip("no frame can be decoded")
         height, width = displayed_size(frame)
         rate = stream.average_rate if len(times) > 1 else None
+        if rate is not None and not (0 < rate < math.inf):
+            raise BadClip(f"has a frame rate of {float(rate):g}; expected a positive one")
         return VideoInfo(len(times), height, width, float(rate) if rate else float("nan"))
 
 
@@ -100,15 +110,17 @@ def read_clip(
     done = set()
     frames_at = torchcodec_frames.frames_at if decoder == "torchcodec" else _frames_at
     for place, frame in frames_at(path, indices):
-        if frame.is_corrupt:
-            raise BadClip(f"frame {indices[place]} is damaged")
-        displayed = displayed_size(frame)
+        with decoder_boundary():
+            if frame.is_corrupt:
+                raise BadClip(f"frame {indices[place]} is damaged")
+            displayed = displayed_size(frame)
         if expect is not None and displayed != tuple(expect):
             raise BadClip(
                 f"is {displayed[0]}x{displayed[1]} (height x width), the manifest says "
                 f"{expect[0]}x{expect[1]}"
             )
-        picture = to_rgb(frame)
+        with decoder_boundary():
+            picture = to_rgb(frame)
         shape = (len(indices), *(size or displayed), 3)
         if out is None:
             out = np.empty(shape, np.uint8)
@@ -160,29 +172,34 @@ def _opened(path: str | os.PathLike[str], probe: bool = True) -> Iterator[tuple[
     """
     av = pyav("Reading a video")
     path = Path(path)
-    try:
-        if path.stat().st_size == 0:
-            raise BadClip("is an empty file")
-        how: dict[str, Any] = {}
-        if not probe and _has_header(path):
-            how = {"options": {"probesize": "32", "skip_frame": "all"}}
-        with av.open(str(path), **how) as container:
+    with decoder_boundary():
+        kind = container_of(path)
+        options = open_options(kind)
+        if not probe and kind == "mov":
+            options |= {"probesize": "32", "skip_frame": "all"}
+        with av.open(url(path), format=kind, options=options) as container:
             stream = next((s for s in container.streams.video), None)
             if stream is None:
                 raise BadClip("has no video stream")
+            check_frame_size(stream.height, stream.width)
             # The loader's workers are the parallelism; codec threads would fight them.
             stream.thread_type = "NONE"
             stream.codec_context.thread_count = 1
-            # By the standard's rule, not by a guess, how many frames may come out of order.
-            stream.codec_context.options = {"strict": "strict"}
-            yield container, stream
-    except (av.FFmpegError, OSError) as error:
-        raise BadClip(f"cannot be read: {error}") from error
-
-
-def _has_header(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(8)[4:] == b"ftyp"
+            stream.codec_context.options = {
+                # By the standard's rule, not by a guess, how many frames may come out of order.
+                "strict": "strict",
+                # The header need not say the size that the decoder finds.
+                "max_pixels": str(limits.FRAME_PIXELS),
+            }
+            try:
+                yield container, stream
+            except av.FFmpegError as error:
+                if stream.width:
+                    raise
+                # Unknown where the decoder refused it.
+                raise BadClip(
+                    f"cannot be decoded with frames of at most {limits.FRAME_PIXELS} pixels"
+                ) from error
 
 
 def write_video(
@@ -260,7 +277,12 @@ def written_suffix(frames: int) -> str:
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """What a video or a PNG says of itself; raises BadClip."""
     path = Path(path)
-    if path.suffix == ".png" and path.is_file():
-        return png.read_text(path.read_bytes())
+    with decoder_boundary():
+        if path.is_file() and container_of(path) == "png_pipe":
+            with path.open("rb") as file:
+                return png.read_text(file)
     with _opened(path) as (container, _):
-        return dict(container.metadata)
+        found = dict(container.metadata)
+    if sum(len(key) + len(value) for key, value in found.items()) > limits.METADATA_BYTES:
+        raise BadClip(f"says more than {limits.METADATA_BYTES} bytes of itself")
+    return found

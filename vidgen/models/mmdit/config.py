@@ -1,28 +1,33 @@
 """Shapes of the multimodal diffusion transformer, and the published ones by name."""
 
 from dataclasses import replace
+from typing import Annotated
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
+from vidgen import limits
 from vidgen.config import config
+
+Blocks = Annotated[PositiveInt, Field(le=limits.MODEL_DEPTH)]
+Size = Annotated[PositiveInt, Field(le=limits.MODEL_WIDTH)]
 
 
 @config
 class MMDiTConfig:
     """Field names follow the published checkpoints; the defaults are the 11B video model."""
 
-    in_channels: PositiveInt = 64  # width of a latent token: latent channels * patch_size^2
-    patch_size: PositiveInt = 2
-    hidden_size: PositiveInt = 3072
-    num_heads: PositiveInt = 24
-    depth: PositiveInt = 19  # dual-stream blocks: text and video keep their own weights
-    depth_single_blocks: PositiveInt = 38  # single-stream blocks: both share one set
-    mlp_ratio: PositiveFloat = 4.0
-    axes_dim: tuple[PositiveInt, PositiveInt, PositiveInt] = (16, 56, 56)  # RoPE: T, H, W
+    in_channels: Size = 64  # width of a latent token: latent channels * patch_size^2
+    patch_size: Size = 2
+    hidden_size: Size = 3072
+    num_heads: Size = 24
+    depth: Blocks = 19  # dual-stream blocks: text and video keep their own weights
+    depth_single_blocks: Blocks = 38  # single-stream blocks: both share one set
+    mlp_ratio: Annotated[PositiveFloat, Field(le=limits.MODEL_RATIO)] = 4.0
+    axes_dim: tuple[Size, Size, Size] = (16, 56, 56)  # RoPE: T, H, W
     theta: PositiveInt = 10_000
     qkv_bias: bool = True
-    vec_in_dim: PositiveInt = 768  # pooled text vector (CLIP-L)
-    context_in_dim: PositiveInt = 4096  # text tokens (T5-XXL)
+    vec_in_dim: Size = 768  # pooled text vector (CLIP-L)
+    context_in_dim: Size = 4096  # text tokens (T5-XXL)
     guidance_embed: bool = False
     cond_embed: bool = True  # image and video conditions: mask and masked latent
 
@@ -66,6 +71,7 @@ PRESETS = {
     "opensora_v2_t2v": replace(OPENSORA_V2, cond_embed=False),
     "opensora_v2_dcae": replace(OPENSORA_V2, in_channels=128, patch_size=1),
     "flux_dev": replace(OPENSORA_V2, guidance_embed=True, cond_embed=False),
+    "flux_schnell": replace(OPENSORA_V2, cond_embed=False),
     "tiny": MMDiTConfig(
         hidden_size=64, num_heads=2, depth=1, depth_single_blocks=2, axes_dim=(8, 12, 12)
     ),

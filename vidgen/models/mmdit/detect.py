@@ -36,6 +36,27 @@ def detect_layout(source: TensorSource) -> Layout:
     )
 
 
+def imported_layout(source: TensorSource, asked: Layout | None) -> Layout:
+    """Of weights that do not note it: from their names, and `asked` where the names are alike.
+
+    Their tensors must be those of one whole MMDiT.
+    """
+    found = detect_layout(source)
+    if found != "open-sora" and asked != "open-sora":
+        if asked is None:
+            raise UserError(
+                f"{source.where}: has fused projections, which FLUX.1 and vidgen name alike but "
+                "order differently: say --layout flux or --layout vidgen"
+            )
+        found = asked
+    if asked not in (None, found):
+        raise UserError(
+            f"{source.where}: has the tensor names of layout {found}; expected those of {asked}"
+        )
+    check_checkpoint(source, infer_config(source, found), found, set(), set())
+    return found
+
+
 def infer_config(source: TensorSource, layout: Layout) -> MMDiTConfig:
     """The config a file notes, else the one its shapes tell.
 
@@ -84,8 +105,13 @@ def infer_config(source: TensorSource, layout: Layout) -> MMDiTConfig:
             guidance_embed="guidance_in.in_layer.weight" in infos,
             cond_embed=cond_embed,
         )
-    except ValidationError as error:
-        reason = "; ".join(problem["msg"] for problem in error.errors())
+    except (ValidationError, ZeroDivisionError, OverflowError) as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            reason = "; ".join(
+                ".".join(map(str, problem["loc"])) + ": " + problem["msg"]
+                for problem in error.errors()
+            )
         raise UserError(f"{source.where}: its shapes are those of no MMDiT: {reason}") from error
 
 
@@ -96,7 +122,7 @@ def noted_config(source: TensorSource) -> MMDiTConfig | None:
         return TypeAdapter(MMDiTConfig).validate_json(note)
     except ValidationError as error:
         raise UserError(
-            f"{source.where}: notes a model config vidgen cannot read: {note}"
+            f"{source.where}: notes a model config vidgen cannot read: {note[:200]}"
         ) from error
 
 

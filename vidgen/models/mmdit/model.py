@@ -87,10 +87,13 @@ PLAIN = Seams()
 
 
 def sincos_embedding(t_B: Tensor, width: int = 256) -> Tensor:
-    """Timestep in [0, 1] to (B, width): cosines, then sines, of 1000 t at falling frequencies."""
+    """Timestep in [0, 1] to (B, width): cosines, then sines, of 1000 t at falling frequencies.
+
+    1000 t is rounded to the dtype of t: a bf16 t gives what Open-Sora's public code computes.
+    """
     half = width // 2
     index = torch.arange(half, dtype=torch.float32, device=t_B.device)
-    angles = 1000.0 * t_B.float()[:, None] * torch.exp(-math.log(10_000.0) / half * index)
+    angles = (1000.0 * t_B).float()[:, None] * torch.exp(-math.log(10_000.0) / half * index)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

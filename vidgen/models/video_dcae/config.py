@@ -38,6 +38,10 @@ class VideoDCAEConfig:
     tile_frames: PositiveInt = 32
     tile_size: PositiveInt = 256  # pixels
     tile_overlap: float = 0.25
+    # How tiles are cut and blended. whole: all of one size, the last of an axis moved back to end
+    # with the video. public: as the public code does, the last cut off at the end; what the
+    # published generator was trained on.
+    tiling_rule: Literal["whole", "public"] = "whole"
 
     def __post_init__(self) -> None:
         if len(self.widths) < 3:
@@ -62,6 +66,14 @@ class VideoDCAEConfig:
                 raise ValueError(f"{name} {size} is not a multiple of {form}; the {near}")
         if not 0 <= self.tile_overlap < 1:
             raise ValueError(f"tile_overlap {self.tile_overlap:g}: expected 0 or more, below 1")
+        for name, size in (("tile_frames", self.tile_frames), ("tile_size", self.tile_size)):
+            shared = size // (UNIT_FRAMES if name == "tile_frames" else pixels)
+            shared_latents = shared * self.tile_overlap
+            if self.tiling_rule == "public" and shared_latents != int(shared_latents):
+                raise ValueError(
+                    f"tiling_rule public: tiles of {name} {size} would overlap by "
+                    f"{shared_latents:g} latents; expected a whole number"
+                )
         for stage in range(self.attention_from, self.stages):
             if self.widths[stage] % self.head_dim:
                 raise ValueError(

@@ -8,14 +8,16 @@ class PatchGAN3D(nn.Module):
     """(B, 3, T, H, W) to a score for each patch: above zero for real, below for reconstructed."""
 
     def __init__(self, width: int = 64, layers: int = 5, dropout: float = 0.3):
+        """`layers` strided convolutions, one without a stride, and the one that scores."""
         super().__init__()
         parts: list[nn.Module] = [_conv(3, width, stride=(2, 2, 2)), nn.LeakyReLU(0.2)]
         channels = width
-        for layer in range(1, layers):
+        for layer in range(1, layers + 1):
             wider = width * min(2**layer, 8)
             # Clips are short: time is halved once more, then only rows and columns are.
+            side = 1 if layer == layers else 2
             parts += [
-                _conv(channels, wider, stride=(2 if layer == 1 else 1, 2, 2), bias=False),
+                _conv(channels, wider, stride=(2 if layer == 1 else 1, side, side), bias=False),
                 nn.BatchNorm3d(wider, track_running_stats=False),  # of the batch at hand
                 nn.LeakyReLU(0.2),
                 nn.Dropout(dropout),

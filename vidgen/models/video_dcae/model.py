@@ -25,6 +25,7 @@ from vidgen.models.video_dcae.layers import (
     conv,
     pixels_to_channels,
 )
+from vidgen.models.video_dcae.public_tiling import in_public_tiles
 from vidgen.models.video_dcae.tiling import in_tiles
 
 STILL_LATENTS = 2  # latent frames of the clip that an image becomes with `still_images`
@@ -81,11 +82,16 @@ class Encoder(nn.Module):
         self.project_out = Project(config.widths[-1], config.latent_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.with_stage(x, 1)[0]
+
+    def with_stage(self, x: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """The latents, and the output of a stage, counted from 1."""
         x = self.project_in(pixels_to_channels(x, self.patch))
-        for stage in self.stages:
+        kept = x
+        for index, stage in enumerate(self.stages, 1):
             x = stage(x)
-        out: Tensor = self.project_out(x)
-        return out
+            kept = x if index == number else kept
+        return self.project_out(x), kept
 
 
 class Decoder(nn.Module):
@@ -115,9 +121,15 @@ class VideoDCAE(nn.Module):
         self.compression = config.compression
         self.encoder, self.decoder = Encoder(config), Decoder(config)
 
-    def forward(self, video_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction and raw latents, with gradients and without tiles: what training needs."""
+    def forward(self, video_BCTHW: Tensor, stage: int | None = None) -> tuple[Tensor, Tensor]:
+        """Reconstruction and raw latents, with gradients and without tiles: what training needs.
+
+        With `stage`, counted from 1, the output of that encoder stage instead of the latents.
+        """
         Geometry.of(self).latent_grid(*video_BCTHW.shape[2:])
+        if stage is not None:
+            latent, kept = self.encoder.with_stage(video_BCTHW, stage)
+            return self.decoder(latent), kept
         latent = self._encode_whole(video_BCTHW)
         return self._decode_whole(latent), latent
 

@@ -3,7 +3,8 @@
 A name is obeyed or refused with the reason. "auto" is what VIDGEN_ATTENTION names, if it does; on a
 CPU the first backend of the table that can serve; on a GPU the fastest of those that can: measured
 once for each kind of call, and remembered in the user's cache folder for this GPU, driver and these
-versions. A backend that "auto" has not used before must first compute a small case rightly.
+versions. Before "auto" uses or times a backend for the first time, the backend must compute a small
+case correctly; the others are not checked.
 
 All ranks of a distributed run must choose alike, and no rank may wait for another in the middle of
 a call. So in such a run nothing is measured: the table's order decides, unless `agree()` was called
@@ -80,21 +81,25 @@ def _automatic(needs: Needs, shape: Shape | None) -> Backend:
         raise UserError(f"no attention backend can serve this call: {reasons}")
     # From a stable order: those that are better than the last resorts first.
     able.sort(key=lambda b: b.last_resort)
-    if needs.device != "cuda":
-        return next((b for b in able if _sound(b, needs)), able[-1])
-    able = [b for b in able if _sound(b, needs)] or able[-1:]
-    rivals = [b for b in able if not b.last_resort]
+    if needs.device == "cuda":
+        fastest = _fastest([b for b in able if not b.last_resort], needs, shape)
+        able.sort(key=lambda b: b.name != fastest)
+    # The check of a backend may compile it for a minute: only one that is about to run is checked.
+    return next((b for b in able if _sound(b, needs)), able[-1])
+
+
+def _fastest(rivals: list[Backend], needs: Needs, shape: Shape | None) -> str | None:
+    """The name of the fastest rival, as remembered or as measured now; None when it is unknown."""
     if len(rivals) < 2:
-        return able[0]
+        return None
     case = None if shape is None else measured.case(needs, shape)
-    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    if several:
-        name = measured.known(_of_rank_0 or {}, needs, case)
-    else:
-        name = measured.known(measured.remembered(), needs, case)
-        if name is None and shape is not None and case is not None:
-            name = measured.fastest(rivals, needs, shape, case)
-    return next((b for b in rivals if b.name == name), rivals[0])
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return measured.known(_of_rank_0 or {}, needs, case)
+    name = measured.known(measured.remembered(), needs, case)
+    if name is not None or shape is None or case is None:
+        return name
+    sound = [b for b in rivals if _sound(b, needs)]  # all of them are about to be timed
+    return measured.fastest(sound, needs, shape, case) if len(sound) > 1 else None
 
 
 def _sound(backend: Backend, needs: Needs) -> bool:

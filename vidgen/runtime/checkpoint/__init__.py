@@ -8,7 +8,8 @@ from vidgen.runtime.checkpoint.commit import (
     steps_folder,
 )
 from vidgen.runtime.checkpoint.compare import differences
-from vidgen.runtime.checkpoint.layout import held_bytes
+from vidgen.runtime.checkpoint.coverage import not_checked
+from vidgen.runtime.checkpoint.layout import DamagedCheckpoint, held_bytes
 from vidgen.runtime.checkpoint.load import (
     About,
     LoadReport,
@@ -35,6 +36,7 @@ __all__ = [
     "describe",
     "differences",
     "groups",
+    "not_checked",
     "read_tensors",
     "read_objects",
     "verify",
@@ -44,6 +46,7 @@ __all__ = [
     "GroupReader",
     "Saving",
     "SaveSummary",
+    "DamagedCheckpoint",
     "LoadReport",
     "About",
 ]

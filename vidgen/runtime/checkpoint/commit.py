@@ -51,6 +51,17 @@ def complete(root: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def incomplete(root: Path) -> dict[int, Path]:
+    """What has the name of a step and no manifest: damaged since, for a save leaves no such."""
+    whole = complete(root)
+    found = {
+        int(match[1]): entry
+        for entry in (root.iterdir() if root.is_dir() else ())
+        if (match := _STEP.fullmatch(entry.name))
+    }
+    return {step: path for step, path in sorted(found.items()) if step not in whole}
+
+
 def steps(root: str | os.PathLike[str]) -> list[int]:
     """The steps that have a complete checkpoint under root, oldest first."""
     return list(complete(Path(root)))
@@ -106,6 +117,15 @@ def _clean(root: Path) -> None:
                 os.replace(entry, final)
                 sync_directory(root)
                 continue
+        _remove(entry)
+
+
+def _remove(entry: Path) -> None:
+    """Of a link, such as a step that was moved to other storage, only the link: what it names
+    belongs to whoever made it."""
+    if entry.is_symlink() or not entry.is_dir():
+        entry.unlink()
+    else:
         shutil.rmtree(entry)
 
 
@@ -119,12 +139,12 @@ def publish(root: Path, step: int, manifest: bytes) -> None:
 
     final = step_directory(root, step)
     replaced = _leftover(root, step, "replaced")
-    if final.exists():
+    if os.path.lexists(final):
         os.replace(final, replaced)
     os.replace(writing, final)
     sync_directory(root)
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    if os.path.lexists(replaced):
+        _remove(replaced)
 
 
 def abandon(root: Path, step: int) -> None:
@@ -145,7 +165,7 @@ def prune(root: Path, newest: int, keep_last: int, keep_every: int | None) -> No
         # Durably out of sight before the first file goes: no crash shows half of one.
         sync_directory(root)
         for directory in removed:
-            shutil.rmtree(directory)
+            _remove(directory)
 
 
 def explain(error: OSError, root: Path, step: int, size: int) -> Exception:

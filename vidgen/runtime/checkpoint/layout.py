@@ -5,6 +5,7 @@ root/step-000000100/manifest.json                      sizes, checksums, who hol
                     trainer.json                       the object "trainer"
 """
 
+import errno
 import json
 import math
 import re
@@ -30,6 +31,14 @@ CHUNK = 256 * 1024  # bytes under one checksum: the least that a partial read re
 NAME = re.compile(r"[a-z0-9_]+")
 
 DTYPES, DTYPE_NAMES = dtypes.by_name(), dtypes.names()
+
+
+class DamagedCheckpoint(UserError):
+    """Files that are not as they were written; another step's may be."""
+
+
+class OtherFormat(ValueError):
+    """A manifest that another version of vidgen wrote."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +152,9 @@ class Manifest:
         if stated != f"{_body_crc(body):08x}":
             raise ValueError("its CRC32C does not match its contents")
         if body["version"] != VERSION:
-            raise ValueError(f"it has version {body['version']}; this vidgen reads {VERSION}")
+            raise OtherFormat(f"it has version {body['version']}; this vidgen reads {VERSION}")
         if body["chunk"] != CHUNK:
-            raise ValueError(f"its checksums cover {body['chunk']} bytes each, not {CHUNK}")
+            raise OtherFormat(f"its checksums cover {body['chunk']} bytes each, not {CHUNK}")
         return Manifest(
             step=body["step"],
             world=body["world"],
@@ -197,17 +206,31 @@ def read_manifest(path: Path) -> Manifest:
     """The manifest of a step's directory; a UserError says what is wrong with another path."""
     try:
         text = (path / MANIFEST).read_bytes()
-    except OSError:
-        raise UserError(
+    except FileNotFoundError:
+        kind = DamagedCheckpoint if path.name.startswith("step-") else UserError
+        raise kind(
             f"{path} is not a checkpoint: it holds no {MANIFEST}; "
             f"expected a directory like {path}/step-000000100"
         ) from None
+    except OSError as error:
+        raise unreadable(path / MANIFEST, error, "load another step's directory") from None
     try:
         return Manifest.from_json(text)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except OtherFormat as error:
         raise UserError(
+            f"{path / MANIFEST} cannot be read: {error}; use the vidgen that wrote it"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpoint(
             f"{path / MANIFEST} is damaged: {error}; load another step's directory"
         ) from None
+
+
+def unreadable(path: Path, error: OSError, advice: str) -> UserError:
+    """Damage, unless the file is not this user's to read."""
+    refused = error.errno in (errno.EACCES, errno.EPERM)
+    kind = UserError if refused else DamagedCheckpoint
+    return kind(f"{path} cannot be read: {error.strerror}; {advice}")
 
 
 def shard_file(group: str, rank: int, world: int) -> str:

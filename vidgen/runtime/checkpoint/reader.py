@@ -1,5 +1,6 @@
 """Reading parts of files: only the bytes that are needed, each checked before it is used."""
 
+import errno
 import math
 import os
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from vidgen.runtime.checkpoint.layout import (
     CHUNK,
     DTYPES,
     Box,
+    DamagedCheckpoint,
     Manifest,
     Slice,
     TensorEntry,
     read_manifest,
+    unreadable,
 )
 from vidgen.runtime.crc32c import crc32c
 
@@ -119,7 +122,7 @@ def pieces(path: Path, label: str, entry: TensorEntry, box: Box) -> list[Piece]:
     ]
     covered = sum(piece.common.numel for piece in found)
     if covered != box.numel:
-        raise UserError(
+        raise DamagedCheckpoint(
             f"{path} is damaged: its files hold {covered} of the {box.numel} elements of {label}"
         )
     return found
@@ -129,7 +132,9 @@ def read(path: Path, spans: list[ReadSpan]) -> Statistics:
     """Read and check; a UserError names what is damaged."""
     problems, statistics = transfer.read_spans(path, spans)
     if problems:
-        raise UserError(explain(path, problems[0]))
+        refused = problems[0].code in (errno.EACCES, errno.EPERM)
+        kind = UserError if refused else DamagedCheckpoint
+        raise kind(explain(path, problems[0]))
     return statistics
 
 
@@ -156,13 +161,13 @@ def read_head(path: Path, manifest: Manifest, name: str) -> bytes:
             size = os.fstat(file.fileno()).st_size
             data = file.read(entry.checked)
     except OSError as error:
-        raise UserError(f"{path / name} cannot be read: {error.strerror}; {_ADVICE}") from None
+        raise unreadable(path / name, error, _ADVICE) from None
     if size != entry.size:
-        raise UserError(
+        raise DamagedCheckpoint(
             f"{path / name} is damaged: it has {size} bytes, not {entry.size}; {_ADVICE}"
         )
     if crc32c(data) != entry.crc:
-        raise UserError(
+        raise DamagedCheckpoint(
             f"{path / name} is damaged: the CRC32C of its first {entry.checked} bytes "
             f"is not {entry.crc:08x}; {_ADVICE}"
         )

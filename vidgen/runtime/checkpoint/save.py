@@ -81,6 +81,11 @@ class Saving:
             raise self._error
         return self.path
 
+    def failure(self) -> Exception | None:
+        """Why it failed, once it is done; None of one that is committed."""
+        self._told = self._told or self.done()
+        return self._error
+
     def _settle(self) -> None:
         """Wait, and raise an error that nobody has been told of."""
         self._finished.wait()
@@ -116,6 +121,7 @@ def save(
     keep_every: int | None = None,
     background: bool = True,
     timeout_s: float | None = None,
+    guard: Callable[[], None] | None = None,
 ) -> Saving:
     """Save a step's state as root/step-N; every rank of the run calls this.
 
@@ -126,6 +132,8 @@ def save(
 
     A rank waits at most `timeout_s` for one system call of the storage (an hour by default), and a
     minute longer for another rank that does.
+
+    `guard` is called before anything is written; what it raises on any rank fails the save.
 
     An earlier save still under way is waited for; if it failed, its error is raised here.
     """
@@ -156,6 +164,7 @@ def save(
         keep_every,
         times,
         timeout_s,
+        guard,
     )
     saving = Saving(commit.step_directory(job.root, step))
     if background:
@@ -223,6 +232,7 @@ class _Job:
     keep_every: int | None
     times: tuple[float, float]  # seconds the caller waited for its turn, and for the snapshot
     timeout_s: float | None  # for one system call
+    guard: Callable[[], None] | None
 
 
 @dataclass(frozen=True)
@@ -274,7 +284,7 @@ def _stuck(error: Exception) -> bool:
 def _write_and_commit(job: _Job) -> transfer.Method:
     first = job.peers.rank == 0
     writing = commit.writing_directory(job.root, job.step)
-    _together(job, lambda: commit.begin(job.root, job.step) if first else None)
+    _together(job, lambda: _begin(job))
     try:
         method = _together(job, lambda: transfer.method(writing))
         written = _together(job, lambda: _write_files(job, writing, method))
@@ -291,6 +301,13 @@ def _write_and_commit(job: _Job) -> transfer.Method:
         except OSError as error:
             _log.warning("an old checkpoint could not be removed: %s", error)
     return method
+
+
+def _begin(job: _Job) -> None:
+    if job.guard is not None:
+        job.guard()
+    if job.peers.rank == 0:
+        commit.begin(job.root, job.step)
 
 
 def _together(job: _Job, work: Callable[[], T]) -> T:

@@ -6,11 +6,14 @@ Started as a program of its own, it holds neither torch nor anything of the proc
 import ctypes
 import mmap
 import os
+import resource
 import signal
 import sys
 from multiprocessing.connection import Connection
 
 import numpy as np
+
+from vidgen import limits
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
@@ -23,6 +26,7 @@ def main(name: str, parent: int, channel: int, file: int, nbytes: int) -> None:
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         return  # it died before it could tell
+    limit_memory(limits.WORKER_BYTES)
     memory = np.frombuffer(mmap.mmap(file, nbytes), np.uint8)
     with Connection(channel) as connection:
         connection.send(None)
@@ -38,6 +42,19 @@ def main(name: str, parent: int, channel: int, file: int, nbytes: int) -> None:
                 error.add_note(f"in {name}, of {request}")
                 answer = error
             connection.send(answer)
+
+
+def limit_memory(nbytes: int) -> None:
+    """Let this process allocate that much beyond what it has; more raises MemoryError.
+
+    Mapped libraries and memory shared with the parent do not count.
+    """
+    with open("/proc/self/statm") as file:
+        has = int(file.read().split()[5]) * resource.getpagesize()
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    wanted = has + nbytes
+    soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 if __name__ == "__main__":

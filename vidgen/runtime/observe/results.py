@@ -58,6 +58,31 @@ def write(
     return path
 
 
+class Kept(list[dict[str, Any]]):
+    """The rows of a suite; the file holds all that are measured whenever the run is cut short."""
+
+    def __init__(
+        self,
+        suite: str,
+        settings: Mapping[str, Any] | None = None,
+        out: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.suite, self.settings, self.out = suite, dict(settings or {}), out
+
+    def add(self, row: Row) -> None:
+        self.append(dict(row))
+        self.save()
+
+    def replace(self, rows: Iterable[Row]) -> None:
+        """All rows anew, where each round of measurements changes every one of them."""
+        self[:] = [dict(row) for row in rows]
+        self.save()
+
+    def save(self) -> Path:
+        return write(self.suite, self, settings=self.settings, out=self.out)
+
+
 def table(rows: Iterable[Row]) -> str:
     """Rows under one heading of every key, numbers to three digits."""
     rows = [{key: _shown(value) for key, value in row.items()} for row in rows]

@@ -1,6 +1,7 @@
 """Decoded frames to the autoencoder's input."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -56,6 +57,15 @@ def _table(
     return ((pixels - means[:, None]) / stds[:, None]).to(dtype)
 
 
+@lru_cache(maxsize=64)
+def _kept_table(
+    mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """The kernel's table, kept for later calls: a copy from pageable memory waits for the GPU, and
+    a CUDA graph cannot capture it."""
+    return _table(mean, std, dtype, torch.device("cpu")).to(device)
+
+
 def reference(
     frames: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, flip: Tensor
 ) -> Tensor:
@@ -72,7 +82,7 @@ def _forward(
     out = _empty(frames, mean, std, dtype, flip)
     if frames.stride(-1) != 1 or frames.stride(-2) != frames.shape[-1]:
         frames = frames.contiguous()
-    table = _table(mean, std, dtype, frames.device)
+    table = _kept_table(tuple(mean), tuple(std), dtype, frames.device)
     mirrored = flip.to(torch.uint8).contiguous()
     kernels.run("video_to_input", "forward", frames, table, mirrored, out)
     return out

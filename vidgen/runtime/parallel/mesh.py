@@ -97,6 +97,14 @@ class World:
             on_gpu = self.device.type == "cuda"
             dist.barrier(device_ids=[self.local_rank] if on_gpu else None)
 
+    def sum(self, counts: Sequence[int]) -> list[int]:
+        """Of every rank's numbers, each with those at its place."""
+        if self.world == 1:
+            return [int(count) for count in counts]
+        sums = torch.tensor([int(count) for count in counts], device=self.device)
+        dist.all_reduce(sums)
+        return list(sums.tolist())
+
     def close(self) -> None:
         """Leave the run; wait for checkpoints under way first."""
         if dist.is_initialized():

@@ -1,8 +1,8 @@
 """Training the Video DC-AE: reconstruction first, then against a discriminator as well.
 
 Ranks hold whole copies and average gradients: at 0.46 G parameters a copy with its optimizer is
-8 GB, and the adaptive weight asks for gradients of the last layer alone, which sharding would make
-a collective each.
+8 GB, and the adaptive weight needs gradients of the last layer alone, which sharding would turn
+into a collective each.
 """
 
 import math
@@ -24,6 +24,8 @@ from vidgen.models.video_dcae.discriminator import PatchGAN3D
 from vidgen.models.video_dcae.losses import adaptive_weight, hinge, l1, perceptual_distance
 from vidgen.recipe.autoencoder import AutoencoderRecipe
 from vidgen.runtime.observe.flops import training_flops
+from vidgen.runtime.parallel.zero import clip_grad_norm
+from vidgen.train.autoencoder.alignment import AutoencoderAlignment
 from vidgen.train.autoencoder.validate import AutoencoderValidator, pixels_to_input
 from vidgen.train.loop import Tensors, TrainingLoop
 from vidgen.train.optim.optimizer import build_optimizer, set_learning_rate, state_tensors
@@ -35,7 +37,7 @@ CLIPS, FRAMES = 0.0, 0.5
 
 
 class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
-    FIXED_ON_RESUME = ("autoencoder",)
+    FIXED_ON_RESUME = ("autoencoder", "alignment")
     LOSS_BY_BIN = "l1_by_kind"
     model: VideoDCAE
 
@@ -47,11 +49,18 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
             torch.manual_seed(_step_seed(self.recipe.seed, self.step, self.world.rank))
         adversarial = loss.adversarial > 0 and self.step >= loss.adversarial_from
         with self.phase("encode"):
-            video = self._video(batch)
+            part = self._frames(batch)
+            video = pixels_to_input(batch)[:, :, part]  # in [-1, 1]
         with self.phase("forward"), self.autocast():
-            reconstruction, _ = self.model(video)
+            stage = None if self.alignment is None else self.recipe.alignment.layer
+            reconstruction, kept = self.model(video, stage)
         with self.phase("losses"):
             losses = self._losses(video, reconstruction, adversarial)
+        if self.alignment is not None:
+            with self.phase("alignment"), self.autocast():
+                distance = self.alignment.losses(kept, batch.video_BTHWC[:, part]).mean()
+            losses["loss"] = losses["loss"] + self.alignment.weight * distance
+            losses["alignment"] = -distance
         with self.phase("backward"):
             (losses["loss"] / accumulate).backward()
         reconstruction = reconstruction.detach().float()
@@ -72,14 +81,13 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
             figures={name: value.detach() for name, value in losses.items()},
         )
 
-    def _video(self, batch: Batch) -> Tensor:
-        """In [-1, 1]; of some steps, the same on every rank, one frame of each clip."""
-        video = pixels_to_input(batch)
+    def _frames(self, batch: Batch) -> slice:
+        """All of a clip; in some steps, the same on every rank, one frame."""
         draw = random.Random(_step_seed(self.recipe.seed, self.step, -1))
         if draw.random() < self.recipe.loss.image_fraction:
-            at = draw.randrange(video.shape[2])
-            video = video[:, :, at : at + 1]
-        return video
+            at = draw.randrange(batch.video_BTHWC.shape[1])
+            return slice(at, at + 1)
+        return slice(0, batch.video_BTHWC.shape[1])
 
     def _losses(
         self, video: Tensor, reconstruction: Tensor, adversarial: bool
@@ -95,9 +103,12 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
             with self.autocast():
                 opinion = -self.discriminator(reconstruction).float().mean()
             self.discriminator.requires_grad_(True)
-            balance = adaptive_weight(loss, opinion, self.model.decoder.project_out.weight)
             found["adversarial"] = opinion
-            loss = loss + weights.adversarial * balance * opinion
+            scaled = weights.adversarial * opinion
+            if weights.adaptive:
+                last = self.model.decoder.project_out.weight
+                scaled = scaled * adaptive_weight(loss, opinion, last)
+            loss = loss + scaled
         return {"loss": loss, **found}
 
     def _discriminator_loss(self, video: Tensor, reconstruction: Tensor) -> Tensor:
@@ -119,6 +130,11 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
     def finish_gradients(self) -> None:
         self._average(self.named.values())
         self._average(self.discriminator.parameters())
+        # Clipped apart, so that neither network's norm scales the other's gradients.
+        clip_grad_norm(self.discriminator.parameters(), self.recipe.optim.clip)
+        if self.alignment is not None:
+            self._average(self.alignment.projection.parameters())
+            self.alignment.finish_gradients()
 
     def _average(self, parameters: Iterable[nn.Parameter]) -> None:
         grads = [p.grad for p in parameters if p.grad is not None]
@@ -132,6 +148,8 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
     def update_others(self, lr: float) -> None:
         self.discriminator_optimizer.step()  # nothing happens without gradients
         self.discriminator_optimizer.zero_grad(set_to_none=True)
+        if self.alignment is not None:
+            self.alignment.update(lr)
 
     def validate(self, log: RunLog) -> None:
         with self.autocast():
@@ -174,6 +192,11 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
             self.discriminator.parameters(), recipe.optim
         )
         set_learning_rate(self.discriminator_optimizer, recipe.loss.discriminator_lr)
+        self.alignment: AutoencoderAlignment | None = None
+        if recipe.alignment.weight:
+            self.alignment = AutoencoderAlignment(recipe, self.device, self.dtype)
+            if recipe.train.init_from and not resuming:
+                self.alignment.load_projection(recipe.train.init_from)
         return model
 
     def tensors(self) -> Tensors:
@@ -182,7 +205,13 @@ class AutoencoderTrainer(TrainingLoop[AutoencoderRecipe]):
             **super().tensors(),
             "discriminator": {k: v.detach() for k, v in self.discriminator.state_dict().items()},
             "discriminator_optim": state_tensors(named, self.discriminator_optimizer),
+            **({} if self.alignment is None else self.alignment.tensors()),
         }
+
+    def log_start(self, log: RunLog) -> None:
+        super().log_start(log)
+        if self.alignment is not None:
+            log.line(self.alignment.describe())
 
 
 def _perceptual(recipe: AutoencoderRecipe) -> nn.Module | None:

@@ -1,8 +1,8 @@
-"""An early layer of the generator kept close to DINOv2's features of the clip's frames.
+"""An early layer of a network kept close to DINOv2's features of the clip's frames.
 
-Each video token of that layer passes a small MLP, trained along, whose output is compared with the
-features of the frames and the square of pixels behind the token. Latents of another kind than the
-generator was trained on are understood sooner that way.
+Each video token of that layer passes through a small MLP, trained along, whose output is compared
+with the features of the frames and the square of pixels behind the token. A generator adapts faster
+to latents of another kind that way; an autoencoder has a head of its own on its encoder.
 """
 
 import torch
@@ -43,31 +43,29 @@ class Projection(nn.Sequential):
                 layer.bias.zero_()
 
 
-class Alignment:
-    """Run the generator under `seams`, then ask for the `losses` of that forward pass."""
+class AlignmentHead:
+    """DINOv2, and the projection that is trained beside a network, with its optimizer."""
 
     def __init__(
         self,
         config: AlignmentConfig,
         optim: OptimConfig,
-        model: MMDiTConfig,
-        autoencoder: Autoencoder,
-        ranks: Ranks,
-        seams: Seams,
+        width: int,
+        ranks: Ranks | None,
         *,
         seed: int,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
+        """`ranks` shard the projection; without them every rank holds all of it."""
         assert config.path is not None
-        self._geometry, self._config, self._clip = Geometry.of(autoencoder), config, optim.clip
+        self._config, self._clip = config, optim.clip
         self.weight, self._initial = config.weight, "new"
         self._features = DINOv2(config.path, device=device, dtype=dtype)
-        self._capture = Capture(seams, config.layer)
-        self.seams = self._capture.seams
         with torch.device("meta"):
-            self.projection = Projection(model.hidden_size, config.hidden, self._features.width)
-        ranks.shard(self.projection, dtype)
+            self.projection = Projection(width, config.hidden, self._features.width)
+        if ranks is not None:
+            ranks.shard(self.projection, dtype)
         self.projection.to_empty(device=device)
         # The model's own weights are drawn with `seed`.
         self.projection.init_weights(torch.Generator().manual_seed(seed + 1))
@@ -87,6 +85,58 @@ class Alignment:
             f"alignment: {config.weight:g} x minus the cosine of layer {config.layer} to the "
             f"{self._features.width} features of {config.path}; projection {self._initial}"
         )
+
+    def features(
+        self, frames_BTHWC: Tensor, behind: list[slice], rows: int, columns: int
+    ) -> Tensor:
+        """DINOv2's (B, n, rows * columns, D), fp32: the mean over each run of frames in `behind`,
+        which follow one another."""
+        begin = behind[0].start
+        frames = frames_BTHWC[:, begin : behind[-1].stop]
+        found = self._features(frames.flatten(0, 1), rows, columns)
+        found_BTND = found.view(*frames.shape[:2], rows * columns, -1).float()
+        means = [found_BTND[:, s.start - begin : s.stop - begin].mean(dim=1) for s in behind]
+        return torch.stack(means, dim=1)
+
+    def finish_gradients(self) -> None:
+        """Clipped apart, so that the generator's norm is its own."""
+        clip_grad_norm(self._named.values(), self._clip)
+
+    def update(self, lr: float) -> None:
+        set_learning_rate(self._optimizer, lr)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Groups of their own: exported and sampled is the generator alone."""
+        return {
+            GROUP: {name: p.detach() for name, p in self._named.items()},
+            f"{GROUP}_optim": state_tensors(self._named, self._optimizer),
+        }
+
+
+class Alignment(AlignmentHead):
+    """Run the generator under `seams`, then ask for the `losses` of that forward pass."""
+
+    def __init__(
+        self,
+        config: AlignmentConfig,
+        optim: OptimConfig,
+        model: MMDiTConfig,
+        autoencoder: Autoencoder,
+        ranks: Ranks,
+        seams: Seams,
+        *,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__(
+            config, optim, model.hidden_size, ranks, seed=seed, device=device, dtype=dtype
+        )
+        self._geometry = Geometry.of(autoencoder)
+        self._capture = Capture(seams, config.layer)
+        self.seams = self._capture.seams
 
     def losses(self, frames_BTHWC: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Of each sample (B,), the mean over its tokens of minus the cosine similarity.
@@ -111,26 +161,6 @@ class Alignment:
             )
         first, last = tokens.start // size, -(-tokens.stop // size)
         count = frames_BTHWC.shape[1]
-        spans = [self._geometry.frames_behind(at, count) for at in range(first, last)]
-        begin = spans[0].start
-        frames = frames_BTHWC[:, begin : spans[-1].stop]
-        found = self._features(frames.flatten(0, 1), rows, columns)
-        found_BTND = found.view(*frames.shape[:2], size, -1).float()
-        means = [found_BTND[:, s.start - begin : s.stop - begin].mean(dim=1) for s in spans]
-        return torch.cat(means, dim=1)[:, tokens.start - first * size : tokens.stop - first * size]
-
-    def finish_gradients(self) -> None:
-        """Clipped apart, so that the generator's norm is its own."""
-        clip_grad_norm(self._named.values(), self._clip)
-
-    def update(self, lr: float) -> None:
-        set_learning_rate(self._optimizer, lr)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Groups of their own: exported and sampled is the generator alone."""
-        return {
-            GROUP: {name: p.detach() for name, p in self._named.items()},
-            f"{GROUP}_optim": state_tensors(self._named, self._optimizer),
-        }
+        behind = [self._geometry.frames_behind(at, count) for at in range(first, last)]
+        found_BVD = self.features(frames_BTHWC, behind, rows, columns).flatten(1, 2)
+        return found_BVD[:, tokens.start - first * size : tokens.stop - first * size]

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidgen.errors import UserError
+from vidgen.printable import printable
 from vidgen.train.report.metrics import MetricsFile, Record, RunningZScore, read_metrics
 from vidgen.train.report.wandb_run import WandbRun, scalars
 
@@ -81,6 +82,7 @@ class RunLog:
         self._events = _open_events(Path(run_dir), resume_step) if tensorboard else None
         self._wandb = WandbRun(wandb, Path(run_dir), config or {}) if wandb else None
         self._file = MetricsFile(Path(run_dir), resume_step)
+        self._failing = False  # whether metrics.jsonl cannot be written at the moment
         self._scores = {name: RunningZScore() for name in SCORED}
         for name, score in self._scores.items():
             score.extend(r[name] for r in self._file.kept if name in r)
@@ -108,10 +110,9 @@ class RunLog:
         for name, score in self._scores.items():
             if name in record and (z := score.update(record[name])) is not None:
                 record[name + "_z"] = z
-        self._file.append(record)
+        self._write_line(record)
         if self._events is not None:
-            for name, value in scalars(record).items():
-                self._events.add_scalar(name, value, step)
+            self._write_events(step, record)
         if self._wandb is not None:
             self._wandb.step(record)
         self._pace.append((step, time.monotonic()))
@@ -120,6 +121,25 @@ class RunLog:
         if self._bar is not None:
             self._bar.update(step - self._last_step)
         self._last_step = step
+
+    def _write_line(self, record: Record) -> None:
+        """A full disk does not end the run here: its checkpoints decide how long it goes on."""
+        error = self._file.append(record)
+        if (error is not None) != self._failing:
+            self._failing = error is not None
+            why = f"cannot be written ({error}); its lines wait in memory" if error else "is whole"
+            self.line(f"{self._file.path} {why}")
+
+    def _write_events(self, step: int, record: Record) -> None:
+        events = self._events
+        if events is None:
+            return
+        try:
+            for name, value in scalars(record).items():
+                events.add_scalar(name, value, step)
+        except OSError as error:  # of its writing thread, which has ended
+            self.line(f"TensorBoard events are no longer written: {error}")
+            self._events = None
 
     def validation(
         self,
@@ -150,6 +170,7 @@ class RunLog:
         """Print one line, above the progress bar if there is one."""
         if not self._enabled:
             return
+        text = printable(text)
         if self._open and self._bar is not None:
             self._bar.write(text, file=self._stream)
         else:

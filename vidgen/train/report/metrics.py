@@ -1,5 +1,6 @@
 """metrics.jsonl: one JSON object a step, one consistent history across crashes and resumes."""
 
+import contextlib
 import json
 import math
 from collections import deque
@@ -33,13 +34,23 @@ class MetricsFile:
         self.dropped = 0
         if self.path.exists():
             self._keep_until(resume_step)
-        self._file = self.path.open("a", encoding="utf-8", newline="\n")
+        self._file = self.path.open("ab", buffering=0)
+        self._pending = bytearray()  # what the storage has not taken yet
 
-    def append(self, record: Record) -> None:
-        self._file.write(_encode(record))
-        self._file.flush()
+    def append(self, record: Record) -> OSError | None:
+        """An error leaves the lines in memory, and the next call writes them all."""
+        self._pending += _encode(record).encode()
+        try:
+            while self._pending:
+                del self._pending[: self._file.write(self._pending)]
+        except OSError as error:
+            return error
+        return None
 
     def close(self) -> None:
+        if not self._file.closed and self._pending:
+            with contextlib.suppress(OSError):
+                self._file.write(self._pending)
         self._file.close()
 
     def _keep_until(self, resume_step: int) -> None:

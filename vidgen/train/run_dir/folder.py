@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vidgen.errors import UserError
 from vidgen.runtime.files import remove_leftovers
+from vidgen.train.run_dir import lock
 
 
 def make_run_dir(path: Path) -> None:
@@ -18,12 +19,12 @@ def make_run_dir(path: Path) -> None:
 
 
 def set_old_run_aside(run_dir: Path, *, keep: str) -> None:
-    """All the run directory holds, but for the data (`keep`), should that lie in there."""
+    """All the run directory holds but its lock, and the data (`keep`), should that lie in there."""
     data = Path(keep).resolve()
     found = [
         entry
         for entry in (run_dir.iterdir() if run_dir.is_dir() else ())
-        if not data.is_relative_to(entry.resolve())
+        if entry.name != lock.NAME and not data.is_relative_to(entry.resolve())
     ]
     if not found:
         return
@@ -31,5 +32,11 @@ def set_old_run_aside(run_dir: Path, *, keep: str) -> None:
     old = next(path for path in beside if not path.exists())
     old.mkdir()
     for entry in found:
-        entry.rename(old / entry.name)
+        try:
+            entry.rename(old / entry.name)
+        except OSError as error:
+            raise UserError(
+                f"--fresh cannot move {entry} to {old}: {error.strerror}; move it yourself, or set "
+                "another run_dir"
+            ) from None
     print(f"the run that was in {run_dir} is now in {old}")
