@@ -176,7 +176,8 @@ class VideoDCAE(nn.Module):
             return run(x)
         side = c.tile_size // self.compression[1]
         latents = (c.tile_frames // UNIT_FRAMES, side, side)
-        return in_tiles(run, x, shape, latents, c.tile_overlap)
+        rule = in_public_tiles if c.tiling_rule == "public" else in_tiles
+        return rule(run, x, shape, latents, c.tile_overlap)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
