@@ -146,7 +146,7 @@ def patch_of(ae: "Autoencoder") -> int:
     from vidgen.models.mmdit import PRESETS
     from vidgen.models.video_dcae import VideoDCAEConfig
 
-    deep = ae.compression == VideoDCAEConfig.compression
+    deep = ae.compression == VideoDCAEConfig().compression
     return PRESETS["opensora_v2_dcae" if deep else "opensora_v2"].patch_size
 
 

@@ -12,7 +12,8 @@ from vidgen.data.synthetic.scene_judge import judge_hash
 from vidgen.evaluate.prove.methods import Method, applied
 from vidgen.evaluate.prove.suite import FRAMES, SIDE, Item, measure
 from vidgen.runtime import work
-from vidgen.runtime.work import Counts, FailureLimit, JsonResults, Outcome, Outcomes, content_key
+from vidgen.runtime.content_key import content_key
+from vidgen.runtime.work import Counts, FailureLimit, JsonResults, Outcome, Outcomes
 from vidgen.sample import Pipeline, make_requests
 from vidgen.sample.output import write_sample
 from vidgen.sample.pipeline import Video
