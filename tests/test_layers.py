@@ -12,7 +12,7 @@ PACKAGE = ROOT / "vidgen"
 
 # For each folder of the package, what else it may import. "base" is the modules in no folder, which
 # lie below everything.
-RUNTIME = {"metrics", "page", "runtime", "base"}
+RUNTIME = {"demo", "metrics", "page", "runtime", "base"}
 MODELS = {"models", "diffusion"} | RUNTIME
 RECIPE = {"recipe", "accelerate", "data"} | MODELS
 MAY_IMPORT = {
@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "metrics": {"runtime", "base"},
     "page": {"metrics", "runtime", "base"},
     "runtime": {"base"},
+    "demo": {"base"},
     "base": set(),
 }
 # Protocols without an implementation: diffusion works with any autoencoder and imports none. And

@@ -81,7 +81,7 @@ def test_run_decides_the_exit_status(command: Any) -> None:
     ("argv", "message"),
     [
         (["trian"], "unknown command 'trian' (did you mean 'train'?)"),
-        (["xyzzy"], "unknown command 'xyzzy' (available: quickstart, manifest, train, "),
+        (["xyzzy"], "unknown command 'xyzzy' (available: quickstart, demo, prove, manifest, "),
         (["work", "r", "--frehs"], "unknown option '--frehs' (did you mean '--fresh'?)"),
         (["work", "r", "--fres"], "unknown option '--fres' (did you mean '--fresh'?)"),
         (["work", "r", "--zzz=3"], "unknown option '--zzz=3' (see `vidgen work --help`)"),

@@ -71,7 +71,7 @@ def with_dcae(workload: Workload, buckets: list[PlannedBucket]) -> Workload:
         workload,
         model=replace(workload.model, in_channels=channels, patch_size=1),
         encoders=replace(workload.encoders, autoencoder="video_dcae"),
-        compression=VideoDCAEConfig.compression,
+        compression=VideoDCAEConfig().compression,
         causal=VideoDCAEConfig.causal,
     )
 

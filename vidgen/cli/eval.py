@@ -146,7 +146,7 @@ def patch_of(ae: "Autoencoder") -> int:
     from vidgen.models.mmdit import PRESETS
     from vidgen.models.video_dcae import VideoDCAEConfig
 
-    deep = ae.compression == VideoDCAEConfig.compression
+    deep = ae.compression == VideoDCAEConfig().compression
     return PRESETS["opensora_v2_dcae" if deep else "opensora_v2"].patch_size
 
 
@@ -208,6 +208,6 @@ def published(kind: str, file: str) -> "AutoencoderConfig":
     config = VideoDCAEConfig(path=file)
     with open_source(file) as tensors:
         last = tensors.infos.get("encoder.project_out.main.op_list.0.conv.bias")
-    if last is not None and config.widths[5] % last.shape[0] == 0:
+    if last is not None and config.widths[-1] % last.shape[0] == 0:
         config = replace(config, latent_channels=last.shape[0])
     return config

@@ -21,6 +21,8 @@ from vidgen.version import __version__
 
 COMMANDS = {
     "quickstart": "create a small dataset, train, sample, judge, write a report",
+    "demo": "train the shipped demo model again, from its data to its weights",
+    "prove": "sample a fixed set of prompts, judge the videos, print a table with intervals",
     "manifest": "write a manifest of the clips in a folder or table",
     "train": "train a recipe, or resume its training",
     "sample": "sample videos from a trained model",

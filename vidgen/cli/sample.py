@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vidgen.sample import Pipeline
 
 EXAMPLE = """\
+  vidgen sample demo --prompt "a large red circle moves left slowly"
   vidgen sample runs/quickstart --prompt "a red circle moving left" --out videos/
   vidgen sample ckpts/Open_Sora_v2.safetensors --recipe stage2 --prompt "a calm sea"
   vidgen sample runs/stage2 --prompt "the door opens" --condition i2v_head --ref door.png
@@ -47,7 +48,11 @@ def condition(text: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="a run, one step of it, or published weights")
+    add(
+        "source",
+        metavar="SOURCE",
+        help="a run, one step of it, published weights, or demo: the shipped model",
+    )
     add("--recipe", metavar="RECIPE", help="for published weights: names the parts around them")
     what = parser.add_argument_group("what to show")
     what.add_argument("--prompt", action="append", default=[], help="may be given several times")
@@ -142,9 +147,12 @@ def run(args: argparse.Namespace) -> None:
 
 def open_pipeline(args: argparse.Namespace, world: "World") -> "Pipeline":
     from vidgen.sample import Pipeline
+    from vidgen.sample.demo import is_demo, open_demo
     from vidgen.sample.memory import parse_memory
 
     memory = parse_memory(args.memory) if args.memory else None
+    if is_demo(args.source):
+        return open_demo(world.device, memory=memory)
     if args.recipe:
         recipe = read_recipe(args.recipe)
         return Pipeline.from_weights(args.source, recipe, world.device, memory=memory)

@@ -66,3 +66,27 @@ def test_too_many_words_are_refused(encoder: BuiltinText) -> None:
     assert encoder.encode(["one two three four five six"]).tokens_BLD.isfinite().all()
     with pytest.raises(UserError, match=r"7 words.*takes 6 \(text\.length\).*'one two"):
         encoder.encode(["fine", "one two three four five six seven"])
+
+
+def test_a_token_with_context_carries_the_words_before_it():
+    config = TextConfig(length=8, token_width=512, pooled_width=64, context=3)
+    encoder = BuiltinText(config)
+    one, other, far = encoder.encode(
+        ["a red circle", "a blue circle", "red one two three circle"]
+    ).tokens_BLD
+    assert not torch.allclose(one[2], other[2])  # "circle" after another colour
+    assert torch.equal(one[0], other[0])
+    plain = BuiltinText(TextConfig(length=8, token_width=512, pooled_width=64))
+    same, changed = plain.encode(["a red circle", "a blue circle"]).tokens_BLD
+    assert torch.equal(same[2], changed[2])
+    assert torch.allclose(far[4], encoder.encode(["blue one two three circle"]).tokens_BLD[0, 4])
+
+
+def test_an_ordered_pooled_vector_tells_who_does_what():
+    words = ["red circle blue square", "blue circle red square"]
+    bag = BuiltinText(TextConfig(length=8, pooled_width=64)).encode(words).pooled_BD
+    ordered = (
+        BuiltinText(TextConfig(length=8, pooled_width=64, ordered=True)).encode(words).pooled_BD
+    )
+    assert torch.allclose(bag[0], bag[1], atol=1e-6)
+    assert not torch.allclose(ordered[0], ordered[1], atol=0.1)

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 from pydantic_core import ArgsKwargs
 
 from vidgen.config import config
@@ -19,6 +19,8 @@ class TextConfig:
     length: PositiveInt = 16  # tokens a caption is padded or truncated to
     token_width: PositiveInt = 64  # the model's context_in_dim
     pooled_width: PositiveInt = 64  # the model's vec_in_dim
+    context: NonNegativeInt = 0  # builtin: words before each one that its token carries too
+    ordered: bool = False  # builtin: whether the pooled vector tells where each word stands
     t5_path: str | None = None  # t5_clip: a folder, or a hub name such as google/t5-v1_1-xxl
     clip_path: str | None = None  # t5_clip: the same, such as openai/clip-vit-large-patch14
 

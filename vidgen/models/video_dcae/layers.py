@@ -152,6 +152,23 @@ class Upsample(nn.Module):
         return out + channels_to_space(repeated, frames)
 
 
+class ShuffleUpsample(nn.Module):
+    """A convolution whose channels become positions, beside the same shortcut as `Upsample`."""
+
+    def __init__(self, inputs: int, outputs: int, frames: bool):
+        super().__init__()
+        self.outputs, self.frames = outputs, frames
+        self.conv = conv(inputs, outputs * (8 if frames else 4), 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        out = out + repeat_channels(x, out.shape[1])
+        if self.frames and x.shape[2] == 1:  # an image stays an image
+            out = out.unflatten(1, (self.outputs, 2, 4)).mean(dim=2).flatten(1, 2)
+            return channels_to_space(out, False)
+        return channels_to_space(out, self.frames)
+
+
 class Project(nn.Module):
     """Convolution to or from the latents, plus a shortcut that averages or repeats channels."""
 
@@ -187,3 +204,19 @@ def channels_to_space(x: Tensor, frames: bool) -> Tensor:
     t = 2 if frames else 1
     x = x.unflatten(1, (-1, t, 2, 2)).permute(0, 1, 5, 2, 6, 3, 7, 4)  # B C T t H h W w
     return x.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def pixels_to_channels(x: Tensor, patch: int) -> Tensor:
+    """Squares of patch x patch pixels become channels, in (channel, row, column) order."""
+    if patch == 1:
+        return x
+    x = x.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))  # B C T h p w q
+    return x.permute(0, 1, 4, 6, 2, 3, 5).flatten(1, 3)
+
+
+def channels_to_pixels(x: Tensor, patch: int) -> Tensor:
+    """The inverse of `pixels_to_channels`."""
+    if patch == 1:
+        return x
+    x = x.unflatten(1, (-1, patch, patch)).permute(0, 1, 4, 5, 2, 6, 3)  # B C T h p w q
+    return x.flatten(5, 6).flatten(3, 4)

@@ -1,41 +1,39 @@
 """The Video DC-AE: 32 x 32 pixels of 4 frames become one latent of 128 channels.
 
-Encoder and decoder have six stages: residual convolutions near the pixels, linear attention near
-the latents; every change of resolution has a shortcut without weights. The model is not causal. An
-image is a video of one frame and has one latent frame.
+Encoder and decoder have six stages (fewer compress less): residual convolutions near the pixels,
+linear attention near the latents; every change of resolution has a shortcut without weights. The
+model is not causal. An image is a video of one frame and has one latent frame.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidgen.models.geometry import Geometry
-from vidgen.models.video_dcae.config import (
-    DOWN_FRAMES,
-    UNIT_FRAMES,
-    UNIT_PIXELS,
-    VideoDCAEConfig,
-)
+from vidgen.models.video_dcae.config import UNIT_FRAMES, VideoDCAEConfig
 from vidgen.models.video_dcae.layers import (
     AttentionBlock,
     Downsample,
     Project,
     ResBlock,
     RMSNorm3d,
+    ShuffleUpsample,
     Upsample,
+    channels_to_pixels,
     conv,
+    pixels_to_channels,
 )
 from vidgen.models.video_dcae.public_tiling import in_public_tiles
 from vidgen.models.video_dcae.tiling import in_tiles
 
-FIRST_ATTENTION = 3  # stages before it are residual convolutions
+STILL_LATENTS = 2  # latent frames of the clip that an image becomes with `still_images`
 
 
 def blocks(config: VideoDCAEConfig, stage: int, depth: int) -> nn.ModuleList:
     width = config.widths[stage]
-    if stage < FIRST_ATTENTION:
+    if stage < config.attention_from:
         return nn.ModuleList(ResBlock(width) for _ in range(depth))
     return nn.ModuleList(AttentionBlock(width, config.head_dim) for _ in range(depth))
 
@@ -45,8 +43,8 @@ class EncoderStage(nn.Module):
         super().__init__()
         self.blocks = blocks(config, stage, config.encoder_depths[stage])
         self.down = (
-            Downsample(config.widths[stage], config.widths[stage + 1], DOWN_FRAMES[stage])
-            if stage < len(DOWN_FRAMES)
+            Downsample(config.widths[stage], config.widths[stage + 1], config.down_frames[stage])
+            if stage < config.stages - 1
             else nn.Identity()
         )
 
@@ -60,9 +58,10 @@ class EncoderStage(nn.Module):
 class DecoderStage(nn.Module):
     def __init__(self, config: VideoDCAEConfig, stage: int):
         super().__init__()
+        up = Upsample if config.upsample == "nearest" else ShuffleUpsample
         self.up = (
-            Upsample(config.widths[stage + 1], config.widths[stage], DOWN_FRAMES[stage])
-            if stage < len(DOWN_FRAMES)
+            up(config.widths[stage + 1], config.widths[stage], config.down_frames[stage])
+            if stage < config.stages - 1
             else nn.Identity()
         )
         self.blocks = blocks(config, stage, config.decoder_depths[stage])
@@ -77,16 +76,17 @@ class DecoderStage(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, config: VideoDCAEConfig):
         super().__init__()
-        self.project_in = conv(3, config.widths[0], 3)
-        self.stages = nn.ModuleList(EncoderStage(config, stage) for stage in range(6))
-        self.project_out = Project(config.widths[5], config.latent_channels)
+        self.patch = config.pixel_patch
+        self.project_in = conv(3 * self.patch**2, config.widths[0], 3)
+        self.stages = nn.ModuleList(EncoderStage(config, stage) for stage in range(config.stages))
+        self.project_out = Project(config.widths[-1], config.latent_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.with_stage(x, 1)[0]
 
     def with_stage(self, x: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """The latents, and the output of a stage, counted from 1."""
-        x = self.project_in(x)
+        x = self.project_in(pixels_to_channels(x, self.patch))
         kept = x
         for index, stage in enumerate(self.stages, 1):
             x = stage(x)
@@ -97,27 +97,28 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, config: VideoDCAEConfig):
         super().__init__()
-        self.project_in = Project(config.latent_channels, config.widths[5])
-        self.stages = nn.ModuleList(DecoderStage(config, stage) for stage in range(6))
+        self.project_in = Project(config.latent_channels, config.widths[-1])
+        self.stages = nn.ModuleList(DecoderStage(config, stage) for stage in range(config.stages))
         self.norm_out = RMSNorm3d(config.widths[0])
-        self.project_out = conv(config.widths[0], 3, 3)
+        self.patch = config.pixel_patch
+        self.project_out = conv(config.widths[0], 3 * self.patch**2, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.project_in(x)
         for stage in reversed(self.stages):
             x = stage(x)
-        out: Tensor = self.project_out(F.relu(self.norm_out(x)))
-        return out
+        return channels_to_pixels(self.project_out(F.relu(self.norm_out(x))), self.patch)
 
 
 class VideoDCAE(nn.Module):
     """The autoencoder. It is deterministic: `encode` ignores its seeds."""
 
-    compression, causal = VideoDCAEConfig.compression, VideoDCAEConfig.causal
+    causal = VideoDCAEConfig.causal
 
     def __init__(self, config: VideoDCAEConfig) -> None:
         super().__init__()
         self.config, self.latent_channels = config, config.latent_channels
+        self.compression = config.compression
         self.encoder, self.decoder = Encoder(config), Decoder(config)
 
     def forward(self, video_BCTHW: Tensor, stage: int | None = None) -> tuple[Tensor, Tensor]:
@@ -129,14 +130,29 @@ class VideoDCAE(nn.Module):
         if stage is not None:
             latent, kept = self.encoder.with_stage(video_BCTHW, stage)
             return self.decoder(latent), kept
-        latent = self.encoder(video_BCTHW)
-        return self.decoder(latent), latent
+        latent = self._encode_whole(video_BCTHW)
+        return self._decode_whole(latent), latent
+
+    def _encode_whole(self, x: Tensor) -> Tensor:
+        if self.config.still_images and x.shape[2] == 1:
+            still = x.expand(-1, -1, STILL_LATENTS * UNIT_FRAMES, -1, -1)
+            latent: Tensor = self.encoder(still)
+            return latent.mean(dim=2, keepdim=True)
+        whole: Tensor = self.encoder(x)
+        return whole
+
+    def _decode_whole(self, latent: Tensor) -> Tensor:
+        if self.config.still_images and latent.shape[2] == 1:
+            video: Tensor = self.decoder(latent.expand(-1, -1, STILL_LATENTS, -1, -1))
+            return video.mean(dim=2, keepdim=True)
+        whole: Tensor = self.decoder(latent)
+        return whole
 
     @torch.no_grad()
     def encode(self, video_BCTHW: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         grid = Geometry.of(self).latent_grid(*video_BCTHW.shape[2:])
         x = video_BCTHW.to(self.dtype)
-        latent = self._in_tiles(self.encoder, x, (self.latent_channels, *grid))
+        latent = self._in_tiles(self._encode_whole, x, (self.latent_channels, *grid))
         return (latent / self.config.std).to(video_BCTHW.dtype)
 
     @torch.no_grad()
@@ -144,23 +160,22 @@ class VideoDCAE(nn.Module):
         latent = (latent_BCTHW * self.config.std).to(self.dtype)
         frames, height, width = latent.shape[2:]
         frames = frames if frames == 1 else frames * UNIT_FRAMES
-        shape = (3, frames, height * UNIT_PIXELS, width * UNIT_PIXELS)
-        return self._in_tiles(self.decoder, latent, shape).to(latent_BCTHW.dtype)
+        rows, columns = self.compression[1:]
+        shape = (3, frames, height * rows, width * columns)
+        return self._in_tiles(self._decode_whole, latent, shape).to(latent_BCTHW.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
         return self.encoder.project_in.weight.dtype
 
-    def _in_tiles(self, run: nn.Module, x: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    def _in_tiles(
+        self, run: Callable[[Tensor], Tensor], x: Tensor, shape: tuple[int, int, int, int]
+    ) -> Tensor:
         c = self.config
         if not c.tiling:
-            whole: Tensor = run(x)
-            return whole
-        latents = (
-            c.tile_frames // UNIT_FRAMES,
-            c.tile_size // UNIT_PIXELS,
-            c.tile_size // UNIT_PIXELS,
-        )
+            return run(x)
+        side = c.tile_size // self.compression[1]
+        latents = (c.tile_frames // UNIT_FRAMES, side, side)
         rule = in_public_tiles if c.tiling_rule == "public" else in_tiles
         return rule(run, x, shape, latents, c.tile_overlap)
 

@@ -53,7 +53,7 @@ def published_name(name: str, model: VideoDCAE) -> str:
     if part == "up":  # the first
         return f"{at}.0.main.conv.{rest}.{kind}"
     index, _, layer = rest.partition(".")
-    after_up = side == "decoder" and int(stage) < 5
+    after_up = side == "decoder" and int(stage) < model.config.stages - 1
     return f"{at}.{int(index) + after_up}.{BLOCK[layer]}.{kind}"
 
 
