@@ -82,6 +82,11 @@ class Runs:
         return os.mkdir, (str(self.marker),)
 
 
+def as_recorded(weights: object, recorded: str | None) -> str:
+    """The layout of an imported step; what it is does not matter here."""
+    return recorded or "vidgen"
+
+
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
     tensors = {"model": {"a": torch.arange(30.0), "b": torch.ones(7, 5, dtype=torch.bfloat16)}}
@@ -92,17 +97,17 @@ def exported(tmp_path: Path) -> Path:
 
 
 def test_an_exported_checkpoint_is_imported(exported: Path, tmp_path: Path) -> None:
-    path, left_out = import_dcp(exported, tmp_path / "new", 7)
-    assert torch.equal(checkpoint.read_tensors(path, "model")["a"], torch.arange(30.0))
-    assert checkpoint.read_objects(path) == {"trainer": {"step": 5}}
-    assert left_out == []
+    found = import_dcp(exported, tmp_path / "new", 7, as_recorded)
+    assert torch.equal(checkpoint.read_tensors(found.path, "model")["a"], torch.arange(30.0))
+    assert checkpoint.read_objects(found.path)["trainer"] == {"step": 5}
+    assert not found.left_out
 
 
 @pytest.mark.parametrize("protocol", range(5))
 def test_metadata_that_run_code(exported: Path, tmp_path: Path, protocol: int) -> None:
     (exported / ".metadata").write_bytes(pickle.dumps(Runs(tmp_path / "ran"), protocol))
     with pytest.raises(UserError, match=r"names posix\.mkdir, which a DCP does not need"):
-        import_dcp(exported, tmp_path / "new", 7)
+        import_dcp(exported, tmp_path / "new", 7, as_recorded)
     assert not (tmp_path / "ran").exists()
 
 
@@ -127,7 +132,7 @@ def test_objects_that_run_code(exported: Path, tmp_path: Path) -> None:
         {"a": torch.ones(3), OBJECTS: Runs(tmp_path / "ran")}, checkpoint_id=folder, no_dist=True
     )
     with pytest.raises(UserError, match="cannot be read"):
-        import_dcp(folder, tmp_path / "new", 7)
+        import_dcp(folder, tmp_path / "new", 7, as_recorded)
     assert not (tmp_path / "ran").exists()
 
 
