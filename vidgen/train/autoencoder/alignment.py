@@ -22,7 +22,8 @@ class AutoencoderAlignment(AlignmentHead):
             device=device,
             dtype=dtype,
         )
-        self._frames = 2 ** sum(recipe.autoencoder.down_frames[:stage])  # behind one position of the stage
+        halved = recipe.autoencoder.down_frames[:stage]
+        self._frames = 2 ** sum(halved)  # behind one position of the stage
 
     def losses(self, stage_BCTHW: Tensor, frames_BTHWC: Tensor) -> Tensor:
         """Of each clip (B,), the mean over the stage's positions of minus the cosine similarity
