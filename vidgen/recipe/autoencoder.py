@@ -91,7 +91,10 @@ class AutoencoderRecipe:
         if self.train.reinitialise:
             raise ValueError("train.reinitialise is for generators: an autoencoder loads all")
         if self.alignment.layer > len(self.autoencoder.widths):
-            raise ValueError(f"alignment.layer is {self.alignment.layer}: the encoder has 6 stages")
+            raise ValueError(
+                f"alignment.layer is {self.alignment.layer}: the encoder has "
+                f"{len(self.autoencoder.widths)} stages"
+            )
 
 
 def read_any(source: Source, overrides: Sequence[str] = ()) -> Recipe | AutoencoderRecipe:

@@ -5,7 +5,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidgen.models.geometry import Geometry
-from vidgen.models.video_dcae.config import DOWN_FRAMES
 from vidgen.recipe.autoencoder import AutoencoderRecipe
 from vidgen.train.objectives.alignment import AlignmentHead
 
@@ -23,7 +22,8 @@ class AutoencoderAlignment(AlignmentHead):
             device=device,
             dtype=dtype,
         )
-        self._frames = 2 ** sum(DOWN_FRAMES[:stage])  # behind one position of the stage
+        halved = recipe.autoencoder.down_frames[:stage]
+        self._frames = 2 ** sum(halved)  # behind one position of the stage
 
     def losses(self, stage_BCTHW: Tensor, frames_BTHWC: Tensor) -> Tensor:
         """Of each clip (B,), the mean over the stage's positions of minus the cosine similarity
