@@ -54,10 +54,14 @@ def parse(text: str) -> Method:
                 method = replace(method, solver=key, steps=_positive(int(value)))
             elif key == "captions" and value in CAPTIONS:
                 method = replace(method, captions=value)
-            elif key in ("bits", "drop"):
-                method = replace(method, **{key: int(value)})
-            elif key in ("guidance", "mask"):
-                method = replace(method, **{key: float(value)})
+            elif key == "bits":
+                method = replace(method, bits=int(value))
+            elif key == "drop":
+                method = replace(method, drop=int(value))
+            elif key == "guidance":
+                method = replace(method, guidance=float(value))
+            elif key == "mask":
+                method = replace(method, mask=float(value))
             else:
                 raise ValueError
         except ValueError:
