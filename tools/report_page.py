@@ -17,8 +17,9 @@ is made from `tests/report/statements.yaml` by `python tools/report_page.py`; a 
 value below with the recipes and every path with the code.
 
 Where the report and its public code differ, both are offered by name. The recipes `stage1`,
-`stage2`, `stage3`, `dcae` and `dcae_adapt` follow the report; `opensora_v2` and `opensora_v2_dcae`, for the published
-weights, follows the public code. `vidgen recipe explain stage1` prints the source of each value.
+`stage2`, `stage3`, `dcae` and `dcae_adapt` follow the report; `opensora_v2` and
+`opensora_v2_dcae`, for the published weights, follow the public code. `vidgen recipe explain
+stage1` prints the source of each value.
 
 | verdict | means |
 |---|---|
