@@ -337,7 +337,7 @@ def test_wheels_fill_in_only_what_is_missing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_dry_run(tmp_path: Path) -> None:
-    """Two real stages; .ci/run runs all of them."""
+    """Two real stages; `make gpu-check DRY=1` runs all of them."""
     done = subprocess.run(
         [sys.executable, PROGRAM, "--dry", "--folder", str(tmp_path), "--only", "smoke,ops"],
         capture_output=True,
