@@ -195,7 +195,7 @@ def test_dcae_at_the_reports_shape(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (("autoencoder={kind: video_dcae}",), "this recipe has the Video DC-AE's"),
+        (("autoencoder={kind: video_dcae}",), "this recipe uses the Video DC-AE's"),
         (("--bucket", "48px x 1"), "48 pixels is not a multiple of 32"),
     ],
 )
@@ -231,11 +231,11 @@ def test_an_autoencoders_recipe(vidgen: Any, argv: tuple[str, ...]) -> None:
     dcae = Path(__file__).resolve().parents[2] / "recipes/dcae.yaml"
     status, _, err = vidgen(*argv, dcae)
     assert status == 2
-    assert "trains an autoencoder; this command is for a transformer's recipe" in err
+    assert "trains an autoencoder; this command needs a transformer's recipe" in err
     assert len(err.splitlines()) == 1
 
 
 def test_a_bucket_the_recipe_lacks(vidgen: Any, recipe: Path) -> None:
     status, _, err = vidgen("bench", "mfu", recipe, *SMALL, "--bucket", "64px x 99")
     assert status == 2
-    assert 'none of the recipe\'s: "64px x 1", "64px x 17"' in err
+    assert 'is not in the recipe; expected one of: "64px x 1", "64px x 17"' in err

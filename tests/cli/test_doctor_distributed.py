@@ -76,7 +76,7 @@ def test_what_is_slow_is_named() -> None:
     ]
     assert _slow(everyone, links) == [
         "rank 3 on node1 has 50% of the median attention speed",
-        "link from rank 1 (node0) to rank 2 (node1) carries 30% of the median link's",
+        "link from rank 1 (node0) to rank 2 (node1) has 30% of the median link's bandwidth",
     ]
 
 

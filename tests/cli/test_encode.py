@@ -78,7 +78,7 @@ def test_help_says_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["encode", "--help"])
     shown = capsys.readouterr().out
-    assert "goes on where it was" in shown
+    assert "the same command\ncontinues" in shown
     assert "torchrun" in shown
 
 
