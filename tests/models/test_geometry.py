@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
+import torch
 
 from vidgen.models.autoencoder import Autoencoder
 from vidgen.models.block_dct.config import BlockDCTConfig
@@ -105,10 +106,26 @@ def test_tokens() -> None:
         (BlockDCTConfig, BlockDCT),
         (FluxAEConfig, FluxAE),
         (HunyuanVAEConfig, HunyuanVAE),
-        (VideoDCAEConfig, VideoDCAE),
     ],
 )
 def test_a_config_and_its_model_compress_alike(
     config: type[Autoencoder], model: type[Autoencoder]
 ) -> None:
     assert (config.compression, config.causal) == (model.compression, model.causal)
+
+
+@pytest.mark.parametrize(("stages", "pixels"), [(6, 32), (4, 8)])
+def test_a_video_dcae_compresses_by_its_stages(stages: int, pixels: int) -> None:
+    published = VideoDCAEConfig()
+    config = replace(
+        published,
+        widths=published.widths[:stages],
+        encoder_depths=published.encoder_depths[:stages],
+        decoder_depths=published.decoder_depths[:stages],
+        tile_size=256,
+    )
+    with torch.device("meta"):
+        model = VideoDCAE(config)
+    assert config.compression == model.compression == (4, pixels, pixels)
+    assert not config.causal
+    assert not model.causal

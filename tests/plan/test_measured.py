@@ -44,7 +44,7 @@ def test_the_slowest_link_of_each_axis(tmp_path: Path) -> None:
         ({"gpus": []}, "has no figures of a GPU"),
         ({**DOCTOR, "gpus": [{"name": "NVIDIA T4", "memory": 1}]}, "'NVIDIA T4', whose FLOP/s"),
         ("{", "is not what `vidgen doctor --json` writes"),
-        ("[]", "no mapping"),
+        ("[]", "not a mapping"),
     ],
 )
 def test_files_of_something_else(tmp_path: Path, found: Any, message: str) -> None:

@@ -299,7 +299,7 @@ def test_a_missing_file_names_the_nearest(write: Any) -> None:
         ("steps: 1\n\tseed: 2\n", "line 2: not valid YAML"),
         ("- steps\n", "expected a mapping"),
         ("steps: !!python/name:os.system 1\n", "line 1: the tag"),
-        ("steps: !secret 1\n", "line 1: the tag '!secret' is not known"),
+        ("steps: !secret 1\n", "line 1: the tag '!secret' is not supported"),
         ("steps: 1\nmodel: &m {depth: *m}\n", "line 2: nested more than 50 levels"),
         ("steps: 1\n[1, 2]: 3\n", "line 2: not valid YAML: a key must be text"),
         ("base: 3\nsteps: 1\n", "base is 3: must be the path of a recipe"),

@@ -42,7 +42,10 @@ import json, os, pathlib, sys, time
 words = sys.argv[1:]
 out = pathlib.Path(words[words.index("--out") + 1]) if "--out" in words else None
 if out:
-    out.write_text(json.dumps({"rows": [{"what": out.stem, "s": 1.0}]}))
+    row = {"what": out.stem, "s": 1.0}
+    if out.stem.startswith("mfu"):
+        row |= {"bucket": "256px x 129", "videos_per_s": 1.0, "mfu": 0.5}
+    out.write_text(json.dumps({"rows": [row]}))
 fault = json.loads(os.environ["FAULTS"]).get(out.stem if out else " ".join(words))
 if fault == "exception":
     raise RuntimeError("a kernel is wrong")

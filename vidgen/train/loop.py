@@ -283,7 +283,7 @@ class TrainingLoop(ABC, Generic[AnyRecipe]):
 
     def _end_step(self, received: signal.Signals | None, last: int) -> bool:
         """What all ranks decide together after a step; returns whether the run stops here."""
-        mine = received is not None, len(self.loader.bad_clips), *self._saves.status()
+        mine = received is not None, len(self.loader.bad_clips), *self._saves.status(self.step)
         stop, bad_clips, done, failed, retry = self.world.sum(mine)
         if bad_clips > self.recipe.data.bad_clip_limit:
             self._raise_too_many_bad_clips()

@@ -64,7 +64,7 @@ def test_the_empty_caption_is_the_null_condition(encoder: BuiltinText) -> None:
 
 def test_too_many_words_are_refused(encoder: BuiltinText) -> None:
     assert encoder.encode(["one two three four five six"]).tokens_BLD.isfinite().all()
-    with pytest.raises(UserError, match=r"7 words.*takes 6 \(text\.length\).*'one two"):
+    with pytest.raises(UserError, match=r"7 words.*takes at most 6 \(text\.length\).*'one two"):
         encoder.encode(["fine", "one two three four five six seven"])
 
 

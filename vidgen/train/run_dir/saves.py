@@ -61,8 +61,11 @@ class Saves:
         self._tries = self._stuck = 0
         self._retry_at = 0.0
 
-    def status(self) -> Status:
-        """Of this rank, after a step."""
+    def status(self, step: int) -> Status:
+        """Of this rank, after a step. Where more steps would risk too much, a save under way is
+        waited for."""
+        if step - self.committed >= self._limit:
+            self.wait()
         saving = self._saving
         if saving is None:
             due = self._error is not None and time.monotonic() >= self._retry_at
