@@ -268,5 +268,5 @@ def test_guidance_is_given_to_a_model_that_reads_it() -> None:
 def test_a_caption_that_is_too_long_is_refused() -> None:
     from vidgen.errors import UserError
 
-    with pytest.raises(UserError, match=r"caption of 9 words.*takes 8"):
+    with pytest.raises(UserError, match=r"caption of 9 words.*takes at most 8"):
         maker()(batch([1], captions=["a b c d e f g h i"]))

@@ -68,6 +68,16 @@ def test_storage_has_a_limit_of_its_own() -> None:
     assert line == "rank 0 (step 3, forward) has not moved for 11 s; the others waited for it"
 
 
+def test_a_wait_for_storage_does_not_count_against_those_who_waited() -> None:
+    judge = Judge(NONE)
+    assert judge.look([rank(0), rank(1, count=4, storage=True)], now=50) is None
+    # The slow rank has gone on; the other one is about to.
+    after = [rank(0), rank(1, count=6, since=51.0)]
+    assert judge.look(after, now=51.2) is None
+    line = judge.look(after, now=62)
+    assert line == "rank 0 (step 3, forward) has not moved for 62 s; the others waited for it"
+
+
 def test_the_first_to_fail_is_named_by_time_and_status() -> None:
     killed = {1: (7.0, "was killed by SIGKILL")}
     broken = rank(0, error="rank 0: connection closed", failed_at=6.9, broken_connection=True)

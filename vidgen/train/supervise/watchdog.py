@@ -63,6 +63,7 @@ class Judge:
     _done: int = 0
     _slow: int = 0
     _slowest: str = ""
+    _storage_until: float = 0.0  # when a rank was last seen to wait for storage
     _last: dict[int, int] = field(default_factory=lambda: defaultdict(int))
 
     def look(
@@ -123,14 +124,18 @@ class Judge:
         behind = [record for record in records if record.count == least]
         held = [record for record in records if record.rank in stopped]
         storage = any(record.storage for record in behind)
+        if storage and not held:
+            self._storage_until = now
 
-        def limit(record: Record) -> float:
-            """The limit of a rank. If any rank waits for storage, those waiting for it share its
-            limit; a stopped process does not wait for storage."""
-            patient = (record.storage or storage) and not held
-            return self.settings.storage_timeout_s if patient else self.settings.timeout_s
+        def within_limit(record: Record) -> bool:
+            """If any rank waits for storage, those waiting for it share its limit, and their own
+            begins when that wait ends; a stopped process does not wait for storage."""
+            if (record.storage or storage) and not held:
+                return now - record.since < self.settings.storage_timeout_s
+            since = record.since if held else max(record.since, self._storage_until)
+            return now - since < self.settings.timeout_s
 
-        if all(now - record.since < limit(record) for record in records):
+        if all(map(within_limit, records)):
             return None
         still = max(now - record.since for record in held or behind)
         if held:
