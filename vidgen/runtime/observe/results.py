@@ -75,7 +75,7 @@ class Kept(list[dict[str, Any]]):
         self.save()
 
     def replace(self, rows: Iterable[Row]) -> None:
-        """All rows anew, where each round of measurements changes every one of them."""
+        """Replace all rows, where each round of measurements changes every one of them."""
         self[:] = [dict(row) for row in rows]
         self.save()
 

@@ -165,7 +165,7 @@ class RunLock:
         while time.monotonic() < deadline:
             time.sleep(BEAT_S / 10)
             with contextlib.suppress(OSError):
-                # Opened again: network file systems read anew on open.
+                # Opened again: network file systems refresh on open.
                 file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     now = _read(file)
